@@ -1,0 +1,11 @@
+"""Weight files in and out: .caffemodel, .caffemodel.h5, .safetensors, .pth, .npz, .h5; mean files and solver states.
+
+Arrays are views of memory-mapped files wherever the format allows it. Nothing here imports torch, h5py or protobuf until a
+file of that kind is met.
+"""
+
+from caffe_port.formats.naming import BLOB_NAMES, blob_names
+from caffe_port.formats.reading import open_weights
+from caffe_port.formats.weights import LayerWeights, Weights
+
+__all__ = ["BLOB_NAMES", "LayerWeights", "Weights", "blob_names", "open_weights"]

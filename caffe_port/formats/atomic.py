@@ -1,0 +1,76 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from caffe_port.errors import FileError
+
+__all__ = ["atomic_write", "check_output"]
+
+
+def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
+    """Refuses an output that could not be written anyway, before the work that makes it.
+
+    Raises:
+        FileError: ``path`` is there and ``overwrite`` is false, is a folder, or its folder is missing or not writable.
+    """
+    target = Path(path)
+    folder = target.parent
+    if target.is_dir():
+        raise FileError(str(path), "a folder", expected="a file name", remedy=f"give {target / 'NAME'}")
+    if target.exists() and not overwrite:
+        raise FileError(str(path), "exists already", remedy="pass -f to overwrite it, or -o for another name")
+    if not folder.is_dir():
+        raise FileError(str(path), f"there is no folder {folder}", remedy="create it first")
+    if not os.access(folder, os.W_OK):
+        raise FileError(str(path), f"the folder {folder} is not writable", remedy="choose another with -o")
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
+    """A binary file to write into that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    It lies in ``path``'s folder meanwhile (one rename puts it in place) and follows a symbolic link at ``path``. Leaving by
+    any exception, Ctrl-C included, removes it.
+
+    Args:
+        overwrite: replace an existing file.
+        durable: also wait until the disk has the bytes, so that not even a power failure can leave half a file. For what
+            cannot be made again (snapshots); conversions need not wait.
+
+    Raises:
+        FileError: see :func:`check_output`; or the disk is full.
+    """
+    check_output(path, overwrite=overwrite)
+    target = Path(os.path.realpath(path))
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.chmod(_mode(target))
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FileError(str(path), f"cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _mode(target: Path) -> int:
+    """The permissions of the file that is replaced, else what the user's umask gives a new one."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask

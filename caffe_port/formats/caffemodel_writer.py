@@ -1,0 +1,108 @@
+"""Writing .caffemodel: streamed, so that arrays go from where they lie to the disk without a message in between.
+
+Generation 1 (``layers``) holds legacy dims, generation 2 (``layer``) shapes, as the Caffes that read them expect.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from caffe_port.errors import WeightsError
+from caffe_port.formats.atomic import atomic_write
+from caffe_port.formats.blob import blob_chunks, blob_size
+from caffe_port.formats.caffemodel import NET_NAME, V1, V1_LAYERS, V2, V2_LAYER
+from caffe_port.formats.typenames import V1_NUMBERS
+from caffe_port.formats.weights import LayerWeights
+from caffe_port.formats.wire import BYTES, bytes_field, tag, varint, varint_field
+
+__all__ = ["layer_definition", "write_caffemodel"]
+
+_FLOATS = (np.float16, np.float32, np.float64)
+
+
+def layer_definition(
+    name: str, type: str, *, generation: int, bottoms: Iterable[str] = (), tops: Iterable[str] = ()
+) -> bytes:
+    """A layer's message without parameters or blobs, for layers that come from elsewhere than a .caffemodel.
+
+    Raises:
+        WeightsError: generation 1 has no such type.
+    """
+    fields = V1 if generation == 1 else V2
+    links = [bytes_field(fields.bottom, b) for b in bottoms] + [bytes_field(fields.top, t) for t in tops]
+    if generation == 2:
+        kind = bytes_field(fields.type, type) if type else b""
+        return bytes_field(fields.name, name) + kind + b"".join(links)
+    if type and type not in V1_NUMBERS:
+        remedy = "write generation 2, which Caffe of 2015 and later reads"
+        raise WeightsError(f"layer {name!r}", f"the type {type}, which `layers` {{}} has no number for", remedy=remedy)
+    kind = varint_field(fields.type, V1_NUMBERS[type]) if type else b""
+    return b"".join(links) + bytes_field(fields.name, name) + kind
+
+
+def write_caffemodel(
+    path: str | os.PathLike,
+    layers: Iterable[LayerWeights],
+    *,
+    name: str = "",
+    generation: int = 2,
+    definition: bytes = b"",
+    overwrite: bool = False,
+    durable: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Writes a .caffemodel that real Caffe loads, atomically, taking one blob at a time.
+
+    Args:
+        layers: read from a file of the same generation (their ``definition`` is written as it is), or made anew: then
+            ``definition`` may be empty or come from :func:`layer_definition`. Generation 0 is written as 1.
+        name: the net's.
+        generation: 1 for ``layers`` and legacy dims (what noh and Caffe before 2015 read), 2 for ``layer`` and shapes.
+        definition: the net's other fields, as :class:`Weights` hands them out.
+        overwrite, durable: see :func:`caffe_port.formats.atomic.atomic_write`.
+        progress: told the number of bytes after each write.
+
+    Raises:
+        WeightsError: a blob has more than four axes in generation 1, is no float, or is missing.
+        FileError: the file exists already or cannot be written.
+    """
+    legacy = generation < 2
+    with atomic_write(path, overwrite=overwrite, durable=durable) as file:
+        file.write(bytes_field(NET_NAME, name) + definition)
+        for layer in layers:
+            for chunk in _layer_chunks(layer, legacy):
+                file.write(chunk)
+                if progress:
+                    progress(len(chunk))
+
+
+def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | memoryview]:
+    fields = V1 if legacy else V2
+    head = layer.definition or layer_definition(layer.name, layer.type, generation=1 if legacy else 2)
+    diffs = layer.diffs or [None] * len(layer.blobs)
+    blobs = []
+    for index, (data, diff) in enumerate(zip(layer.blobs, diffs, strict=True)):
+        data = _checked(layer, index, data, legacy)
+        size = blob_size(data, diff, legacy=legacy)
+        blobs.append((tag(fields.blobs, BYTES) + varint(size), size, data, diff))
+    total = len(head) + sum(len(lead) + size for lead, size, _, _ in blobs)
+    yield tag(V1_LAYERS if legacy else V2_LAYER, BYTES) + varint(total) + head
+    for lead, _, data, diff in blobs:
+        yield lead
+        yield from blob_chunks(data, diff, legacy=legacy)
+
+
+def _checked(layer: LayerWeights, index: int, data: np.ndarray | None, legacy: bool) -> np.ndarray:
+    where = f"{layer.name}[{index}]"
+    if data is None:
+        raise WeightsError(where, "no array", expected="one", remedy="a shared parameter is written with each layer")
+    if data.dtype.type not in _FLOATS:
+        raise WeightsError(where, f"an array of {data.dtype}", expected="float16, float32 or float64")
+    if legacy and data.ndim > 4:
+        raise WeightsError(
+            where, f"{data.ndim} axes", expected="at most 4 in a file of generation 1", remedy="write generation 2"
+        )
+    return data

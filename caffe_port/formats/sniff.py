@@ -1,0 +1,61 @@
+"""What a file is, by its first bytes; and what to do with one that holds no weights."""
+
+from __future__ import annotations
+
+from caffe_port.errors import FormatError
+
+__all__ = ["kind_of", "refuse_others"]
+
+_SIGNATURES = (
+    (b"\x89HDF\r\n\x1a\n", "hdf5"),
+    (b"PK\x03\x04", "zip"),
+)
+
+_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "run `git lfs pull`, or download the file"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it with gunzip"),
+    (b"BZh", "a bzip2 archive", "unpack it with bunzip2"),
+    (b"\xfd7zXZ\x00", "an xz archive", "unpack it with unxz"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it with unzstd"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it with 7z x"),
+    (b"Rar!", "a RAR archive", "unpack it with unrar"),
+    (b"\x80\x02", "a Python pickle", "pickles are never read: save a state_dict with torch.save of PyTorch 1.6 or later"),
+    (b"\x80\x03", "a Python pickle", "pickles are never read: export the arrays as .npz"),
+    (b"\x80\x04", "a Python pickle", "pickles are never read: export the arrays as .npz"),
+    (b"\x80\x05", "a Python pickle", "pickles are never read: export the arrays as .npz"),
+    (b"\x93NUMPY", "a single NumPy array", "save named arrays with np.savez"),
+)
+_TAR_AT, _TAR = 257, b"ustar"
+_HEAD = 1024
+_LARGEST_HEADER = 100_000_000  # the safetensors format's own limit
+
+
+def kind_of(buffer) -> str:
+    """"hdf5", "zip", "safetensors" or "protobuf": the container that the first bytes of ``buffer`` announce."""
+    head = bytes(buffer[:9])
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    if len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
+        return "safetensors"
+    return "protobuf"
+
+
+def refuse_others(buffer, path: str, expected: str) -> None:
+    """Raises FormatError, saying what it is and what to do, if ``buffer`` is plainly something else than ``expected``."""
+    head = bytes(buffer[:_HEAD])
+    if not head:
+        raise FormatError(path, "an empty file", expected=expected, remedy="fetch it again")
+    for signature, what, remedy in _OTHERS:
+        if head.startswith(signature):
+            raise FormatError(path, what, expected=expected, remedy=remedy)
+    if head[_TAR_AT:].startswith(_TAR):
+        raise FormatError(path, "a tar archive", expected=expected, remedy="unpack it with tar xf")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        remedy = "the download went wrong: open the address in a browser and save the file itself"
+        raise FormatError(path, "a web page", expected=expected, remedy=remedy)
+    if not any(byte < 9 or 13 < byte < 32 for byte in head):
+        first = text.splitlines()[0][:40].decode("utf-8", "replace") if text.strip() else ""
+        remedy = "a .prototxt goes to --prototxt" if b"layer" in text or b"name:" in text else "fetch the file again"
+        raise FormatError(path, f"text ({first!r} ...)", expected=expected, remedy=remedy)

@@ -1,0 +1,63 @@
+"""What every weight file becomes: layers with their arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["LayerWeights", "Weights"]
+
+
+@dataclass
+class LayerWeights:
+    """The parameter blobs of one layer, as its file holds them.
+
+    ``blobs`` are float32, float64 or float16 arrays in the file's own shape: legacy files have four axes always
+    (num, channels, height, width). They are writable views of a private memory map where the format allows it: writing to
+    them changes neither the file nor what another opening of it sees. They may be unaligned. A blob is None only in HDF5
+    files, where a parameter shared with another layer is stored once, under its owner.
+    """
+
+    name: str
+    type: str = ""
+    """The layer's type by its V2 name ("Convolution"); empty where the file does not say."""
+    blobs: list[np.ndarray | None] = field(default_factory=list)
+    diffs: list[np.ndarray | None] = field(default_factory=list)
+    """For each blob its stored gradient, or None; empty when the file holds none at all."""
+    names: tuple[str, ...] = ()
+    """What the file itself calls each blob ("weight", "bias"); empty for Caffe's own files, which number them."""
+    definition: bytes = b""
+    """The layer's message without its blobs, in the file's generation; what writing the file again needs."""
+
+
+@dataclass
+class Weights:
+    """A whole weight file.
+
+    Attributes:
+        path: the file.
+        kind: "caffemodel", "hdf5" (Caffe's), "safetensors", "pth", "npz" or "h5" (the last four hold a state_dict).
+        name: the net's name, empty where the file does not say.
+        generation: the form of a caffemodel's layers: 0 and 1 are ``layers`` (with legacy dims), 2 is ``layer``.
+        layers: in the file's order; also those without blobs.
+        definition: a caffemodel's fields beside its layers and name, serialised.
+    """
+
+    path: str
+    kind: str
+    name: str = ""
+    generation: int = 2
+    layers: list[LayerWeights] = field(default_factory=list)
+    definition: bytes = b""
+
+    def state_dict(self, types: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
+        """The blobs under the names and in the shapes of PyTorch: ``conv1.weight`` (O,I,h,w), ``conv1.bias`` (O,).
+
+        Args:
+            types: layer name to V2 type, for files that do not hold types (HDF5); see :func:`state_dict`.
+        """
+        from caffe_port.formats.naming import state_dict
+
+        return state_dict(self, types)

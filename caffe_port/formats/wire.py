@@ -1,0 +1,178 @@
+"""The protobuf wire format, as far as weight files need it.
+
+A message is a run of fields, each a tag (field number and wire type) and a value. :class:`Reader` walks the fields of one
+message inside a larger buffer and hands out *positions*, never copies, so that a 1.7 GB file is listed by touching a few
+pages of it. Every step is checked against the end of the message.
+
+Source: the protobuf encoding specification, https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffe_port.errors import FormatError
+
+__all__ = ["BYTES", "FIXED32", "FIXED64", "VARINT", "Reader", "bytes_field", "tag", "varint", "varint_field"]
+
+VARINT, FIXED64, BYTES, GROUP, END_GROUP, FIXED32 = range(6)
+_LONGEST_VARINT = 10
+
+
+class Reader:
+    """Walks the fields of the message that lies at ``start:end`` of ``buffer``.
+
+    Args:
+        buffer: the whole file (``bytes``, ``memoryview`` or ``mmap``).
+        start, end: the message's first byte and the byte after its last; the whole buffer if not given.
+        path: the file's name for error messages.
+        what: what the message is ("layer 'conv1'"), for error messages.
+
+    Iterating yields ``(field number, wire type)``; the value is then taken with one of the methods below, or passed over
+    by going on. Positions are offsets in ``buffer``.
+    """
+
+    def __init__(self, buffer, start: int = 0, end: int | None = None, *, path: str, what: str = "the file") -> None:
+        self.buffer, self.pos, self.end = buffer, start, len(buffer) if end is None else end
+        self.path, self.what = path, what
+        self.field_start = start
+        self._wire = -1
+
+    def __iter__(self):
+        while self.pos < self.end:
+            self.field_start = self.pos
+            key = self.varint()
+            number, self._wire = key >> 3, key & 7
+            if number == 0 or self._wire in (GROUP, END_GROUP) or self._wire > FIXED32:
+                raise self.error(f"a field with tag {key} at byte {self.field_start}")
+            yield number, self._wire
+            if self._wire >= 0:
+                self._skip()
+
+    def error(self, found: str) -> FormatError:
+        """The error for bytes that are no field of a message."""
+        return FormatError(
+            self.path, found, expected=f"the next field of {self.what}", remedy="the file is damaged: fetch it again"
+        )
+
+    def _truncated(self, need: int) -> FormatError:
+        if self.end < len(self.buffer):
+            return self.error(f"a value at byte {self.field_start} that runs past the end of its message at {self.end}")
+        return FormatError(
+            self.path,
+            f"a file that ends at byte {self.end}, inside {self.what}",
+            expected=f"at least {need} bytes",
+            remedy="it is truncated: fetch it again",
+        )
+
+    def varint(self) -> int:
+        """The bare number at the reader's position, unsigned."""
+        value = 0
+        for index in range(_LONGEST_VARINT):
+            if self.pos >= self.end:
+                raise self._truncated(self.end + 1)
+            byte = self.buffer[self.pos]
+            self.pos += 1
+            value |= (byte & 0x7F) << (7 * index)
+            if byte < 0x80:
+                return value
+        raise self.error(f"a number of more than {_LONGEST_VARINT} bytes at byte {self.field_start}")
+
+    def _advance(self, size: int) -> int:
+        start = self.pos
+        if size > self.end - start:
+            raise self._truncated(start + size)
+        self.pos = start + size
+        return start
+
+    def raw(self) -> bytes:
+        """The whole current field, tag and value, as bytes."""
+        self._skip()
+        return bytes(self.buffer[self.field_start : self.pos])
+
+    def _skip(self) -> None:
+        wire, self._wire = self._wire, -1
+        if wire == VARINT:
+            self.varint()
+        else:
+            self._advance(self.varint() if wire == BYTES else 8 if wire == FIXED64 else 4)
+
+    def _take(self, wire: int) -> None:
+        if self._wire != wire:
+            raise self.error(f"wire type {self._wire} at byte {self.field_start} where {wire} belongs")
+        self._wire = -1
+
+    def integer(self) -> int:
+        """The varint value of the current field as a signed 64-bit number (proto's int32, int64 and enums)."""
+        self._take(VARINT)
+        value = self.varint() & (2**64 - 1)
+        return value - 2**64 if value >= 2**63 else value
+
+    def span(self) -> tuple[int, int]:
+        """Where the current length-delimited field (string, bytes, message, packed numbers) starts and ends."""
+        self._take(BYTES)
+        size = self.varint()
+        start = self._advance(size)
+        return start, start + size
+
+    def text(self) -> str:
+        """The current field as text; bytes that are not UTF-8 survive a round trip through ``surrogateescape``."""
+        start, end = self.span()
+        return bytes(self.buffer[start:end]).decode("utf-8", "surrogateescape")
+
+    def message(self, what: str) -> Reader:
+        """A reader of the current field, which is a message."""
+        start, end = self.span()
+        return Reader(self.buffer, start, end, path=self.path, what=what)
+
+    def array(self, dtype: np.dtype) -> np.ndarray:
+        """The current field, a run of numbers of ``dtype`` (4 or 8 bytes wide), as a flat array.
+
+        Packed numbers are a view of the buffer, aligned or not. Unpacked ones have a tag before each number, so the whole
+        run of equal tags is gathered into a copy at once.
+        """
+        if self._wire == BYTES:
+            start, end = self.span()
+            if (end - start) % dtype.itemsize:
+                raise self.error(f"{end - start} bytes at byte {start}, not a multiple of {dtype.itemsize}")
+            count = (end - start) // dtype.itemsize
+            return np.frombuffer(self.buffer, dtype, count, start) if count else np.empty(0, dtype)
+        self._take(FIXED32 if dtype.itemsize == 4 else FIXED64)
+        key = self.pos - self.field_start
+        stride = key + dtype.itemsize
+        rows = (self.end - self.field_start) // stride
+        if rows == 0:
+            raise self._truncated(self.field_start + stride)
+        table = np.frombuffer(self.buffer, np.uint8, rows * stride, self.field_start).reshape(rows, stride)
+        other = np.flatnonzero((table[:, :key] != table[0, :key]).any(axis=1))
+        count = int(other[0]) if other.size else rows
+        self.pos = self.field_start + count * stride
+        return np.ascontiguousarray(table[:count, key:]).view(dtype).ravel()
+
+
+def varint(value: int) -> bytes:
+    """``value`` as a varint; negative numbers as 64-bit two's complement, ten bytes, as proto's int32 and int64 are."""
+    value &= 2**64 - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def tag(number: int, wire: int) -> bytes:
+    """The tag of field ``number``."""
+    return varint(number << 3 | wire)
+
+
+def varint_field(number: int, value: int) -> bytes:
+    """A whole varint field."""
+    return tag(number, VARINT) + varint(value)
+
+
+def bytes_field(number: int, value: bytes | str) -> bytes:
+    """A whole length-delimited field of known content."""
+    raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    return tag(number, BYTES) + varint(len(raw)) + raw
+

@@ -99,21 +99,25 @@ def _misfit(reader: Reader, found: str, expected: str) -> FormatError:
     return FormatError(f"{reader.path}: {reader.what}", found, expected=expected, remedy="the file is damaged")
 
 
-def _head(array: np.ndarray, legacy: bool) -> bytes:
-    if legacy:
-        dims = (1,) * (4 - array.ndim) + array.shape
-        return b"".join(varint_field(i, n) for i, n in zip(_DIMS, dims, strict=True))
-    packed = b"".join(varint(n) for n in array.shape)
-    return bytes_field(_SHAPE, bytes_field(1, packed) if array.ndim else b"")
-
-
 def _parts(data: np.ndarray, diff: np.ndarray | None, legacy: bool) -> Iterator[tuple[bytes, np.ndarray | None]]:
-    yield _head(data, legacy), None
-    for array, single, double in ((data, _DATA, _DOUBLE_DATA), (diff, _DIFF, _DOUBLE_DIFF)):
-        if array is not None:
-            wide = array.dtype == np.float64
-            size = array.size * (8 if wide else 4)
-            yield tag(double if wide else single, BYTES) + varint(size), array
+    """The message in order of field numbers, as protobuf writes it: what stands before each array, and the array."""
+
+    def packed(number: int, array: np.ndarray | None) -> tuple[bytes, np.ndarray | None]:
+        wide = number in (_DOUBLE_DATA, _DOUBLE_DIFF)
+        if array is None or (array.dtype == np.float64) != wide or array.size == 0:
+            return b"", None
+        return tag(number, BYTES) + varint(array.size * (8 if wide else 4)), array
+
+    if legacy:
+        dims = (1,) * (4 - data.ndim) + data.shape
+        yield b"".join(varint_field(i, n) for i, n in zip(_DIMS, dims, strict=True)), None
+    yield packed(_DATA, data)
+    yield packed(_DIFF, diff)
+    if not legacy:
+        dims = b"".join(varint(n) for n in data.shape)
+        yield bytes_field(_SHAPE, bytes_field(1, dims) if dims else b""), None
+    yield packed(_DOUBLE_DATA, data)
+    yield packed(_DOUBLE_DIFF, diff)
 
 
 def blob_size(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> int:
@@ -133,6 +137,6 @@ def blob_chunks(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> I
     """
     for head, array in _parts(data, diff, legacy):
         yield head
-        if array is not None and array.size:
+        if array is not None:
             dtype = _DOUBLE if array.dtype == np.float64 else _FLOAT
             yield memoryview(np.ascontiguousarray(array, dtype).reshape(-1)).cast("B")

@@ -16,7 +16,7 @@ from caffe_port.formats.blob import blob_chunks, blob_size
 from caffe_port.formats.caffemodel import NET_NAME, V1, V1_LAYERS, V2, V2_LAYER
 from caffe_port.formats.typenames import V1_NUMBERS
 from caffe_port.formats.weights import LayerWeights
-from caffe_port.formats.wire import BYTES, bytes_field, tag, varint, varint_field
+from caffe_port.formats.wire import BYTES, Reader, bytes_field, tag, varint, varint_field
 
 __all__ = ["layer_definition", "write_caffemodel"]
 
@@ -71,12 +71,23 @@ def write_caffemodel(
     """
     legacy = generation < 2
     with atomic_write(path, overwrite=overwrite, durable=durable) as file:
-        file.write(bytes_field(NET_NAME, name) + definition)
+        before, after = _split(definition, V1_LAYERS if legacy else V2_LAYER)
+        file.write(bytes_field(NET_NAME, name) + before)
         for layer in layers:
             for chunk in _layer_chunks(layer, legacy):
                 file.write(chunk)
                 if progress:
                     progress(len(chunk))
+        file.write(after)
+
+
+def _split(message: bytes, number: int) -> tuple[bytes, bytes]:
+    """``message`` before and after the place of field ``number``, in the order in which protobuf writes fields."""
+    reader = Reader(message, path="a definition", what="the definition")
+    for found, _ in reader:
+        if found > number:
+            return message[: reader.field_start], message[reader.field_start :]
+    return message, b""
 
 
 def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | memoryview]:
@@ -88,11 +99,13 @@ def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | memoryv
         data = _checked(layer, index, data, legacy)
         size = blob_size(data, diff, legacy=legacy)
         blobs.append((tag(fields.blobs, BYTES) + varint(size), size, data, diff))
+    before, after = _split(head, fields.blobs)
     total = len(head) + sum(len(lead) + size for lead, size, _, _ in blobs)
-    yield tag(V1_LAYERS if legacy else V2_LAYER, BYTES) + varint(total) + head
+    yield tag(V1_LAYERS if legacy else V2_LAYER, BYTES) + varint(total) + before
     for lead, _, data, diff in blobs:
         yield lead
         yield from blob_chunks(data, diff, legacy=legacy)
+    yield after
 
 
 def _checked(layer: LayerWeights, index: int, data: np.ndarray | None, legacy: bool) -> np.ndarray:

@@ -1,0 +1,103 @@
+"""The VOC classification net under DecoupledNet (paper sections 4.1 and 6.1). Its weights were released, its files not.
+
+Layer names are those of ``decouplednet/fp_bp_network.prototxt``, so that weights are copied by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prototxt.decouplednet import SIZE, class_score, resized, score_side
+from prototxt.definition import Layer, Layers, Net, Note, Setting, Solver, Word
+from prototxt.layers import NEW, XAVIER, pooling, sigmoid
+from prototxt.vgg import encoder, fully_connected, input_size
+from prototxt.voc import CLASSES, sgd, voc_data
+
+__all__ = ["files"]
+
+
+def network(setting: Setting, size: int) -> Layers:
+    """``data`` to ``cls-score-pooled``, one score a class."""
+    return [
+        *encoder(setting, fill=XAVIER),
+        *fully_connected(setting, drop=True, fill=XAVIER),
+        class_score(NEW),
+        pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", score_side(size), 1),
+    ]
+
+
+def data(setting: Setting, size: int, split: str, batch: int, phase: str) -> Layer:
+    return voc_data(
+        setting,
+        "WINDOW_CLS_DATA",
+        ["data", "cls-label"],
+        f"cls_imgset/{split}.txt",
+        batch=batch,
+        resize=resized(size),
+        size=size,
+        phase=phase,
+        label_dim=CLASSES,
+    )
+
+
+def measure(mode: str) -> Layer:
+    """The share of labels that a score above zero gets right: of all of them, or (Recall) of those present."""
+    tops = [f"cls-{mode.lower()}"]
+    param = {"binary_accuracy_param": {"accuracy_mode": Word(mode)}}
+    return Layer("BIN_ACCURACY", tops[0], ["cls-score-pooled", "cls-label"], tops, param, phase="TEST")
+
+
+TRAIN_NOTES: Sequence[str] = (
+    "The VOC classification network (never released; sections 4.1 and 6.1).",
+    "The paper gives: VGG-16 from ILSVRC, sigmoid cross-entropy, 10582 images with image-level labels, random crops and",
+    "mirroring. The released weights and fp_bp net give: the layers and their names, input of 320 x 320, average pooling",
+    "of the scores, ten times the learning rate for cls-score-voc.",
+    "Chosen here: dropout, as VGG-16 was trained with it; the labels are the classes that the crop shows, 350 cropped to",
+    "320 as in the released segmentation nets; fillers, which matter only where no trained weights are copied.",
+    "A line of the list: image mask x1 y1 x2 y2, with the box 0 0 width-1 height-1 for the whole image.",
+)
+
+SOLVER_NOTES: Sequence[str] = (
+    "The paper gives: SGD with the parameters of DeconvNet (momentum 0.9, decay 0.0005), about 5500 iterations of 64.",
+    "Chosen here: 64 = 8 images x 8; base_lr 0.001, with which the new layer learns at DeconvNet's 0.01 and the trained",
+    "ones, here without BN, at a tenth; the step is that of the released solver of the same length (5 annotations).",
+)
+
+
+def train(setting: Setting) -> Net:
+    size = input_size(setting, SIZE)
+    return Net(
+        "train_cls_voc",
+        [
+            data(setting, size, "train", 8, "TRAIN"),
+            data(setting, size, "val", 2, "TEST"),
+            *network(setting, size),
+            Note("What is present, and what of it is found; precision would be 0/0 while nothing is"),
+            measure("Accuracy"),
+            measure("Recall"),
+            Layer("SIGMOID_CROSS_ENTROPY_LOSS", "cls-loss", ["cls-score-pooled", "cls-label"], ["cls-loss"]),
+        ],
+        about=TRAIN_NOTES,
+    )
+
+
+def deploy(setting: Setting) -> Net:
+    size = input_size(setting, SIZE)
+    return Net(
+        "cls_voc_deploy",
+        [*network(setting, size), sigmoid("cls-score-sigmoid", "cls-score-pooled", "cls-score-sigmoid")],
+        inputs={"data": (1, 3, size, size)},
+        about=[
+            "The VOC classification network for inference: cls-score-sigmoid is a score from 0 to 1 for each class."
+        ],
+    )
+
+
+def files(setting: Setting) -> dict[str, Net | Solver]:
+    """Every file of the folder."""
+    solver = sgd("train_cls_voc", stepsize=4000, max_iter=5500, iter_size=8, base_lr=0.001, about=SOLVER_NOTES)
+    return {
+        "train_cls_voc": train(setting),
+        "train_cls_voc_solver": solver,
+        "cls_voc_deploy": deploy(setting),
+    }

@@ -1,0 +1,233 @@
+"""DecoupledNet: a classification net, a segmentation net, and the bridging layers between them.
+
+The paper is Hong, Noh and Han, "Decoupled Deep Neural Network for Semi-supervised Semantic Segmentation", 2015; the
+sections named here are its own. Facts that the paper leaves open are those of the authors' released files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prototxt.definition import Layer, Layers, Learn, Net, Note, Setting, Solver
+from prototxt.layers import (
+    FROZEN,
+    NEW,
+    SMALL,
+    USUAL,
+    Norm,
+    convolution,
+    deconvolution,
+    eltwise,
+    norm_layer,
+    pooling,
+    sigmoid,
+    unpooling,
+)
+from prototxt.vgg import decoder, encoder, fully_connected, input_size, unit
+from prototxt.voc import CLASSES, pixel_accuracy, pixel_loss, sgd, voc_data
+
+__all__ = ["SIZE", "class_score", "files", "resized", "score_side"]
+
+SIZE = 320
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of supervision: strong annotations for each class, and the training that was released for it."""
+
+    name: str
+    number: int
+    stepsize: int
+    max_iter: int
+
+
+LEVELS = (
+    Level("Full", 2, 10000, 17500),
+    Level("25", 3, 10000, 15000),
+    Level("10", 4, 10000, 7500),
+    Level("5", 5, 4000, 5500),
+)
+
+
+def resized(size: int) -> int:
+    """The side to which pictures are resized before ``size`` is cropped from them: 350 for 320."""
+    return size * 35 // 32
+
+
+def score_side(size: int) -> int:
+    """Height and width of the class scores: pool5's, less what fc6's 7x7 window takes."""
+    return size // 32 - 6
+
+
+def class_score(learn: Learn) -> Layer:
+    """A score of every class at every place."""
+    return convolution("cls-score-voc", "fc7", "cls-score", CLASSES, 1, learn=learn, fill=SMALL)
+
+
+def classifier(setting: Setting, *, learn: Learn, learn_score: Learn, switches: bool = False) -> Iterator[Layer]:
+    """The classification network (section 4.1), with the masks that its backward pass needs."""
+    yield from encoder(setting, learn=learn, switches=switches)
+    yield from fully_connected(setting, learn=learn, masks=True)
+    yield class_score(learn_score)
+
+
+def saliency(setting: Setting, *, learn: Learn, learn_score: Learn, named: bool = True) -> Iterator[Layer]:
+    """``cls-score-unpooled`` -> ``pool5-bp``, the derivative of the scores by pool5 (section 4.3, equation 3).
+
+    Back-propagation as forward layers: a convolution's is a deconvolution with the same weights, a ReLU's is a product
+    with its mask.
+    """
+    wide = setting.features(4096)
+    yield convolution("cls-score-voc-bp", "cls-score-unpooled", "fc7-bp", wide, 1, learn=learn_score, fill=SMALL)
+    for blob, mask, top, outputs, kernel in (
+        ("fc7-bp", "relu7-mask", "fc6-bp", wide, 1),
+        ("fc6-bp", "relu6-mask", "pool5-bp", setting.features(512), 7),
+    ):
+        yield eltwise(mask if named else "", [blob, mask], blob, "PROD")
+        yield deconvolution(blob, blob, top, outputs, kernel, learn=learn)
+
+
+def bridge(setting: Setting, norm: Norm) -> Iterator[Layer]:
+    """pool5 and pool5-bp -> fc7-seg, the class-specific activation map (section 4.3)."""
+    for blob in ("pool5", "pool5-bp"):
+        yield norm_layer(f"{blob}-bn", blob, f"{blob}-bn", norm)
+    yield Layer("CONCAT", "pool5-concat", ["pool5-bn", "pool5-bp-bn"], ["pool5-concat"])
+    for bottom, number, kernel in (("pool5-concat", 6, 7), ("fc6-seg", 7, 1)):
+        name = f"fc{number}-seg"
+        layer = convolution(name, bottom, name, setting.features(2048), kernel, fill=SMALL)
+        yield from unit(layer, f"bn{name}", f"relu{number}-seg", norm)
+
+
+def max_score(side: int) -> Iterator[Layer]:
+    """The scores' maxima over all places with their switches: layers that are named after an average, as released."""
+    yield pooling("avg-pool", "cls-score", "cls-score-pooled", "MAX", side, 1, "score-pool-mask")
+    yield sigmoid("cls-score-sigmoid", "cls-score-pooled", "cls-score-sigmoid")
+
+
+def segmentation(setting: Setting, size: int, norm: Norm, selection: Layers) -> Layers:
+    """The whole net from ``data`` to ``seg-score``; ``selection`` makes ``cls-score-masked`` out of ``cls-score``."""
+    side = score_side(size)
+    return [
+        Note("Classification network (section 4.1), trained before and frozen here"),
+        *classifier(setting, learn=FROZEN, learn_score=FROZEN, switches=True),
+        Note("The scores of the selected classes, put back where they came from"),
+        *selection,
+        unpooling("avg-unpool", "cls-score-masked", "cls-score-unpooled", "MAX", side, 1, side, "score-pool-mask"),
+        Note("Class-specific saliency (section 4.3, equation 3)"),
+        *saliency(setting, learn=FROZEN, learn_score=FROZEN),
+        Note("Bridging layers (section 4.3)"),
+        *bridge(setting, norm),
+        Note("Segmentation network (section 4.2)"),
+        *decoder(setting, "fc7-seg", size, 2, norm),
+    ]
+
+
+def by_label(side: int) -> Layers:
+    """Training selects the classes by their labels."""
+    mask = eltwise("cls-score-mask", ["cls-score-sigmoid", "cls-label"], "cls-score-masked", "PROD")
+    return [*max_score(side), mask]
+
+
+def by_caller(side: int) -> Layers:
+    """Inference reads the average's sigmoid and feeds ``cls-score-masked`` itself, class by class."""
+    return [
+        pooling("avg-pool", "cls-score", "cls-score-avg-pooled", "AVE", side, 1),
+        sigmoid("cls-score-sigmoid", "cls-score-avg-pooled", "cls-score-avg-sigmoid"),
+        *max_score(side),
+    ]
+
+
+def fp_bp(setting: Setting) -> Net:
+    """The classification network and its backward pass, into which its trained weights are converted."""
+    size = input_size(setting, SIZE)
+    side = score_side(size)
+    return Net(
+        "fp_bp_network",
+        [
+            *classifier(setting, learn=USUAL, learn_score=NEW),
+            pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", side, 1),
+            unpooling("avg-unpool", "cls-score-pooled", "cls-score-unpooled", "AVE", side, 1, side),
+            Note("Class-specific saliency (section 4.3, equation 3)"),
+            *saliency(setting, learn=USUAL, learn_score=NEW, named=False),
+        ],
+        inputs={"data": (1, 3, size, size)},
+        force_backward=True,
+        about=["The classification network with its backward pass as layers (section 4.3)."],
+    )
+
+
+def train_data(setting: Setting, level: Level, size: int, split: str, batch: int, phase: str = "") -> Layer:
+    """Combinatorial crops (section 5): pictures, the mask of the selected classes against the rest, their labels."""
+    return voc_data(
+        setting,
+        "SELECT_SEG_BINARY",
+        ["data", "seg-label", "cls-label"],
+        f"seg_imgset_{level.name}/{split}.txt",
+        batch=batch,
+        resize=resized(size),
+        size=size,
+        phase=phase,
+        label_dim=CLASSES,
+    )
+
+
+def train(setting: Setting, level: Level) -> Net:
+    size = input_size(setting, SIZE)
+    return Net(
+        f"train_seg_{level.name}_anno",
+        [
+            train_data(setting, level, size, "train", 4, "TRAIN"),
+            train_data(setting, level, size, "val", 2, "TEST"),
+            *segmentation(setting, size, Norm.BATCH, by_label(score_side(size))),
+            pixel_accuracy("TEST"),
+            pixel_loss(),
+        ],
+        about=[f"DecoupledNet, training the segmentation network: {level.name} annotations (sections 5 and 6.1)."],
+    )
+
+
+def make_inference(setting: Setting, level: Level) -> Net:
+    size = input_size(setting, SIZE)
+    return Net(
+        f"train_seg_{level.name}_anno_make_inference",
+        [
+            train_data(setting, level, size, "train", 16),
+            *segmentation(setting, size, Norm.MEASURED, by_label(score_side(size))),
+        ],
+        about=[
+            f"DecoupledNet, {level.name} annotations: gives the statistics of every BN layer, which are then folded",
+            "into the layer's scale and shift.",
+        ],
+    )
+
+
+def deploy(setting: Setting, level: Level) -> Net:
+    size = input_size(setting, SIZE)
+    return Net(
+        f"DecoupledNet_{level.name}_anno_inference_deploy",
+        list(segmentation(setting, size, Norm.FOLDED, by_caller(score_side(size)))),
+        inputs={"data": (1, 3, size, size), "cls-score-masked": (1, CLASSES, 1, 1)},
+        about=[
+            f"DecoupledNet, {level.name} annotations, for inference (section 4.3): cls-score-avg-sigmoid are the scores;",
+            "seg-score is background and foreground of the classes whose scores are given in cls-score-masked.",
+        ],
+    )
+
+
+def files(setting: Setting) -> dict[str, Net | Solver]:
+    """Every file of the folder, by its released name."""
+    written: dict[str, Net | Solver] = {"fp_bp_network": fp_bp(setting)}
+    for level in LEVELS:
+        name = f"{level.number:03}_train_seg_{level.name}_anno"
+        written[name] = train(setting, level)
+        written[f"{name}_solver"] = sgd(
+            name,
+            stepsize=level.stepsize,
+            max_iter=level.max_iter,
+            iter_size=16,
+            about=["Batches of 4 images, 16 to an iteration, are the 64 of section 6.1."],
+        )
+        written[f"{name}_make_inference"] = make_inference(setting, level)
+        written[f"DecoupledNet_{level.name}_anno_inference_deploy"] = deploy(setting, level)
+    return written

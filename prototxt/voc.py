@@ -1,0 +1,82 @@
+"""What every training on PASCAL VOC here shares: its data layers, its measure and loss, its solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prototxt.definition import Fields, Layer, Setting, Solver, Word
+
+__all__ = ["CLASSES", "pixel_accuracy", "pixel_loss", "sgd", "voc_data"]
+
+CLASSES = 20
+"""Without background."""
+MEAN = (104.008, 116.669, 122.675)
+"""Of blue, green and red, as the released training definitions have it."""
+
+
+def voc_data(
+    setting: Setting,
+    type: str,
+    tops: Sequence[str],
+    source: str,
+    *,
+    batch: int,
+    resize: int,
+    size: int,
+    phase: str = "",
+    label_dim: int = 0,
+) -> Layer:
+    """Pictures and masks of a list: resized to a square, cropped to ``size``, mirrored, the mean subtracted."""
+    params: dict[str, Fields] = {
+        "image_data_param": {
+            "root_folder": f"{setting.data_root}/VOC2012",
+            "source": f"{setting.data_root}/{source}",
+            "label_type": Word("PIXEL"),
+            "batch_size": setting.batch or batch,
+            "shuffle": True,
+            "new_width": resize,
+            "new_height": resize,
+        },
+        "transform_param": {"mean_value": list(MEAN), "crop_size": size, "mirror": True},
+    }
+    if label_dim:
+        params["window_cls_data_param"] = {"label_dim": label_dim}
+    return Layer(type, "data", [], tops, params, phase=phase)
+
+
+def pixel_accuracy(phase: str = "") -> Layer:
+    """The share of labelled pixels that are right; pixels of label 255 do not count."""
+    param = {"eltwise_accuracy_param": {"ignore_label": 255}}
+    return Layer("ELTWISE_ACCURACY", "seg-accuracy", ["seg-score", "seg-label"], ["seg-accuracy"], param, phase=phase)
+
+
+def pixel_loss() -> Layer:
+    """Softmax loss, the mean over labelled pixels."""
+    param = {"loss_param": {"ignore_label": 255}}
+    return Layer("SOFTMAX_LOSS", "seg-loss", ["seg-score", "seg-label"], ["seg-loss"], param)
+
+
+def sgd(
+    net: str, *, stepsize: int, max_iter: int, iter_size: int, base_lr: float = 0.01, about: Sequence[str] = ()
+) -> Solver:
+    """Stochastic gradient descent with momentum, as DeconvNet's paper has it, for the net in ``NET.prototxt``."""
+    return Solver(
+        {
+            "net": f"./{net}.prototxt",
+            "base_lr": base_lr,
+            "lr_policy": "step",
+            "gamma": 0.1,
+            "stepsize": stepsize,
+            "iter_size": iter_size,
+            "display": 1,
+            "max_iter": max_iter,
+            "momentum": 0.9,
+            "weight_decay": 0.0005,
+            "test_interval": 500,
+            "test_iter": 1000,
+            "snapshot": 500,
+            "snapshot_prefix": f"./snapshot/{net}",
+            "solver_mode": Word("GPU"),
+        },
+        about=about,
+    )

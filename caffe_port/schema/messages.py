@@ -26,9 +26,7 @@ class Schema:
         displaced: names of ours that a user's description overruled (``Message.field`` or ``Enum.VALUE``).
     """
 
-    def __init__(
-        self, file: descriptor_pb2.FileDescriptorProto, displaced: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, file: descriptor_pb2.FileDescriptorProto, displaced: frozenset[str] = frozenset()) -> None:
         self.file, self.displaced = file, displaced
         self._pool = descriptor_pool.DescriptorPool()
         self._pool.AddSerializedFile(file.SerializeToString())

@@ -1,0 +1,103 @@
+"""The names that the generations of Caffe give to one layer type."""
+
+from __future__ import annotations
+
+__all__ = ["FORK_V1", "V0_TO_V1", "V1_TO_V2", "V2_TO_V1", "v2_type"]
+
+V0_TO_V1: dict[str, str] = {
+    "accuracy": "ACCURACY",
+    "bnll": "BNLL",
+    "concat": "CONCAT",
+    "conv": "CONVOLUTION",
+    "data": "DATA",
+    "dropout": "DROPOUT",
+    "euclidean_loss": "EUCLIDEAN_LOSS",
+    "flatten": "FLATTEN",
+    "hdf5_data": "HDF5_DATA",
+    "hdf5_output": "HDF5_OUTPUT",
+    "im2col": "IM2COL",
+    "images": "IMAGE_DATA",
+    "infogain_loss": "INFOGAIN_LOSS",
+    "innerproduct": "INNER_PRODUCT",
+    "lrn": "LRN",
+    "multinomial_logistic_loss": "MULTINOMIAL_LOGISTIC_LOSS",
+    "pool": "POOLING",
+    "relu": "RELU",
+    "sigmoid": "SIGMOID",
+    "softmax": "SOFTMAX",
+    "softmax_loss": "SOFTMAX_LOSS",
+    "split": "SPLIT",
+    "tanh": "TANH",
+    "window_data": "WINDOW_DATA",
+}
+"""Generation 0's strings (upgrade_proto.cpp, UpgradeV0LayerType)."""
+
+FORK_V1: dict[str, str] = {
+    "BIN_ACCURACY": "BinaryAccuracy",
+    "BN": "BN",
+    "CROP": "Crop",
+    "DROPOUT_CHANNEL": "DropoutChannel",
+    "ELTWISE_ACCURACY": "EltwiseAccuracy",
+    "IMAGE_SEG_DATA": "ImageSegData",
+    "RED_ACCURACY": "RedAccuracy",
+    "RED_SOFTMAX_LOSS": "RedSoftmaxWithLoss",
+    "SELECT_SEG_BINARY": "SelectSegBinary",
+    "UNPOOLING": "Unpooling",
+    "WINDOW_CLS_DATA": "WindowClsData",
+    "WINDOW_INST_SEG_DATA": "WindowInstSegData",
+    "WINDOW_SEG_BINARY": "WindowSegBinary",
+    "WINDOW_SEG_DATA": "WindowSegData",
+}
+"""The fork's types; their V2 names are this port's, formed as BVLC formed its own (BVLC took over Crop)."""
+
+V1_TO_V2: dict[str, str] = {
+    "NONE": "",
+    "ABSVAL": "AbsVal",
+    "ACCURACY": "Accuracy",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "CONCAT": "Concat",
+    "CONTRASTIVE_LOSS": "ContrastiveLoss",
+    "CONVOLUTION": "Convolution",
+    "DATA": "Data",
+    "DECONVOLUTION": "Deconvolution",
+    "DROPOUT": "Dropout",
+    "DUMMY_DATA": "DummyData",
+    "ELTWISE": "Eltwise",
+    "EUCLIDEAN_LOSS": "EuclideanLoss",
+    "EXP": "Exp",
+    "FLATTEN": "Flatten",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "HINGE_LOSS": "HingeLoss",
+    "IM2COL": "Im2col",
+    "IMAGE_DATA": "ImageData",
+    "INFOGAIN_LOSS": "InfogainLoss",
+    "INNER_PRODUCT": "InnerProduct",
+    "LRN": "LRN",
+    "MEMORY_DATA": "MemoryData",
+    "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss",
+    "MVN": "MVN",
+    "POOLING": "Pooling",
+    "POWER": "Power",
+    "RELU": "ReLU",
+    "SIGMOID": "Sigmoid",
+    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss",
+    "SILENCE": "Silence",
+    "SLICE": "Slice",
+    "SOFTMAX": "Softmax",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "SPLIT": "Split",
+    "TANH": "TanH",
+    "THRESHOLD": "Threshold",
+    "WINDOW_DATA": "WindowData",
+    **FORK_V1,
+}
+"""Enum names of generation 1 to the strings of generation 2 (upgrade_proto.cpp, UpgradeV1LayerType)."""
+
+V2_TO_V1: dict[str, str] = {v2: v1 for v1, v2 in V1_TO_V2.items() if v2}
+
+
+def v2_type(v1: str) -> str:
+    """The V2 type of a V1 enum name; a name of another fork becomes camel case, ``INTERP`` to ``Interp``."""
+    return V1_TO_V2.get(v1, "".join(word.capitalize() for word in v1.split("_")))

@@ -1,0 +1,131 @@
+"""Another Caffe's ``caffe.proto`` merged with ours, so that its prototxts and weight files can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2
+
+from caffe_port.errors import DefinitionError, FileError
+from caffe_port.schema.messages import SCHEMA, Schema
+from caffe_port.schema.protoparser import PACKAGE, parse_proto
+
+__all__ = ["load_proto"]
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_PRIVATE = 100_000
+"""Numbers from here on go to fields and values of ours whose number their file uses; no file of any Caffe holds them."""
+
+
+def load_proto(path: str | Path) -> Schema:
+    """The messages of another Caffe's description together with ours.
+
+    Messages, fields and enum values that ours lack are added. Where a field or a value has another number or another type
+    in their file, theirs holds; where their number belongs to a name of ours, ours keeps its name and leaves the number.
+    Where only the label or the default differs, ours stays: the layers here depend on it.
+    A fork older than 2015 calls ``LayerParameter`` what is ``V1LayerParameter`` since: messages are matched by the part that
+    they play in ``NetParameter``.
+
+    Raises:
+        FileError: the file cannot be read.
+        DefinitionError: it is not a proto2 description; with file:line:column.
+    """
+    try:
+        stat = Path(path).stat()
+        return _load(str(path), stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise FileError(str(path), error.strerror or "cannot be read", expected="a caffe.proto") from None
+
+
+@lru_cache(maxsize=8)
+def _load(path: str, _mtime: int, _size: int) -> Schema:
+    theirs = parse_proto(Path(path).read_text(encoding="utf-8", errors="replace"), path)
+    _match_names(theirs)
+    merged = descriptor_pb2.FileDescriptorProto()
+    merged.CopyFrom(SCHEMA.file)
+    displaced: set[str] = set()
+    _merge_all(merged.enum_type, theirs.enum_type, _merge_enum, displaced)
+    _merge_all(merged.message_type, theirs.message_type, _merge_message, displaced)
+    try:
+        return Schema(merged, frozenset(displaced))
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(path, f"does not unite with this port's caffe.proto: {error}") from None
+
+
+def _match_names(theirs: descriptor_pb2.FileDescriptorProto) -> None:
+    """Rename their layer messages as ours: ``layers`` holds V1LayerParameter, and its ``layer`` V0LayerParameter."""
+    messages = {f".{PACKAGE}.{m.name}": m for m in theirs.message_type}
+    renamed: dict[str, str] = {}
+
+    def follow(message: Any, number: int, ours: str) -> Any:
+        for field in message.field if message else ():
+            if field.number == number and field.type_name in messages:
+                renamed[field.type_name] = f".{PACKAGE}.{ours}"
+                return messages[field.type_name]
+        return None
+
+    net = messages.get(f".{PACKAGE}.NetParameter")
+    follow(net, 100, "LayerParameter")
+    follow(follow(net, 2, "V1LayerParameter"), 1, "V0LayerParameter")
+    for message in theirs.message_type:
+        message.name = renamed.get(f".{PACKAGE}.{message.name}", message.name).rpartition(".")[2]
+    for message in theirs.message_type:
+        _rename_references(message, renamed)
+
+
+def _rename_references(message: descriptor_pb2.DescriptorProto, renamed: dict[str, str]) -> None:
+    for field in message.field:
+        for old, new in renamed.items():
+            if field.type_name == old or field.type_name.startswith(f"{old}."):
+                field.type_name = new + field.type_name[len(old) :]
+                break
+    for nested in message.nested_type:
+        _rename_references(nested, renamed)
+
+
+def _merge_all(ours: Any, theirs: Any, merge: Callable[[Any, Any, set[str]], None], displaced: set[str]) -> None:
+    """Merge each of theirs into ours of that name; add it where there is none."""
+    known = {item.name: item for item in ours}
+    for item in theirs:
+        if item.name in known:
+            merge(known[item.name], item, displaced)
+        else:
+            ours.add().CopyFrom(item)
+
+
+def _merge_enum(
+    ours: descriptor_pb2.EnumDescriptorProto, theirs: descriptor_pb2.EnumDescriptorProto, displaced: set[str]
+) -> None:
+    _make_room(ours.name, ours.value, theirs.value, displaced)
+    _merge_all(ours.value, theirs.value, lambda mine, value, _: mine.CopyFrom(value), displaced)
+    ours.options.MergeFrom(theirs.options)
+
+
+def _merge_message(
+    ours: descriptor_pb2.DescriptorProto, theirs: descriptor_pb2.DescriptorProto, displaced: set[str]
+) -> None:
+    _make_room(ours.name, ours.field, theirs.field, displaced)
+    _merge_all(ours.enum_type, theirs.enum_type, _merge_enum, displaced)
+    _merge_all(ours.nested_type, theirs.nested_type, _merge_message, displaced)
+    _merge_all(ours.field, theirs.field, _merge_field, displaced)
+
+
+def _merge_field(ours: _Field, theirs: _Field, displaced: set[str]) -> None:
+    if (ours.type, ours.type_name) != (theirs.type, theirs.type_name):
+        ours.CopyFrom(theirs)
+    ours.number = theirs.number
+
+
+def _make_room(scope: str, ours: Any, theirs: Any, displaced: set[str]) -> None:
+    """Note what of ours differs from theirs, and move ours off the numbers that theirs give to other names."""
+    names = {item.name: item.number for item in theirs}
+    taken = set(names.values())
+    for item in ours:
+        if names.get(item.name, item.number) != item.number:
+            displaced.add(f"{scope}.{item.name}")
+        elif item.name not in names and item.number in taken:
+            displaced.add(f"{scope}.{item.name}")
+            item.number += _PRIVATE

@@ -1,0 +1,41 @@
+"""Python files of a user's own layers, given by ``--plugin``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from caffe_port.errors import CaffeError, FileError
+
+__all__ = ["load_plugin"]
+
+
+def load_plugin(path: str | Path) -> None:
+    """Run a Python file as a module, once in a process; its ``@layer`` classes are registered by that.
+
+    Raises:
+        FileError: there is no such file.
+        CaffeError: it raised something, with file:line.
+    """
+    file = Path(path).resolve()
+    name = f"caffe_port_plugin:{file}"
+    if name in sys.modules:
+        return
+    if not file.is_file():
+        raise FileError(str(path), "no such file", expected="a Python file with @layer classes")
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise FileError(str(path), "not a Python file", expected="a name that ends in .py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except CaffeError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
+        raise CaffeError(f"{path}:{line}", f"{type(error).__name__}: {error}", remedy="mend the plugin") from error

@@ -1,0 +1,106 @@
+"""Split layers where a blob is read more than once (insert_splits.cpp)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from caffe_port.errors import DefinitionError, nearest
+
+__all__ = ["insert_splits", "split_blob_name", "split_layer_name"]
+
+_Top = tuple[int, int]
+"""A layer's index and the index of one of its tops."""
+
+
+def split_layer_name(layer: str, blob: str, top: int) -> str:
+    """The name of the layer that splits the ``top``-th top of ``layer``: ``data_input_0_split``."""
+    return f"{blob}_{layer}_{top}_split"
+
+
+def split_blob_name(layer: str, blob: str, top: int, split: int) -> str:
+    """The name of the ``split``-th copy: ``data_input_0_split_0``."""
+    return f"{split_layer_name(layer, blob, top)}_{split}"
+
+
+def insert_splits(net: Any, where: Callable[[int], str] = "layer {}".format) -> tuple[Any, tuple[int, ...]]:
+    """A net in which every blob has one reader at most.
+
+    A loss weight counts as a reader, the first one; it moves to the Split layer.
+
+    Args:
+        net: a V2 NetParameter; unchanged.
+        where: the place of the i-th layer, for messages.
+
+    Returns:
+        The net, and for each of its layers the index it had; -1 for a Split layer.
+
+    Raises:
+        DefinitionError: a bottom that no layer before makes.
+    """
+    sources, readers, weights = _readers(net, where)
+    result, origins = type(net)(), []
+    result.CopyFrom(net)
+    result.ClearField("layer")
+    next_split: Counter[_Top] = Counter()
+    for i, original in enumerate(net.layer):
+        layer = result.layer.add()
+        layer.CopyFrom(original)
+        origins.append(i)
+        for j, blob in enumerate(layer.bottom):
+            source = sources[i, j]
+            if readers[source] > 1:
+                maker, top = source
+                layer.bottom[j] = split_blob_name(net.layer[maker].name, blob, top, next_split[source])
+                next_split[source] += 1
+        for j, blob in enumerate(original.top):
+            count, weight = readers[i, j], weights.get((i, j), 0)
+            if count > 1:
+                split = result.layer.add(name=split_layer_name(layer.name, blob, j), type="Split", bottom=[blob])
+                split.top.extend(split_blob_name(layer.name, blob, j, k) for k in range(count))
+                origins.append(-1)
+                if weight:
+                    split.loss_weight.extend([weight] + [0] * (count - 1))
+                    layer.ClearField("loss_weight")
+                    next_split[i, j] += 1
+    return result, tuple(origins)
+
+
+def _readers(
+    net: Any, where: Callable[[int], str]
+) -> tuple[dict[tuple[int, int], _Top], Counter[_Top], dict[_Top, float]]:
+    """Where each bottom (layer, index) comes from, how many readers each top has, and its loss weight."""
+    makers: dict[str, _Top] = {}
+    sources: dict[tuple[int, int], _Top] = {}
+    readers: Counter[_Top] = Counter()
+    weights: dict[_Top, float] = {}
+    for i, layer in enumerate(net.layer):
+        for j, blob in enumerate(layer.bottom):
+            if blob not in makers:
+                raise _unknown_bottom(net, i, blob, makers, where)
+            sources[i, j] = makers[blob]
+            readers[makers[blob]] += 1
+        makers.update((blob, (i, j)) for j, blob in enumerate(layer.top))
+        for blob, weight in zip(layer.top, layer.loss_weight):
+            weights[makers[blob]] = weight
+            readers[makers[blob]] += weight != 0
+    return sources, readers, weights
+
+
+def _unknown_bottom(
+    net: Any, i: int, blob: str, makers: dict[str, _Top], where: Callable[[int], str]
+) -> DefinitionError:
+    later = next((k for k in range(i, len(net.layer)) if blob in net.layer[k].top), None)
+    near = nearest(blob, makers)
+    if later is not None:
+        remedy = f"layer {net.layer[later].name} ({where(later)}) makes it, and has to stand before"
+    elif near:
+        remedy = f"did you mean {near}?"
+    else:
+        remedy = (
+            f"the blobs made before it are {', '.join(list(makers)[-6:])}" if makers else "no layer before makes a blob"
+        )
+    return DefinitionError(
+        f"{where(i)}: layer {net.layer[i].name}", f"bottom {blob!r}, which no layer before makes", remedy=remedy
+    )

@@ -1,0 +1,65 @@
+"""Which layers a net has in a phase, at a level, in stages (net.cpp, FilterNet and StateMeetsRule)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from caffe_port.errors import DefinitionError
+
+__all__ = ["filter_net", "meets", "set_state"]
+
+
+def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) -> None:
+    """Give ``net`` the state that Caffe's Net constructor does: phase and level replaced, stages added.
+
+    Without a phase the net's own state stands (TEST where it says nothing), but for a level other than 0 and the stages.
+    """
+    if phase is not None:
+        net.state.phase = phase
+    if phase is not None or level:
+        net.state.level = level
+    net.state.stage.extend(stages)
+
+
+def meets(state: Any, rule: Any) -> bool:
+    """Whether a NetState meets a NetStateRule."""
+    return not (
+        (rule.HasField("phase") and rule.phase != state.phase)
+        or (rule.HasField("min_level") and state.level < rule.min_level)
+        or (rule.HasField("max_level") and state.level > rule.max_level)
+        or any(stage not in state.stage for stage in rule.stage)
+        or any(stage in state.stage for stage in rule.not_stage)
+    )
+
+
+def filter_net(net: Any, where: Callable[[int], str]) -> tuple[int, ...]:
+    """Remove the layers that the net's state leaves out.
+
+    Args:
+        net: a V2 NetParameter, changed in place.
+        where: the place of the i-th layer, for messages.
+
+    Returns:
+        The indices, before, of the layers that stay.
+
+    Raises:
+        DefinitionError: a layer has include rules and exclude rules.
+    """
+    kept = [i for i in range(len(net.layer)) if _included(net.layer[i], net.state, lambda i=i: where(i))]
+    for i in sorted(set(range(len(net.layer))).difference(kept), reverse=True):
+        del net.layer[i]
+    return tuple(kept)
+
+
+def _included(layer: Any, state: Any, where: Callable[[], str]) -> bool:
+    if layer.include and layer.exclude:
+        raise DefinitionError(
+            f"{where()}: layer {layer.name}",
+            "include and exclude rules",
+            expected="only one kind",
+            remedy="remove one kind",
+        )
+    if layer.include:
+        return any(meets(state, rule) for rule in layer.include)
+    return not any(meets(state, rule) for rule in layer.exclude)

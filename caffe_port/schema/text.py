@@ -1,0 +1,155 @@
+"""Prototxt in and out. Protobuf parses; this room finds the lines of layers and makes errors that a reader can act on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from caffe_port.errors import CaffeError, DefinitionError, FileError, FormatError, nearest
+from caffe_port.schema.layer_types import V1_TO_V2, V2_TO_V1, v2_type
+
+__all__ = ["field_lines", "parse_text", "read_text", "to_text"]
+
+_UNKNOWN_FIELD = re.compile(r'Message type "([\w.]+)" has no field named "([^"]*)"')
+_UNKNOWN_VALUE = re.compile(r'Enum type "([\w.]+)" has no value (?:named|with number) (.*?)\.?$')
+_TWICE = re.compile(r'Message type "[\w.]+" should not have multiple "([^"]*)" fields')
+_ANOTHER_CAFFE = (
+    "another Caffe's fields and types become known by --proto their_caffe.proto, "
+    'its layers by @layer("{type}") in a Python file given by --plugin'
+)
+_MARKS = re.compile(
+    r"""\#[^\n]* | "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*' | (?P<word>[A-Za-z_]\w*) | (?P<brace>[{}<>])""", re.VERBOSE
+)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a prototxt file (UTF-8, else Latin-1, in which any comment can be read).
+
+    Raises:
+        FileError: the file is missing or cannot be read.
+        FormatError: it is empty, or not a text, or a web page or a Git LFS pointer under a prototxt's name.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileError(str(path), "no such file") from None
+    except OSError as error:
+        raise FileError(str(path), f"cannot be read ({error.strerror})") from None
+    head = data[:512].lstrip().lower()
+    if not data.strip():
+        raise FormatError(str(path), "an empty file", expected="a prototxt")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise FormatError(str(path), "a web page", expected="a prototxt", remedy="download the raw file")
+    if head.startswith(b"version https://git-lfs"):
+        raise FormatError(
+            str(path), "a Git LFS pointer", expected="a prototxt", remedy="fetch the file with git lfs pull"
+        )
+    if b"\0" in data:
+        raise FormatError(str(path), "a binary file", expected="a prototxt", remedy="weights are a separate argument")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def parse_text(text: str, message_class: Any, path: str) -> Any:
+    """A message from its text form.
+
+    Args:
+        text: prototxt.
+        message_class: what to parse, such as ``NetParameter``.
+        path: the file's name for messages.
+
+    Raises:
+        DefinitionError: a syntax error, an unknown field or value, a field twice, a missing field; with file:line:column.
+    """
+    message = message_class()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        raise _explain(error, text, message_class.DESCRIPTOR, path) from None
+    if not message.IsInitialized():
+        raise DefinitionError(path, f"no {message.FindInitializationErrors()[0]}, which is required")
+    return message
+
+
+def to_text(message: Any) -> str:
+    """A message as prototxt."""
+    return text_format.MessageToString(message, as_utf8=True)
+
+
+def field_lines(text: str) -> dict[str, list[int]]:
+    """The 1-based lines on which the top-level fields of a valid prototxt stand, by name, in order."""
+    lines: dict[str, list[int]] = {}
+    depth, name, line, at, named = 0, "", 1, 0, False
+    for mark in _MARKS.finditer(text):
+        line, at = line + text.count("\n", at, mark.start()), mark.start()
+        if mark["word"] and depth == 0:
+            name, named = mark["word"], True
+            lines.setdefault(name, []).append(line)
+        elif mark["brace"] in ("{", "<"):
+            if depth == 0 and not named:  # a further element of a list: layer: [{...}, {...}]
+                lines[name].append(line)
+            depth, named = depth + 1, False
+        elif mark["brace"]:
+            depth -= 1
+    return lines
+
+
+def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> CaffeError:
+    """Protobuf's complaint as an error of ours, with what is near and what can be done."""
+    line, column = error.GetLine() or 1, error.GetColumn() or 1
+    where = f"{path}:{line}:{column}"
+    rows = text.split("\n")
+    row = rows[line - 1] if line <= len(rows) else ""
+    plain = re.sub(r"^\d+:\d+ : ", "", str(error)).removeprefix(f"'{row}': ").rstrip(".")
+    if match := _UNKNOWN_FIELD.search(plain):
+        return _unknown_field(where, root, *match.groups())
+    if match := _UNKNOWN_VALUE.search(plain):
+        return _unknown_value(where, root, *match.groups())
+    if match := _TWICE.search(plain):
+        return DefinitionError(where, f"{match[1]} a second time", expected="it once", remedy="remove one")
+    word = re.match(r"\w*", row[column - 1 :])
+    if word and word[0] in V1_TO_V2:
+        return DefinitionError(
+            where, word[0], expected=f'"{V1_TO_V2[word[0]]}"', remedy="the type of a layer {} is a string"
+        )
+    return DefinitionError(where, plain[:1].lower() + plain[1:])
+
+
+def _unknown_field(where: str, root: Any, message_name: str, field: str) -> DefinitionError:
+    message = root.file.pool.FindMessageTypeByName(message_name)
+    found = f"unknown field {field!r} of {message.name}"
+    inside = [f.name for f in message.fields if f.message_type and field in f.message_type.fields_by_name]
+    near = nearest(field, message.fields_by_name)
+    if message is root:
+        for other in ("NetParameter", "SolverParameter"):
+            if other != message.name and field in root.file.message_types_by_name[other].fields_by_name:
+                return DefinitionError(where, found, remedy=f"the file looks like a {other[:-9].lower()}'s definition")
+    if near:
+        remedy = f"did you mean {near}? Otherwise: "
+    elif inside:
+        remedy = f"it belongs inside {', '.join(inside[:3])}; otherwise: "
+    else:
+        remedy = ""
+    return DefinitionError(where, found, remedy=remedy + _ANOTHER_CAFFE.format(type="TheirType"))
+
+
+def _unknown_value(where: str, root: Any, enum_name: str, value: str) -> DefinitionError:
+    pool = root.file.pool
+    enum = pool.FindEnumTypeByName(enum_name)
+    if enum.name != "LayerType":
+        return DefinitionError(where, value, expected=f"one of {', '.join(v.name for v in enum.values)}")
+    bare = value.strip("\"'")
+    if bare in V2_TO_V1:
+        return DefinitionError(
+            where, value, expected=V2_TO_V1[bare], remedy="layers {} takes a bare name, layer {} a string"
+        )
+    near = nearest(value, enum.values_by_name)
+    remedy = f"did you mean {near}? Otherwise: " if near else ""
+    return DefinitionError(
+        where, f"unknown layer type {value}", remedy=remedy + _ANOTHER_CAFFE.format(type=v2_type(bare))
+    )

@@ -1,9 +1,10 @@
 """Writes the published networks and their solvers: DecoupledNet, its classification net, DeconvNet, FCN-8s.
 
-python prototxt/build.py                                          all of them, as published, in their place
-python prototxt/build.py -o slim --width 1/32                     the same nets with a 32nd of the features
-python prototxt/build.py -o big --input-size 512 decouplednet     one family, or one file, at another size
-python prototxt/build.py --list                                   what there is, with parameter counts
+In use:
+    python prototxt/build.py                                       all of them, as published, in their place
+    python prototxt/build.py -o slim --width 1/32                  the same nets with a 32nd of the features
+    python prototxt/build.py -o big --input-size 512 decouplednet  one family (or one file) at another size
+    python prototxt/build.py --list                                what there is, with parameter counts
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-if __package__ in (None, ""):
-    sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from caffe_port.errors import CaffeError, DefinitionError, FileError, nearest
 from caffe_port.formats.atomic import atomic_write
@@ -26,6 +25,7 @@ from prototxt.shapes import infer
 
 __all__ = ["definitions", "main"]
 
+HERE = Path(__file__).resolve().parent
 FAMILIES = {
     "classification": classification,
     "decouplednet": decouplednet,
@@ -45,16 +45,16 @@ def definitions(setting: Setting | None = None, names: Sequence[str] = ()) -> di
         CaffeError: no such name, or a net that cannot have the wished input size.
     """
     chosen: dict[str, Net | Solver] = {}
-    for family in FAMILIES if not names else dict.fromkeys(name.split("/")[0] for name in names):
+    for name in names or FAMILIES:
+        family, _, file = name.partition("/")
         if family not in FAMILIES:
-            raise _unknown(family, FAMILIES)
+            raise _unknown(name, FAMILIES)
         made = FAMILIES[family].files(setting or Setting())
-        chosen |= {f"{family}/{name}.prototxt": made[name] for name in made}
-    for name in names:
-        if "/" in name and name not in chosen:
-            raise _unknown(name, chosen)
-    wanted = set(names)
-    return {path: it for path, it in chosen.items() if not names or {path, path.split("/")[0]} & wanted}
+        paths = {f"{family}/{stem}.prototxt": it for stem, it in made.items()}
+        if file and name not in paths:
+            raise _unknown(name, paths)
+        chosen |= {name: paths[name]} if file else paths
+    return chosen
 
 
 def _unknown(name: str, known) -> DefinitionError:

@@ -5,8 +5,6 @@ Layer names are those of ``decouplednet/fp_bp_network.prototxt``, so that weight
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from prototxt.decouplednet import SIZE, class_score, resized, score_side
 from prototxt.definition import Layer, Layers, Net, Note, Setting, Solver, Word
 from prototxt.layers import NEW, XAVIER, pooling, sigmoid
@@ -47,24 +45,25 @@ def measure(mode: str) -> Layer:
     return Layer("BIN_ACCURACY", tops[0], ["cls-score-pooled", "cls-label"], tops, param, phase="TEST")
 
 
-TRAIN_NOTES: Sequence[str] = (
-    "The VOC classification network (never released; sections 4.1 and 6.1).",
-    "The paper gives: VGG-16 from ILSVRC, sigmoid cross-entropy, 10582 images with image-level labels, random crops and",
-    "mirroring. The released weights and fp_bp net give: the layers and their names, input of 320 x 320, average pooling",
-    "of the scores, ten times the learning rate for cls-score-voc.",
-    "Chosen here: dropout, as VGG-16 was trained with it; the labels are the classes that the crop shows, 350 cropped to",
-    "320 as in the released segmentation nets; fillers, which matter only where no trained weights are copied.",
-    "A line of the list: image mask x1 y1 x2 y2, with the box 0 0 width-1 height-1 for the whole image.",
-)
+TRAIN_NOTES = """\
+The VOC classification network (never released; sections 4.1 and 6.1).
+The paper gives: VGG-16 trained on ILSVRC, sigmoid cross-entropy, 10582 images with image-level labels, random
+crops and mirroring.
+The released weights and fp_bp net give: the layers and their names, input of 320 x 320, average pooling of
+the scores, ten times the learning rate for cls-score-voc.
+Chosen here: dropout, as VGG-16 was trained with it; the labels are the classes that the crop shows; 320
+cropped from 350, as in the released segmentation nets; fillers, for when no trained weights are copied.
+A line of the list: image mask x1 y1 x2 y2, with the box 0 0 width-1 height-1 for the whole image."""
 
-SOLVER_NOTES: Sequence[str] = (
-    "The paper gives: SGD with the parameters of DeconvNet (momentum 0.9, decay 0.0005), about 5500 iterations of 64.",
-    "Chosen here: 64 = 8 images x 8; base_lr 0.001, with which the new layer learns at DeconvNet's 0.01 and the trained",
-    "ones, here without BN, at a tenth; the step is that of the released solver of the same length (5 annotations).",
-)
+SOLVER_NOTES = """\
+The paper gives: SGD with the parameters of DeconvNet (momentum 0.9, decay 0.0005), batches of 64, about 5500
+iterations.
+Chosen here: 64 as 8 images x 8; base_lr 0.001, with which the new layer learns at DeconvNet's 0.01 and the
+trained ones, here without BN, at a tenth; the step of the released solver of the same length (5 annotations)."""
 
 
 def train(setting: Setting) -> Net:
+    """Image-level labels against the average of the scores over all places."""
     size = input_size(setting, SIZE)
     return Net(
         "train_cls_voc",
@@ -82,14 +81,13 @@ def train(setting: Setting) -> Net:
 
 
 def deploy(setting: Setting) -> Net:
+    """The net as it is run on a photograph."""
     size = input_size(setting, SIZE)
     return Net(
         "cls_voc_deploy",
         [*network(setting, size), sigmoid("cls-score-sigmoid", "cls-score-pooled", "cls-score-sigmoid")],
         inputs={"data": (1, 3, size, size)},
-        about=[
-            "The VOC classification network for inference: cls-score-sigmoid is a score from 0 to 1 for each class."
-        ],
+        about="The VOC classification network for inference: cls-score-sigmoid has a score from 0 to 1 for each class.",
     )
 
 

@@ -46,6 +46,7 @@ def data(setting: Setting, stage: int, split: str, *, batch: int, resize: int, s
 
 
 def train(setting: Setting, stage: int) -> Net:
+    """Stage 1 reads pictures of one object, stage 2 crops the boxes of its list from whole ones."""
     size = input_size(setting, SIZE)
     test_resize = resized(size) if stage == 1 else size
     return Net(
@@ -57,11 +58,12 @@ def train(setting: Setting, stage: int) -> Net:
             pixel_accuracy("TEST"),
             pixel_loss(),
         ],
-        about=[f"DeconvNet, stage {stage} of training."],
+        about=f"DeconvNet, stage {stage} of training.",
     )
 
 
 def make_testable(setting: Setting) -> Net:
+    """The trained net whose BN layers give their batch's statistics."""
     size = input_size(setting, SIZE)
     return Net(
         "DeconvNet_make_bn_layer_testable",
@@ -69,11 +71,12 @@ def make_testable(setting: Setting) -> Net:
             data(setting, 2, "train", batch=28, resize=resized(size), size=size),
             *network(setting, size, Norm.MEASURED),
         ],
-        about=["DeconvNet: gives the statistics of every BN layer, which are then folded into its scale and shift."],
+        about="DeconvNet: gives every BN layer's statistics, to be folded into it.",
     )
 
 
 def test(setting: Setting) -> Net:
+    """The net with folded BN and a measure."""
     size = input_size(setting, SIZE)
     return Net(
         "DeconvNet_inference_test.prototxt",
@@ -82,22 +85,23 @@ def test(setting: Setting) -> Net:
             *network(setting, size, Norm.FOLDED),
             pixel_accuracy(),
         ],
-        about=["DeconvNet with folded BN, measured on the validation crops of stage 2."],
+        about="DeconvNet with folded BN, measured on the validation crops of stage 2.",
     )
 
 
 def deploy(setting: Setting) -> Net:
+    """The net with folded BN, as it is run on a picture."""
     size = input_size(setting, SIZE)
     return Net(
         "DeconvNet_inference_deploy",
         list(network(setting, size, Norm.FOLDED)),
         inputs={"data": (1, 3, size, size)},
-        about=["DeconvNet for inference: seg-score has background and the 20 classes."],
+        about="DeconvNet for inference: seg-score has background and the 20 classes.",
     )
 
 
 def solver(stage: int, stepsize: int, max_iter: int) -> Solver:
-    about = ["Batches of 8 images, 8 to an iteration, are the 64 of the paper."]
+    about = "Batches of 8 images, 8 to an iteration, are the 64 of the paper."
     return sgd(f"stage_{stage}_train", stepsize=stepsize, max_iter=max_iter, iter_size=8, about=about)
 
 

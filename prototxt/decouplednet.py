@@ -153,7 +153,7 @@ def fp_bp(setting: Setting) -> Net:
         ],
         inputs={"data": (1, 3, size, size)},
         force_backward=True,
-        about=["The classification network with its backward pass as layers (section 4.3)."],
+        about="The classification network with its backward pass as layers (section 4.3).",
     )
 
 
@@ -173,6 +173,7 @@ def train_data(setting: Setting, level: Level, size: int, split: str, batch: int
 
 
 def train(setting: Setting, level: Level) -> Net:
+    """Bridge and segmentation network learn from masks of selected classes; the classification network is frozen."""
     size = input_size(setting, SIZE)
     return Net(
         f"train_seg_{level.name}_anno",
@@ -183,11 +184,12 @@ def train(setting: Setting, level: Level) -> Net:
             pixel_accuracy("TEST"),
             pixel_loss(),
         ],
-        about=[f"DecoupledNet, training the segmentation network: {level.name} annotations (sections 5 and 6.1)."],
+        about=f"DecoupledNet, training the segmentation network: {level.name} annotations (sections 5 and 6.1).",
     )
 
 
 def make_inference(setting: Setting, level: Level) -> Net:
+    """The trained net whose BN layers give their batch's statistics."""
     size = input_size(setting, SIZE)
     return Net(
         f"train_seg_{level.name}_anno_make_inference",
@@ -195,23 +197,24 @@ def make_inference(setting: Setting, level: Level) -> Net:
             train_data(setting, level, size, "train", 16),
             *segmentation(setting, size, Norm.MEASURED, by_label(score_side(size))),
         ],
-        about=[
-            f"DecoupledNet, {level.name} annotations: gives the statistics of every BN layer, which are then folded",
-            "into the layer's scale and shift.",
-        ],
+        about=f"DecoupledNet, {level.name} annotations: gives every BN layer's statistics, to be folded into it.",
     )
 
 
+DEPLOY_NOTES = """\
+DecoupledNet, {level} annotations, for inference (section 4.3).
+Pass 1, zeros in cls-score-masked: the scores of the classes, cls-score-avg-sigmoid. Pass 2, those above 0.5:
+background, channel 0 of seg-score. Then a pass with each of them alone: its foreground, channel 1."""
+
+
 def deploy(setting: Setting, level: Level) -> Net:
+    """The net with folded BN, as it is run on a photograph."""
     size = input_size(setting, SIZE)
     return Net(
         f"DecoupledNet_{level.name}_anno_inference_deploy",
         list(segmentation(setting, size, Norm.FOLDED, by_caller(score_side(size)))),
         inputs={"data": (1, 3, size, size), "cls-score-masked": (1, CLASSES, 1, 1)},
-        about=[
-            f"DecoupledNet, {level.name} annotations, for inference (section 4.3): cls-score-avg-sigmoid are the scores;",
-            "seg-score is background and foreground of the classes whose scores are given in cls-score-masked.",
-        ],
+        about=DEPLOY_NOTES.format(level=level.name),
     )
 
 
@@ -226,7 +229,7 @@ def files(setting: Setting) -> dict[str, Net | Solver]:
             stepsize=level.stepsize,
             max_iter=level.max_iter,
             iter_size=16,
-            about=["Batches of 4 images, 16 to an iteration, are the 64 of section 6.1."],
+            about="Batches of 4 images, 16 to an iteration, are the 64 of section 6.1.",
         )
         written[f"{name}_make_inference"] = make_inference(setting, level)
         written[f"DecoupledNet_{level.name}_anno_inference_deploy"] = deploy(setting, level)

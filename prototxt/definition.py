@@ -110,8 +110,8 @@ class Net:
     content: Sequence[Layer | Note]
     inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
     force_backward: bool = False
-    about: Sequence[str] = ()
-    """Comment lines for the top of the file."""
+    about: str = ""
+    """The comment at the top of the file."""
 
     def layers(self, phase: str = "") -> Iterator[Layer]:
         """The layers, or those that exist in ``phase``."""
@@ -131,14 +131,14 @@ class Solver:
     """A solver definition."""
 
     fields: Fields
-    about: Sequence[str] = ()
+    about: str = ""
 
     def __str__(self) -> str:
         return "\n".join([*_comments(self.about), *_scalars(self.fields, separate=True)]) + "\n"
 
 
-def _comments(about: Sequence[str]) -> list[str]:
-    return [f"# {line}" for line in (*about, _STAMP)]
+def _comments(about: str) -> list[str]:
+    return [f"# {line}" for line in (*about.splitlines(), _STAMP)]
 
 
 def _scalar(value: Any) -> str:

@@ -34,6 +34,7 @@ def fuse(coarse: str, finer: str, top: str) -> Iterator[Layer]:
 
 
 def deploy(setting: Setting) -> Net:
+    """The net as it is run on a picture of any size."""
     size = setting.size or SIZE
     return Net(
         "FCN",
@@ -50,7 +51,7 @@ def deploy(setting: Setting) -> Net:
         ],
         inputs={"data": (1, 3, size, size)},
         force_backward=True,
-        about=["FCN-8s for inference: upscore has background and the 20 classes."],
+        about="FCN-8s for inference: upscore has background and the 20 classes.",
     )
 
 

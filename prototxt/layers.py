@@ -91,6 +91,7 @@ def relu(name: str, blob: str, mask: str = "") -> Layer:
 
 
 def dropout(name: str, blob: str) -> Layer:
+    """In place, half of the values."""
     return Layer("DROPOUT", name, [blob], [blob], {"dropout_param": {"dropout_ratio": 0.5}})
 
 

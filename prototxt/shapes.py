@@ -36,7 +36,7 @@ def infer(net: Net, phase: str = "TEST") -> Shapes:
     for layer in net.layers(phase):
         bottoms = [found.blobs[name] for name in layer.bottoms]
         tops, params = _rule(layer, bottoms)
-        found.blobs |= zip(layer.tops, tops)
+        found.blobs |= zip(layer.tops, tops, strict=True)
         if params:
             found.params[layer.name] = params
     return found

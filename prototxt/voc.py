@@ -56,9 +56,7 @@ def pixel_loss() -> Layer:
     return Layer("SOFTMAX_LOSS", "seg-loss", ["seg-score", "seg-label"], ["seg-loss"], param)
 
 
-def sgd(
-    net: str, *, stepsize: int, max_iter: int, iter_size: int, base_lr: float = 0.01, about: Sequence[str] = ()
-) -> Solver:
+def sgd(net: str, *, stepsize: int, max_iter: int, iter_size: int, base_lr: float = 0.01, about: str = "") -> Solver:
     """Stochastic gradient descent with momentum, as DeconvNet's paper has it, for the net in ``NET.prototxt``."""
     return Solver(
         {

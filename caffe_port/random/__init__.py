@@ -1,0 +1,28 @@
+"""The random numbers real Caffe draws: streams, distributions and fillers, equal to the last bit. Needs numpy alone.
+
+Caffe has one stream that everything draws from in turn: the layers' parameters when a net is built, in the order of the
+layers, then dropout masks and data. Here it is :func:`default_stream`. As in Caffe every thread has its own.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from caffe_port.random.fillers import FILLERS, fill
+from caffe_port.random.stream import Stream
+
+__all__ = ["FILLERS", "Stream", "default_stream", "fill", "set_random_seed"]
+
+_thread = threading.local()
+
+
+def default_stream() -> Stream:
+    """This thread's stream; until :func:`set_random_seed` it starts from a seed of the operating system's."""
+    if not hasattr(_thread, "stream"):
+        _thread.stream = Stream()
+    return _thread.stream
+
+
+def set_random_seed(seed: int) -> None:
+    """Start this thread's stream anew (Caffe::set_random_seed)."""
+    default_stream().seed(seed)

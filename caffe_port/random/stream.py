@@ -1,0 +1,183 @@
+"""One Mersenne Twister and the distributions Caffe draws from it, equal to the last bit (math_functions.cpp, rng.hpp, boost 1.74).
+
+Caffe makes a distribution anew for every call and boost's hold nothing back, so all there is to a stream is its position
+in the Mersenne Twister's output: 32-bit *words*. Every method takes exactly the words that Caffe takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableSequence
+from typing import Any
+
+import numpy as np
+
+from caffe_port.errors import CaffeError
+from caffe_port.random import ziggurat
+
+__all__ = ["Stream"]
+
+Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
+
+_BLOCK = 1 << 18
+"""Numbers made at a time: few enough to stay in the processor's cache, many enough to make numpy's overhead small."""
+
+_KEY = 624
+"""Words of a Mersenne Twister's state."""
+
+
+class Stream:
+    """A stream of random words (boost::mt19937) and what Caffe makes of them.
+
+    Args:
+        seed: Caffe's ``random_seed``, of which the low 32 bits count; None takes one from the operating system.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed(int.from_bytes(os.urandom(4), "little") if seed is None else seed)
+
+    def seed(self, seed: int) -> None:
+        """Start anew from ``seed`` (Caffe::set_random_seed)."""
+        self._source = np.random.RandomState(int(seed) & 0xFFFFFFFF)
+        self._ahead = np.empty(0, np.uint32)
+        self._next = 0
+
+    def get_state(self) -> Array:
+        """The stream's position: a uint32 array of 624, the standard key of a Mersenne Twister about to give its first word.
+
+        Equal positions give equal states, however they were reached.
+        """
+        return _untemper(self.peek(_KEY))
+
+    def set_state(self, state: Array) -> None:
+        """Go to a position from :meth:`get_state`.
+
+        Raises:
+            CaffeError: ``state`` is not a uint32 array of 624.
+        """
+        state = np.asarray(state)
+        if state.shape != (_KEY,) or state.dtype != np.uint32:
+            raise CaffeError("random state", f"{state.dtype} {state.shape}", expected=f"uint32 ({_KEY},)")
+        self.seed(0)
+        self._source.set_state(("MT19937", state, 0))
+
+    def peek(self, count: int) -> Array:
+        """The next ``count`` words, uint32, without taking them; valid until the next call."""
+        short = self._next + count - self._ahead.size
+        if short > 0:
+            fresh = self._source.randint(0, 2**32, short, dtype=np.uint32)
+            rest = self._ahead[self._next :]
+            self._ahead, self._next = np.concatenate([rest, fresh]) if rest.size else fresh, 0
+        return self._ahead[self._next : self._next + count]
+
+    def skip(self, count: int) -> None:
+        """Take ``count`` words that were peeked at."""
+        self._next += count
+
+    def words(self, count: int) -> Array:
+        """The next ``count`` words, uint32 (caffe_rng_rand)."""
+        result = self.peek(count).copy()
+        self.skip(count)
+        return result
+
+    def rand(self, below: int) -> int:
+        """A whole number in [0, below) the way Caffe's data layers draw one: the next word modulo ``below``."""
+        return int(self.words(1)[0]) % below
+
+    def uniform(self, low: float, high: float, count: int, dtype: Any = np.float32) -> Array:
+        """``count`` numbers in [low, high], both ends included (caffe_rng_uniform).
+
+        Raises:
+            CaffeError: ``low > high`` or one of them is not finite in ``dtype``.
+        """
+        real = _real(dtype)
+        with np.errstate(over="ignore"):
+            low, high, largest = real(low), real(high), np.finfo(real).max
+        if not (-largest <= low <= high < largest):
+            raise CaffeError("uniform", f"{low} and {high}", expected="finite bounds, the lower one first")
+        high, factor = np.nextafter(high, largest), real(1)
+        if high / 2 - low / 2 > largest / 2:
+            low, high, factor = low / 2, high / 2, real(2)
+        result, done = np.empty(count, real), 0
+        while done < count:
+            taken = min(count - done, _BLOCK)
+            block = ziggurat.unit(self.peek(taken), real)
+            self.skip(taken)
+            block *= high - low
+            block += low
+            inside = block < high
+            if not inside.all():
+                block = block[inside]
+            np.multiply(block, factor, out=result[done : done + block.size])
+            done += block.size
+        return result
+
+    def gaussian(self, mean: float, std: float, count: int, dtype: Any = np.float32) -> Array:
+        """``count`` numbers of the normal distribution (caffe_rng_gaussian).
+
+        Raises:
+            CaffeError: ``std`` is not above zero.
+        """
+        real = _real(dtype)
+        mean, std = real(mean), real(std)
+        if not std > 0:
+            raise CaffeError("gaussian", f"std {std}", expected="a standard deviation above 0")
+        step = ziggurat.words_per_candidate(real)
+        result, done = np.empty(count, real), 0
+        while done < count:
+            wanted = min(count - done, _BLOCK // step)
+            block, used = ziggurat.normals(self.peek(wanted * step + ziggurat.MARGIN), wanted, real)
+            self.skip(used)
+            block *= std
+            np.add(block, mean, out=result[done : done + block.size])
+            done += block.size
+        return result
+
+    def bernoulli(self, p: float, count: int, dtype: Any = np.float64) -> Array:
+        """``count`` booleans, true with probability ``p`` (caffe_rng_bernoulli); ``p`` of exactly 0 takes no words.
+
+        Args:
+            dtype: the precision Caffe compares in. Dropout's is float64 in every net, the sparse gaussian filler's the net's.
+
+        Raises:
+            CaffeError: ``p`` lies outside [0, 1].
+        """
+        real = _real(dtype)
+        p = real(p)
+        if not 0 <= p <= 1:
+            raise CaffeError("bernoulli", f"probability {p}", expected="one from 0 to 1")
+        result = np.zeros(count, bool)
+        if p == 0:
+            return result
+        for start in range(0, count, _BLOCK):
+            words = self.words(min(count - start, _BLOCK))
+            np.less_equal(words.astype(real), p * real(0xFFFFFFFF), out=result[start : start + _BLOCK])
+        return result
+
+    def shuffle(self, items: MutableSequence[Any]) -> None:
+        """Shuffle ``items`` in place (caffe::shuffle: Fisher-Yates from the end, boost::uniform_int for the partner)."""
+        for last in range(len(items) - 1, 0, -1):
+            choices = last + 1
+            bucket = 2**32 // choices
+            while (partner := int(self.words(1)[0]) // bucket) >= choices:
+                pass
+            items[last], items[partner] = items[partner], items[last]
+
+
+def _real(dtype: Any) -> type:
+    """np.float32 or np.float64; these two are Caffe's."""
+    kind = np.dtype(dtype).type
+    if kind not in (np.float32, np.float64):
+        raise CaffeError("random draws", str(np.dtype(dtype)), expected="float32 or float64")
+    return kind
+
+
+def _untemper(words: Array) -> Array:
+    """The state behind the given output of a Mersenne Twister: its tempering undone, step by step in reverse."""
+    y = words ^ (words >> 18)
+    y ^= (y << 15) & 0xEFC60000
+    low = y
+    for _ in range(4):  # each round restores seven more bits
+        low = y ^ ((low << 7) & 0x9D2C5680)
+    y = low ^ (low >> 11)
+    return low ^ (y >> 11)

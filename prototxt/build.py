@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def definitions(setting: Setting | None = None, names: Sequence[str] = ()) -> di
     return chosen
 
 
-def _unknown(name: str, known) -> DefinitionError:
+def _unknown(name: str, known: Iterable[str]) -> DefinitionError:
     near = nearest(name, known)
     return DefinitionError(
         name, "no such net", remedy=f"did you mean {near}?" if near else "--list shows what there is"

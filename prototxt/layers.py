@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
 from prototxt.definition import Fields, Layer, Learn, Word
 
@@ -69,7 +70,7 @@ def convolution(
     return Layer(type, name, [bottom], [top], {"convolution_param": param | dict(fill or {})}, learn)
 
 
-def deconvolution(name: str, bottom: str, top: str, outputs: int, kernel: int, **options) -> Layer:
+def deconvolution(name: str, bottom: str, top: str, outputs: int, kernel: int, **options: Any) -> Layer:
     """A transposed convolution, with the options of :func:`convolution`."""
     return convolution(name, bottom, top, outputs, kernel, type="DECONVOLUTION", **options)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import ceil, prod
 
 from caffe_port.errors import LayerError
-from prototxt.definition import Layer, Net
+from prototxt.definition import Fields, Layer, Net
 
 __all__ = ["Shape", "Shapes", "infer"]
 
@@ -78,5 +78,5 @@ def _rule(layer: Layer, bottoms: list[Shape]) -> tuple[list[Shape], list[Shape]]
     raise LayerError(layer.name or layer.type, f"no shape rule for {layer.type}", remedy="add it in prototxt/shapes.py")
 
 
-def _bias(of) -> list[Shape]:
+def _bias(of: Fields) -> list[Shape]:
     return [(of["num_output"],)] if of.get("bias_term", True) else []

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from reference import SHARED, needs_shared
 
-from caffe_port.schema.messages import SCHEMA
+from caffe_port.schema import SCHEMA, V1_TO_V2, read_net, read_solver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +31,7 @@ from prototxt import build, shapes
 from prototxt.definition import Layer, Net, Setting, Solver
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT.parent / "shared" / "reference"
+REFERENCE = SHARED / "reference"
 DIGESTS = json.loads(Path(__file__).with_name("prototxt_digests.json").read_text(encoding="utf-8"))
 PUBLISHED = build.definitions()
 NETS = {path: it for path, it in PUBLISHED.items() if isinstance(it, Net)}
@@ -40,7 +41,7 @@ TRAIN = "decouplednet/002_train_seg_Full_anno.prototxt"
 FP_BP = "decouplednet/fp_bp_network.prototxt"
 DECONVNET = "deconvnet/DeconvNet_inference_deploy.prototxt"
 
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs ../shared/reference")
+needs_reference = needs_shared("reference")
 
 
 # ---- what is compared: messages, as plain lists
@@ -229,6 +230,29 @@ def test_only_the_classification_net_was_never_released():
     assert {path for path in PUBLISHED if path not in DIGESTS["released"]} == {
         f"classification/{name}.prototxt" for name in ("train_cls_voc", "train_cls_voc_solver", "cls_voc_deploy")
     }
+
+
+# ---- as caffe_port reads them
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("path", NETS)
+def test_read_net(path, phase):
+    read = read_net(ROOT / "prototxt" / path, phase=phase)
+    ours = list(NETS[path].layers(phase))
+    kept = [layer for i, layer in enumerate(read.net.layer) if i not in (*read.synthetic, *read.inserted)]
+    assert [layer.name for layer in kept] == [layer.name for layer in ours]
+    assert [layer.type for layer in kept] == [V1_TO_V2[layer.type] for layer in ours]
+    assert read.generation == 1
+    assert read.dialect.name == ("bvlc" if path == "classification/cls_voc_deploy.prototxt" else "noh")
+
+
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if path not in NETS])
+def test_read_solver(path):
+    """A solver's net lies beside it."""
+    solver = read_solver(ROOT / "prototxt" / path)
+    assert (ROOT / "prototxt" / path).parent.joinpath(solver.net).is_file()
+    assert (solver.type, solver.base_lr * solver.momentum > 0) == ("SGD", True)
 
 
 # ---- nets that belong together, and nets of other widths and sizes

@@ -4,8 +4,18 @@ Arrays are views of memory-mapped files wherever the format allows it. Nothing h
 file of that kind is met.
 """
 
+from caffe_port.formats.caffemodel_writer import write_caffemodel
 from caffe_port.formats.naming import BLOB_NAMES, blob_names
 from caffe_port.formats.reading import open_weights
+from caffe_port.formats.statedict import save_state_dict
 from caffe_port.formats.weights import LayerWeights, Weights
 
-__all__ = ["BLOB_NAMES", "LayerWeights", "Weights", "blob_names", "open_weights"]
+__all__ = [
+    "BLOB_NAMES",
+    "LayerWeights",
+    "Weights",
+    "blob_names",
+    "open_weights",
+    "save_state_dict",
+    "write_caffemodel",
+]

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from caffe_port.errors import FileError
 
-__all__ = ["atomic_write", "check_output"]
+__all__ = ["atomic_path", "atomic_write", "check_output"]
 
 
 def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
@@ -33,8 +33,8 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
-    """A binary file to write into that becomes ``path`` when the block ends well, and vanishes when it does not.
+def atomic_path(path: str | os.PathLike, *, overwrite: bool = False, durable: bool = False) -> Iterator[Path]:
+    """A new, empty file to write into that becomes ``path`` when the block ends well, and vanishes when it does not.
 
     It lies in ``path``'s folder meanwhile (one rename puts it in place) and follows a symbolic link at ``path``. Leaving by
     any exception, Ctrl-C included, removes it.
@@ -50,12 +50,12 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = False, durable: b
     check_output(path, overwrite=overwrite)
     target = Path(os.path.realpath(path))
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            if durable:
+        yield temporary
+        if durable:
+            with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         temporary.chmod(_mode(target))
         temporary.replace(target)
@@ -65,6 +65,13 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = False, durable: b
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
+    """:func:`atomic_path`, opened for writing bytes."""
+    with atomic_path(path, overwrite=overwrite, durable=durable) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 def _mode(target: Path) -> int:

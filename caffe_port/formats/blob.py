@@ -128,7 +128,7 @@ def blob_size(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> int
     )
 
 
-def blob_chunks(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> Iterator[bytes | memoryview]:
+def blob_chunks(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> Iterator[bytes | np.ndarray]:
     """The BlobProto of these arrays, piece by piece; large arrays are handed out as they lie in memory.
 
     Args:
@@ -139,4 +139,4 @@ def blob_chunks(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> I
         yield head
         if array is not None:
             dtype = _DOUBLE if array.dtype == np.float64 else _FLOAT
-            yield memoryview(np.ascontiguousarray(array, dtype).reshape(-1)).cast("B")
+            yield np.ascontiguousarray(array, dtype)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from caffe_port.errors import FormatError
 from caffe_port.formats.blob import read_blob
+from caffe_port.formats.sniff import protobuf_kind
 from caffe_port.formats.typenames import V0_TYPES, V1_TYPES
 from caffe_port.formats.weights import LayerWeights, Weights
 from caffe_port.formats.wire import BYTES, VARINT, Reader, bytes_field
@@ -41,6 +42,9 @@ def read_caffemodel(buffer, path: str) -> Weights:
     Raises:
         FormatError: the bytes are no NetParameter, end early, or hold both ``layers`` and ``layer``.
     """
+    kind = protobuf_kind(buffer, path)
+    if kind != "caffemodel":
+        raise _not_weights(buffer, path, kind)
     weights = Weights(path, "caffemodel")
     generations: set[int] = set()
     rest: list[bytes] = []
@@ -60,6 +64,19 @@ def read_caffemodel(buffer, path: str) -> Weights:
     weights.generation = min(generations, default=2)
     weights.definition = b"".join(rest)
     return weights
+
+
+def _not_weights(buffer, path: str, kind: str) -> FormatError:
+    """What to say of another kind of message."""
+    if kind == "solverstate":
+        reader = Reader(buffer, path=path)
+        learned = [reader.text() for number, _ in reader if number == 2]
+        remedy = f"the weights are in {learned[0]}: give that file" if learned else "give the .caffemodel beside it"
+        return FormatError(path, "a solverstate", expected="a net's weights", remedy=remedy)
+    if kind == "blob":
+        return FormatError(path, "a mean image", expected="a net's weights", remedy="give the .caffemodel")
+    found = f"an {kind}" if kind else "a message without layers"
+    return FormatError(path, found, expected="a net's weights", remedy="the file is another program's, or damaged")
 
 
 def _layer(reader: Reader, fields: LayerFields, generation: int) -> tuple[LayerWeights, int]:

@@ -14,6 +14,7 @@ from caffe_port.errors import WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.blob import blob_chunks, blob_size
 from caffe_port.formats.caffemodel import NET_NAME, V1, V1_LAYERS, V2, V2_LAYER
+from caffe_port.formats.mapping import write_array
 from caffe_port.formats.typenames import V1_NUMBERS
 from caffe_port.formats.weights import LayerWeights
 from caffe_port.formats.wire import BYTES, Reader, bytes_field, tag, varint, varint_field
@@ -63,7 +64,7 @@ def write_caffemodel(
         generation: 1 for ``layers`` and legacy dims (what noh and Caffe before 2015 read), 2 for ``layer`` and shapes.
         definition: the net's other fields, as :class:`Weights` hands them out.
         overwrite, durable: see :func:`caffe_port.formats.atomic.atomic_write`.
-        progress: told the number of bytes after each write.
+        progress: told the size of each piece written, in bytes.
 
     Raises:
         WeightsError: a blob has more than four axes in generation 1, is no float, or is missing.
@@ -75,9 +76,10 @@ def write_caffemodel(
         file.write(bytes_field(NET_NAME, name) + before)
         for layer in layers:
             for chunk in _layer_chunks(layer, legacy):
-                file.write(chunk)
-                if progress:
-                    progress(len(chunk))
+                if isinstance(chunk, bytes):
+                    file.write(chunk)
+                else:
+                    write_array(file, chunk, progress)
         file.write(after)
 
 
@@ -90,7 +92,7 @@ def _split(message: bytes, number: int) -> tuple[bytes, bytes]:
     return message, b""
 
 
-def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | memoryview]:
+def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | np.ndarray]:
     fields = V1 if legacy else V2
     head = layer.definition or layer_definition(layer.name, layer.type, generation=1 if legacy else 2)
     diffs = layer.diffs or [None] * len(layer.blobs)

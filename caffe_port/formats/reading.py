@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-from pathlib import Path
 
-from caffe_port.errors import FileError
 from caffe_port.formats.caffemodel import read_caffemodel
+from caffe_port.formats.mapping import map_file
+from caffe_port.formats.safetensors import read_safetensors
 from caffe_port.formats.sniff import kind_of, refuse_others
 from caffe_port.formats.weights import Weights
+from caffe_port.formats.zipped import read_zip
 
-__all__ = ["map_file", "open_weights"]
-
-
-def map_file(path: str | os.PathLike):
-    """The bytes of a file as a private, writable memory map: writing to it changes no file. Empty files give ``b""``.
-
-    Raises:
-        FileError: it is missing, a folder, or may not be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return b""
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except FileNotFoundError:
-        folder = Path(path).parent
-        near = sorted(p.name for p in folder.glob("*.caffemodel*"))[:3] if folder.is_dir() else []
-        remedy = f"the folder holds {', '.join(near)}" if near else "check the path"
-        raise FileError(str(path), "no such file", remedy=remedy) from None
-    except OSError as error:
-        raise FileError(str(path), f"cannot be read: {error.strerror}") from None
+__all__ = ["open_weights"]
 
 
-def open_weights(path: str | os.PathLike) -> Weights:
+def open_weights(path: str | os.PathLike, *, writable: bool = True) -> Weights:
     """The weights of a .caffemodel (V0, V1, V2), .caffemodel.h5, .safetensors, .pth, .npz or .h5 file.
 
-    What the file is, its bytes decide, not its name. Arrays are writable views of a private memory map where the format
-    allows it, so opening costs no more than reading the headers.
+    What the file is, its bytes decide, not its name. Arrays are views of a memory map where the format allows it, so
+    opening costs no more than reading the headers.
+
+    Args:
+        writable: arrays may be changed, which the file never sees. False is for passing numbers on with the least memory.
 
     Raises:
         FileError: the file is missing or unreadable.
         FormatError: it is damaged, or something else; the message says what and what to do.
+        WeightsError: a state_dict whose keys are not of the form LAYER.BLOB.
     """
     name = os.fspath(path)
-    buffer = map_file(path)
+    buffer = map_file(path, writable=writable)
     kind = kind_of(buffer)
-    refuse_others(buffer, name, "weights")
     if kind == "protobuf":
+        refuse_others(buffer, name, "a net's weights")
         return read_caffemodel(buffer, name)
-    raise NotImplementedError(kind)
+    if kind == "safetensors":
+        return read_safetensors(buffer, name)
+    if kind == "hdf5":
+        from caffe_port.formats.hdf5 import read_hdf5
+
+        return read_hdf5(buffer, name)
+    return read_zip(name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from caffe_port.errors import FormatError
+from caffe_port.formats.wire import BYTES, VARINT, Reader
 
-__all__ = ["kind_of", "refuse_others"]
+__all__ = ["kind_of", "protobuf_kind", "refuse_others"]
 
 _SIGNATURES = (
     (b"\x89HDF\r\n\x1a\n", "hdf5"),
@@ -59,3 +60,19 @@ def refuse_others(buffer, path: str, expected: str) -> None:
         first = text.splitlines()[0][:40].decode("utf-8", "replace") if text.strip() else ""
         remedy = "a .prototxt goes to --prototxt" if b"layer" in text or b"name:" in text else "fetch the file again"
         raise FormatError(path, f"text ({first!r} ...)", expected=expected, remedy=remedy)
+
+
+def protobuf_kind(buffer, path: str) -> str:
+    """"caffemodel", "solverstate", "blob" (a mean image) or "onnx model": what a protobuf file's top-level fields fit; else "".
+
+    Raises:
+        FormatError: the bytes are no protobuf message, or end early.
+    """
+    fields = {(number, wire) for number, wire in Reader(buffer, path=path)}
+    if fields & {(2, BYTES), (100, BYTES)} and (1, VARINT) not in fields:
+        return "caffemodel"
+    if (1, VARINT) in fields and (3, BYTES) in fields and fields <= {(1, VARINT), (2, BYTES), (3, BYTES), (4, VARINT)}:
+        return "solverstate"
+    if (5, BYTES) in fields and {number for number, _ in fields} <= {1, 2, 3, 4, 5, 6, 7}:
+        return "blob"
+    return "onnx model" if {(1, VARINT), (7, BYTES)} <= fields else ""

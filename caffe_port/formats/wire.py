@@ -51,18 +51,15 @@ class Reader:
 
     def error(self, found: str) -> FormatError:
         """The error for bytes that are no field of a message."""
-        return FormatError(
-            self.path, found, expected=f"the next field of {self.what}", remedy="the file is damaged: fetch it again"
-        )
+        remedy = "it is damaged, or no file of Caffe's: fetch it again"
+        return FormatError(self.path, found, expected=f"the next field of {self.what}", remedy=remedy)
 
     def _truncated(self, need: int) -> FormatError:
         if self.end < len(self.buffer):
             return self.error(f"a value at byte {self.field_start} that runs past the end of its message at {self.end}")
+        found = f"{self.end}: it breaks off in the field at byte {self.field_start}"
         return FormatError(
-            self.path,
-            f"a file that ends at byte {self.end}, inside {self.what}",
-            expected=f"at least {need} bytes",
-            remedy="it is truncated: fetch it again",
+            self.path, found, expected=f"at least {need} bytes", remedy="the file is truncated: fetch it again"
         )
 
     def varint(self) -> int:

@@ -1,0 +1,179 @@
+"""HDF5, both kinds: Caffe's own snapshots, and a state_dict as named data sets.
+
+Caffe's (net.cpp, ToHDF5 and CopyTrainedLayersFromHDF5) holds ``data/LAYER/I`` for the I-th blob of each layer, and
+``diff/LAYER/I`` for gradients. A parameter shared between layers is stored under its owner alone. Layer types are not
+stored, nor is the layers' order: HDF5 lists them by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from caffe_port.errors import FormatError, WeightsError
+from caffe_port.formats.atomic import atomic_path
+from caffe_port.formats.mapping import release
+from caffe_port.formats.naming import layers_of
+from caffe_port.formats.weights import LayerWeights, Weights
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["dataset_array", "open_hdf5", "read_hdf5", "write_caffe_hdf5", "write_state_hdf5"]
+
+
+def open_hdf5(path: str) -> h5py.File:
+    """The HDF5 file ``path``, for reading.
+
+    Raises:
+        FormatError: h5py finds it damaged.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        why = "it is truncated" if "truncated" in str(error) else str(error)
+        raise FormatError(path, f"an HDF5 file that cannot be read: {why}", remedy="fetch it again") from None
+
+
+def dataset_array(dataset: h5py.Dataset, buffer) -> np.ndarray:
+    """The numbers of ``dataset``: a view of ``buffer``, its mapped file, where they lie in one piece; else a copy."""
+    offset = dataset.id.get_offset()
+    plain = dataset.chunks is None and dataset.external is None and dataset.compression is None
+    if offset is None or not plain or not dataset.size or dataset.file.userblock_size:
+        return dataset[()] if dataset.shape else np.asarray(dataset[()])
+    return np.frombuffer(buffer, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
+
+
+def read_hdf5(buffer, path: str) -> Weights:
+    """The weights of an HDF5 file: Caffe's if it has a group ``data``, else a state_dict's.
+
+    Args:
+        buffer: the memory map of the file, which the arrays view.
+
+    Raises:
+        FormatError: it is damaged, holds a solver's state, or no numbers at all.
+    """
+    import h5py
+
+    with open_hdf5(path) as file:
+        if "history" in file and "iter" in file:
+            learned = file["learned_net"][()].decode() if "learned_net" in file else "a .caffemodel.h5"
+            remedy = f"its weights are in {learned}: give that file"
+            raise FormatError(path, "a solverstate", expected="a net's weights", remedy=remedy)
+        if isinstance(file.get("data"), h5py.Group):
+            return Weights(path, "hdf5", layers=_caffe_layers(file, buffer))
+        arrays = [(key, dataset_array(dataset, buffer)) for key, dataset in _datasets(file)]
+        if not arrays:
+            raise FormatError(path, "an HDF5 file without arrays", expected="a net's weights")
+        return Weights(path, "h5", layers=layers_of(arrays, path))
+
+
+def _datasets(group: h5py.Group) -> Iterable[tuple[str, h5py.Dataset]]:
+    import h5py
+
+    found: list[tuple[str, h5py.Dataset]] = []
+    group.visititems(lambda key, item: found.append((key, item)) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def _caffe_layers(file: h5py.File, buffer) -> list[LayerWeights]:
+    layers: dict[str, LayerWeights] = {}
+
+    for name, group in file["data"].items():
+        if not len(group):  # a layer without blobs
+            layers[name] = LayerWeights(name)
+
+    def collect(group: h5py.Group, into: str) -> None:
+        for key, dataset in _datasets(group):
+            name, _, index = key.rpartition("/")
+            if not name or not index.isdecimal():
+                where = f"{file.filename}: {group.name}/{key}"
+                raise FormatError(where, "an array of that name", expected="LAYER/0, LAYER/1 ...")
+            blobs = getattr(layers.setdefault(name, LayerWeights(name)), into)
+            blobs += [None] * (int(index) + 1 - len(blobs))
+            blobs[int(index)] = dataset_array(dataset, buffer)
+
+    collect(file["data"], "blobs")
+    if "diff" in file:
+        collect(file["diff"], "diffs")
+    for layer in layers.values():
+        count = max(len(layer.blobs), len(layer.diffs))
+        layer.blobs += [None] * (count - len(layer.blobs))
+        layer.diffs += [None] * (count - len(layer.diffs)) if layer.diffs else []
+    return list(layers.values())
+
+
+def write_caffe_hdf5(
+    path: str | os.PathLike,
+    layers: Iterable[LayerWeights],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Writes a .caffemodel.h5 as Caffe's ToHDF5 does, atomically. Blobs that are None (shared) are left out.
+
+    Raises:
+        WeightsError: a layer has no name or a slash in it, which Caffe itself can neither write to HDF5 nor read back from
+            it; or two layers have one name.
+    """
+    import h5py
+
+    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+        data = file.create_group("data")
+        for layer in layers:
+            if not layer.name or "/" in layer.name or layer.name in data:
+                raise WeightsError(
+                    os.fspath(path),
+                    f"a layer named {layer.name!r}" + (" a second time" if layer.name in data else ""),
+                    expected="names that HDF5 can hold: not empty, no slash, each once",
+                    remedy="write a .caffemodel instead",
+                )
+            _write_blobs(data.create_group(layer.name), layer.blobs, progress)
+            if layer.diffs:
+                _write_blobs(file.require_group("diff").create_group(layer.name), layer.diffs, progress)
+
+
+def _write_blobs(
+    group: h5py.Group, blobs: Iterable[np.ndarray | None], progress: Callable[[int], object] | None
+) -> None:
+    for index, blob in enumerate(blobs):
+        if blob is not None:
+            _write_array(group, str(index), blob, progress)
+
+
+def _write_array(group: h5py.Group, key: str, array: np.ndarray, progress: Callable[[int], object] | None) -> None:
+    group.create_dataset(key, data=array)
+    release(array)
+    if progress:
+        progress(array.nbytes)
+
+
+def write_state_hdf5(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Writes a state_dict, one data set a key, atomically. Slashes in keys make groups, as HDF5 has it.
+
+    Raises:
+        WeightsError: two keys cannot both be paths in one HDF5 file, or one is no such path.
+    """
+    import h5py
+
+    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+        for key, array in arrays.items():
+            try:
+                _write_array(file, key, array, progress)
+                same = file[key].name == f"/{key}"
+            except (ValueError, KeyError):
+                same = False
+            if not same:
+                where = os.fspath(path)
+                raise WeightsError(where, f"the key {key!r}", expected="a path of HDF5", remedy="write .safetensors instead")

@@ -1,0 +1,60 @@
+"""Writing a state_dict in any of its containers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from caffe_port.errors import FileError
+
+__all__ = ["STATE_FORMATS", "format_of", "save_state_dict"]
+
+STATE_FORMATS = ("safetensors", "pth", "h5", "npz")
+_SUFFIXES = {".safetensors": "safetensors", ".pth": "pth", ".pt": "pth", ".h5": "h5", ".hdf5": "h5", ".npz": "npz"}
+
+
+def format_of(path: str | os.PathLike) -> str:
+    """The container that ``path``'s extension names.
+
+    Raises:
+        FileError: it names none.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        found = f"the extension {suffix!r}" if suffix else "no extension"
+        raise FileError(str(path), found, expected=" ".join(_SUFFIXES), remedy="or pass --format")
+    return _SUFFIXES[suffix]
+
+
+def save_state_dict(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Writes ``arrays`` (key to array) as .safetensors, .pth, .h5 or .npz, atomically.
+
+    Args:
+        format: one of ``STATE_FORMATS``; by default what the extension of ``path`` says.
+        overwrite: replace an existing file.
+        progress: told the number of bytes written, as they are.
+
+    Raises:
+        FileError: unknown extension, the file exists already, or cannot be written.
+        WeightsError: the container cannot hold a key or a dtype.
+    """
+    format = format or format_of(path)
+    if format == "safetensors":
+        from caffe_port.formats.safetensors import write_safetensors as write
+    elif format == "h5":
+        from caffe_port.formats.hdf5 import write_state_hdf5 as write
+    elif format == "npz":
+        from caffe_port.formats.zipped import write_npz as write
+    else:
+        from caffe_port.formats.zipped import write_pth as write
+    write(path, arrays, overwrite=overwrite, progress=progress)

@@ -1,0 +1,68 @@
+"""One family of errors, each a sentence written for the person who reads it.
+
+A message says where the fault lies, what was expected there, what was found and what to do about it, in one line.
+Command-line tools print that line and exit with status 2; programs catch :class:`CaffeError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CaffeError",
+    "DefinitionError",
+    "FileError",
+    "FormatError",
+    "LayerError",
+    "ShapeError",
+    "WeightsError",
+    "nearest",
+]
+
+
+class CaffeError(Exception):
+    """The root of every error that a wrong file, definition or argument can cause.
+
+    Args:
+        where: the place of the fault (``file:line:column``, a file, a layer).
+        found: what is there.
+        expected: what should be there, if that is not plain from ``found``.
+        remedy: what the reader can do.
+    """
+
+    def __init__(self, where: str, found: str, *, expected: str = "", remedy: str = "") -> None:
+        self.where, self.found, self.expected, self.remedy = str(where), found, expected, remedy
+        middle = f"expected {expected}, found {found}" if expected else found
+        super().__init__(f"{where}: {middle}" + (f"; {remedy}" if remedy else ""))
+
+
+class FileError(CaffeError):
+    """A file or folder is missing, unreadable, already there, or cannot be written."""
+
+
+class FormatError(CaffeError):
+    """The bytes of a file are not what its name or its use promises."""
+
+
+class DefinitionError(CaffeError):
+    """A prototxt is wrong: syntax, an unknown field or type, a bottom nobody makes, a duplicate top."""
+
+
+class LayerError(DefinitionError):
+    """One layer's parameters are wrong or not understood."""
+
+
+class ShapeError(CaffeError):
+    """A blob's shape does not fit the layer that is to use it, or cannot be."""
+
+
+class WeightsError(CaffeError):
+    """Weights do not fit the net they are loaded into."""
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """``name``'s nearest relatives among ``known`` as text for a message; empty when nothing is near."""
+    folded = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=limit, cutoff=0.6)
+    return ", ".join(folded[c] for c in close)

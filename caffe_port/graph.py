@@ -1,0 +1,204 @@
+"""From a definition to the frozen graph: who reads what, which numbers need a gradient, how blobs lie over one another.
+
+A blob is a name. An in-place layer writes a new value under the name of its bottom; since every layer runs in the order of
+the definition, the name always stands for the value that the next reader wants.
+
+Source: net.cpp (both programs), Init, AppendTop, AppendBottom; crop_layer.cpp (noh) for the alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from caffe_port.errors import DefinitionError, nearest
+from caffe_port.schema import Definition
+
+__all__ = ["Facts", "Graph", "Needs", "Node", "connect", "needs_backward", "path_between"]
+
+@dataclass(frozen=True)
+class Node:
+    """One layer in its place.
+
+    Attributes:
+        index: its position. message: the LayerParameter. where: "file:line".
+        bottoms, tops: blob names. key: its name among the net's modules, unique.
+        shown: False for the Input layer that stands for a prototxt's ``input:`` fields in the fork, which has no such layer.
+    """
+
+    index: int
+    message: Any
+    where: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    key: str
+    shown: bool
+
+    @property
+    def name(self) -> str:
+        return self.message.name
+
+    @property
+    def type(self) -> str:
+        return self.message.type
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes in running order.
+
+    Attributes:
+        blobs: every blob's name in the order of Caffe's ``net.blobs``.
+        inputs: the blobs that Input layers make. outputs: those that nobody reads, sorted as Caffe sorts them.
+    """
+
+    nodes: tuple[Node, ...]
+    blobs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
+    """Wire the layers of a definition.
+
+    Args:
+        losses: the types that make a top of their own when the definition names none; no output, but it counts.
+
+    Raises:
+        DefinitionError: a bottom that no earlier layer makes, a top that two layers make.
+    """
+    makers: dict[str, int] = {}
+    unread: set[str] = set()
+    nodes: list[Node] = []
+    keys: set[str] = set()
+    inputs: list[str] = []
+    for i, message in enumerate(definition.net.layer):
+        where = definition.where(i)
+        if message.type in losses and not message.top:
+            message = _with_top(message, f"(automatic {i})")
+        for bottom in message.bottom:
+            if bottom not in makers:
+                near = nearest(bottom, makers)
+                raise DefinitionError(
+                    f"{where}: layer {message.name}",
+                    f"bottom {bottom!r}, which no layer above it makes",
+                    remedy=f"near: {near}" if near else "",
+                )
+            unread.discard(bottom)
+        for j, top in enumerate(message.top):
+            in_place = j < len(message.bottom) and message.bottom[j] == top
+            if top in makers and not in_place:
+                other = nodes[makers[top]] if makers[top] < i else None
+                raise DefinitionError(
+                    f"{where}: layer {message.name}",
+                    f"top {top!r} is made twice" + (f", first by layer {other.name} ({other.where})" if other else ""),
+                    remedy="give one of them another name",
+                )
+            makers.setdefault(top, i)
+            if message is definition.net.layer[i]:
+                unread.add(top)
+        key = message.name or message.type
+        if key in keys:
+            key = f"{key}#{i}"
+        keys.add(key)
+        shown = i not in definition.synthetic or definition.dialect.inputs_are_layers
+        nodes.append(Node(i, message, where, tuple(message.bottom), tuple(message.top), key, shown))
+        if message.type == "Input":
+            inputs += message.top
+    return Graph(tuple(nodes), tuple(makers), tuple(inputs), tuple(sorted(unread)))
+
+
+def _with_top(message: Any, top: str) -> Any:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    copy.top.append(top)
+    return copy
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the question of gradients needs to know of a layer.
+
+    Attributes:
+        learns: for each parameter blob whether its learning rate is not zero.
+        loss_weights: for each top. fixed: bottoms that no gradient can reach.
+    """
+
+    learns: Sequence[bool]
+    loss_weights: Sequence[float]
+    fixed: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a backward pass computes: for each node whether it runs, for which bottoms, for which parameters."""
+
+    layer: tuple[bool, ...]
+    bottoms: tuple[tuple[bool, ...], ...]
+    params: tuple[tuple[bool, ...], ...]
+
+
+def needs_backward(graph: Graph, facts: Sequence[Facts], *, force: bool) -> Needs:
+    """Which layers run backward and what they compute there (net.cpp, Init).
+
+    A layer runs if it learns or a bottom needs its gradient, and if it contributes to a loss; ``force_backward`` makes all
+    of them run.
+    """
+    blob_needs = dict.fromkeys(graph.blobs, False)
+    layer: list[bool] = []
+    bottoms: list[list[bool]] = []
+    for node, fact in zip(graph.nodes, facts, strict=True):
+        told = list(node.message.propagate_down)
+        bottoms.append(told or [blob_needs[b] for b in node.bottoms])
+        layer.append(any(blob_needs[b] for b in node.bottoms) or any(fact.learns))
+        if layer[-1]:
+            blob_needs.update(dict.fromkeys(node.tops, True))
+    under_loss: set[str] = set()
+    skipped: set[str] = set()
+    for node, fact in zip(reversed(graph.nodes), reversed(facts), strict=True):
+        i = node.index
+        contributes = any(fact.loss_weights) or any(t in under_loss for t in node.tops)
+        if layer[i] and all(t in skipped for t in node.tops):
+            layer[i], bottoms[i] = False, [False] * len(node.bottoms)
+        if contributes:
+            under_loss.update(node.bottoms)
+        else:
+            layer[i], bottoms[i] = False, [False] * len(node.bottoms)
+        skipped.update(b for b, need in zip(node.bottoms, bottoms[i], strict=True) if not need)
+    params = [list(fact.learns) for fact in facts]
+    if force:
+        layer = [True] * len(layer)
+        bottoms = [[True] * len(b) for b in bottoms]
+        params = [[True] * len(p) for p in params]
+    for node, fact in zip(graph.nodes, facts, strict=True):
+        for f in fact.fixed:
+            if f < len(node.bottoms):
+                bottoms[node.index][f] = False
+    return Needs(tuple(layer), tuple(map(tuple, bottoms)), tuple(map(tuple, params)))
+
+
+def path_between(graph: Graph, node: Node) -> tuple[list[Node], list[Node]]:
+    """The layers from the blob that both of ``node``'s bottoms come from down to each bottom, last layer first.
+
+    Walks up along first bottoms, past in-place layers, as crop_layer.cpp (noh) does.
+
+    Raises:
+        DefinitionError: the bottoms have no blob in common.
+    """
+    maker: dict[str, Node] = {}
+    for n in graph.nodes[: node.index]:
+        for top in n.tops:
+            maker.setdefault(top, n)
+
+    def climb(blob: str) -> list[str]:
+        path = [blob]
+        while path[-1] in maker and maker[path[-1]].bottoms:
+            path.append(maker[path[-1]].bottoms[0])
+        return path
+
+    first, second = climb(node.bottoms[0]), climb(node.bottoms[1])
+    meeting = next((b for b in second if b in first), None)
+    if meeting is None:
+        raise DefinitionError(f"{node.where}: layer {node.name}", "its bottoms come from no common blob")
+    return [maker[b] for b in first[: first.index(meeting)]], [maker[b] for b in second[: second.index(meeting)]]

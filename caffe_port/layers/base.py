@@ -1,0 +1,217 @@
+"""What every layer is: a small ``nn.Module`` registered under its Caffe name.
+
+Adding one is a screenful::
+
+    @layer("Power", param="power_param")
+    class Power(Layer):
+        def setup(self, x):
+            self.power, self.scale, self.shift = self.p.power, self.p.scale, self.p.shift
+
+        def forward(self, x):
+            return (x * self.scale + self.shift) ** self.power
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from caffe_port.dialect import Dialect
+from caffe_port.errors import DefinitionError, LayerError, ShapeError, nearest
+from caffe_port.layers.fields import Fields
+
+__all__ = ["REGISTRY", "Layer", "Shape", "create", "layer"]
+
+Shape = tuple[int, ...]
+
+REGISTRY: dict[str, type[Layer]] = {}
+
+# What the net itself reads of a layer's message.
+_NET_FIELDS = (
+    "name type bottom top phase loss_weight param blobs propagate_down include exclude blob_share_mode blobs_lr weight_decay"
+).split()
+
+
+class Layer(nn.Module):
+    """A Caffe layer.
+
+    A subclass has ``setup`` (reads its parameters, makes its blobs), ``reshape`` (shapes of the tops from those of the
+    bottoms; the default copies the first bottom's) and ``forward`` (tensors in, a tensor or a tuple of tensors out).
+    Its gradient is autograd's unless ``forward`` says otherwise.
+
+    Attributes:
+        p: the layer's own parameter block (``convolution_param`` ...) as :class:`Fields`.
+        blob_names: the names of its parameter blobs in Caffe's order; each is a parameter or a buffer of that name.
+    """
+
+    type: ClassVar[str]
+    param: ClassVar[str | None] = None
+    dialects: ClassVar[tuple[str, ...]] = ("bvlc", "noh")
+    bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
+    """Fewest and most bottoms (None: no limit)."""
+    tops: ClassVar[tuple[int, int | None]] = (1, 1)
+    loss: ClassVar[bool] = False
+    """A loss: its first top has weight 1 unless told otherwise, and is made when the definition names none."""
+    labels: ClassVar[tuple[int, ...]] = ()
+    """Bottoms that no gradient reaches (labels, switches)."""
+    overwrites_diffs: bool = False
+    """Whether backward replaces the parameters' diffs instead of adding to them."""
+
+    def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
+        super().__init__()
+        self.where, self.dialect, self.name = where, dialect, message.name
+        self.n_bottoms, self.n_tops = len(message.bottom), len(message.top)
+        self.fields = Fields(message)
+        self.fields.skip(*_NET_FIELDS)
+        self.blob_names: list[str] = []
+        self.fillers: dict[str, Any] = {}
+        self.lent: dict[str, weakref.ref[Any]] = {}
+        """Arrays over parameters that were handed out and may be written to behind our back."""
+        self.aliases: dict[str, nn.Parameter] = {}
+        """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), and whose."""
+        self._check_counts()
+        if self.param:
+            self.p = getattr(self.fields, self.param)
+
+    # -- what a subclass writes ------------------------------------------------------------------------------------------
+
+    def setup(self, *shapes: Shape) -> None:
+        """Read the parameters, make the blobs."""
+
+    def reshape(self, *shapes: Shape) -> Sequence[Shape]:
+        """The tops' shapes. Raises :class:`ShapeError` for shapes that cannot be."""
+        return [shapes[0]]
+
+    # -- what a subclass uses --------------------------------------------------------------------------------------------
+
+    def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
+        """Make the next parameter blob; its memory stays untouched until filled or loaded.
+
+        Args:
+            name: what it is called in the state dict.
+            shape: Caffe's shape, without the leading ones of the old four-axis form.
+            filler: the filler's message; None is a constant 0.
+            learned: False for a statistic that the layer itself keeps (a buffer).
+        """
+        if any(d <= 0 for d in shape):
+            raise ShapeError(f"{self.where}: layer {self.name}", f"{name} would have shape {shape}")
+        empty = torch.empty(shape)
+        if learned:
+            self.register_parameter(name, nn.Parameter(empty))
+        else:
+            self.register_buffer(name, empty)
+        self.blob_names.append(name)
+        self.fillers[name] = filler.message if filler is not None else None
+
+    def share(self, name: str, owner: nn.Parameter) -> None:
+        """Let the blob ``name`` live in ``owner``'s memory; in the same shape it is the same parameter."""
+        del self.fillers[name]
+        mine: nn.Parameter = getattr(self, name)
+        if mine.shape == owner.shape:
+            setattr(self, name, owner)
+        else:
+            mine.data = owner.data.view(mine.shape)
+            self.aliases[name] = owner
+
+    def add_diff(self, name: str, grad: torch.Tensor) -> None:
+        """Add to a parameter's diff, or replace it where the layer's way is to overwrite."""
+        diff = self.diff(name)
+        if self.overwrites_diffs:
+            diff.copy_(grad)
+        else:
+            diff += grad
+
+    def diff(self, name: str) -> torch.Tensor:
+        """A parameter's diff (its ``grad``), zero at first."""
+        blob = getattr(self, name)
+        if blob.grad is None:
+            owner = self.aliases.get(name, blob)
+            if owner.grad is None:
+                owner.grad = torch.zeros_like(owner)
+            if owner is not blob:
+                blob.grad = owner.grad.view(blob.shape)
+        return blob.grad
+
+    def axis(self, axis: int, shape: Shape) -> int:
+        """Caffe's CanonicalAxisIndex: negative axes count from the end."""
+        if not -len(shape) <= axis < len(shape):
+            raise self.error(f"axis {axis}", expected=f"an axis of a {len(shape)}-axis blob of shape {shape}")
+        return axis % len(shape)
+
+    def error(self, found: str, *, expected: str = "", remedy: str = "") -> LayerError:
+        """An error about this layer's parameters, to be raised."""
+        return LayerError(f"{self.where}: layer {self.name} ({self.type})", found, expected=expected, remedy=remedy)
+
+    def shape_error(self, found: str, *, expected: str = "", remedy: str = "") -> ShapeError:
+        """An error about the shapes this layer is given, to be raised."""
+        return ShapeError(f"{self.where}: layer {self.name} ({self.type})", found, expected=expected, remedy=remedy)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+    # -- what the net uses -----------------------------------------------------------------------------------------------
+
+    @property
+    def caffe_blobs(self) -> list[torch.Tensor]:
+        """The parameter blobs in Caffe's order."""
+        return [getattr(self, n) for n in self.blob_names]
+
+    def check_fields(self) -> list[str]:
+        """Blocks that belong to other layer types, which Caffe ignores here; raises for a set field that nobody read."""
+        ignored = []
+        for path in self.fields.unread():
+            if "." not in path and path.endswith("_param") and path != self.param:
+                ignored.append(path)
+            else:
+                raise self.error(f"field {path} is set, and this layer does not know it")
+        return ignored
+
+    def _check_counts(self) -> None:
+        for what, n, (low, high) in (("bottom", self.n_bottoms, self.bottoms), ("top", self.n_tops, self.tops)):
+            if n < low or (high is not None and n > high):
+                wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+                raise self.error(f"{n} {what}s", expected=f"{wanted} {what}{'' if wanted == '1' else 's'}")
+
+
+def layer(
+    type_name: str, *, param: str | None = None, dialects: tuple[str, ...] = ("bvlc", "noh")
+) -> Callable[[type[Layer]], type[Layer]]:
+    """Register a :class:`Layer` under its Caffe type.
+
+    Args:
+        type_name: the ``type`` of a prototxt's ``layer`` ("Convolution").
+        param: the field of LayerParameter that holds its parameters.
+        dialects: the Caffes that have it.
+
+    Raises:
+        DefinitionError: the type is registered already.
+    """
+
+    def register(cls: type[Layer]) -> type[Layer]:
+        if type_name in REGISTRY:
+            raise DefinitionError(f"@layer({type_name!r})", f"already registered by {REGISTRY[type_name].__qualname__}")
+        cls.type, cls.param, cls.dialects = type_name, param, dialects
+        REGISTRY[type_name] = cls
+        return cls
+
+    return register
+
+
+def create(message: Any, dialect: Dialect, where: str) -> Layer:
+    """The layer that a LayerParameter (V2 form) describes.
+
+    Raises:
+        LayerError: nobody registered the type, or its parameters are wrong.
+    """
+    if message.type not in REGISTRY:
+        near = nearest(message.type, REGISTRY)
+        raise LayerError(
+            f"{where}: layer {message.name}",
+            f"unknown layer type {message.type!r}" + (f" (near: {near})" if near else ""),
+            remedy=f'write it: @layer("{message.type}") in a Python file given by --plugin (docs/extending.md)',
+        )
+    return REGISTRY[message.type](message, dialect, where)

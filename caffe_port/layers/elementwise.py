@@ -1,0 +1,59 @@
+"""Several blobs combined number by number. Source: eltwise_layer.cpp."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.geometry import CoordMap, identity_map
+
+
+class _UnstableProduct(torch.autograd.Function):
+    """A product whose gradient is top / bottom * diff: quicker for many bottoms, infinite at zeros."""
+
+    @staticmethod
+    def forward(ctx, *bottoms: Tensor) -> Tensor:  # noqa: ANN001
+        top = reduce(torch.mul, bottoms)
+        ctx.save_for_backward(top, *bottoms)
+        return top
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+        top, *bottoms = ctx.saved_tensors
+        return tuple(top / b * grad for b in bottoms)
+
+
+@layer("Eltwise", param="eltwise_param")
+class Eltwise(Layer):
+    """PROD, SUM (with ``coeff``) or MAX of equally shaped bottoms. Of equal maxima the later bottom is taken."""
+
+    bottoms = (2, None)
+
+    def setup(self, *shapes: Shape) -> None:
+        self.operation, self.stable = self.p.enum("operation"), self.p.stable_prod_grad
+        self.coeff = self.p.coeff
+        if self.coeff and len(self.coeff) != self.n_bottoms:
+            raise self.error(f"{len(self.coeff)} coeff", expected=f"none, or one for each of {self.n_bottoms} bottoms")
+        if self.coeff and self.operation == "PROD":
+            raise self.error("coeff with operation: PROD", expected="coeff with SUM only")
+
+    def reshape(self, *shapes: Shape) -> list[Shape]:
+        for s in shapes:
+            if s != shapes[0]:
+                raise self.shape_error(f"bottoms of shapes {shapes[0]} and {s}", expected="equal shapes")
+        return [shapes[0]]
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        if self.operation == "PROD":
+            return reduce(torch.mul, bottoms) if self.stable else _UnstableProduct.apply(*bottoms)
+        if self.operation == "SUM":
+            if not self.coeff:
+                return reduce(torch.add, bottoms)
+            return reduce(torch.add, (b if c == 1 else b * c for b, c in zip(bottoms, self.coeff, strict=True)))
+        return reduce(lambda top, b: torch.where(top > b, top, b), bottoms)
+
+    def coord_map(self) -> CoordMap:
+        return identity_map()

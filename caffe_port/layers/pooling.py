@@ -1,0 +1,220 @@
+"""Pooling with switches, and its inverse.
+
+Source: pooling_layer.cpp; unpooling_layer.cpp (noh). Switches are flat indices y * W + x inside their own channel plane, kept
+as floating-point blobs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.geometry import CoordMap, filter_map, inverse, single_or_pair
+
+
+def pooled_length(n: int, kernel: int, stride: int, pad: int, *, padded: bool, ceil: bool = True) -> int:
+    """How many windows Caffe lays over ``n`` pixels (pooling_layer.cpp, Reshape).
+
+    One window fewer where the last would start in the padding; Caffe asks that only when some axis is padded.
+    """
+    steps = n + 2 * pad - kernel
+    count = (-(-steps // stride) if ceil else steps // stride) + 1
+    return count - 1 if padded and (count - 1) * stride >= n + pad else count
+
+
+@layer("Pooling", param="pooling_param")
+class Pooling(Layer):
+    """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does not)."""
+
+    tops = (1, 2)
+
+    def setup(self, x: Shape) -> None:
+        p = self.p
+        p.skip("engine")
+        self.method, self.global_pooling = p.enum("pool"), p.global_pooling
+        self.ceil = p.enum("round_mode") == "CEIL"
+        sized = p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w")
+        if self.global_pooling == sized:
+            raise self.error(
+                "global_pooling with a kernel size" if sized else "no kernel size",
+                expected="a kernel size, or global_pooling: true without one",
+            )
+        self.kernel = (0, 0) if self.global_pooling else single_or_pair(self, p, "kernel_size")
+        self.stride, self.pad = single_or_pair(self, p, "stride"), single_or_pair(self, p, "pad")
+        if self.global_pooling and (self.stride != (1, 1) or self.pad != (0, 0)):
+            raise self.error(f"global_pooling with stride {self.stride}, pad {self.pad}", expected="stride 1, pad 0")
+        if not self.global_pooling and min(self.kernel) < 1 or min(self.stride) < 1:
+            raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="no zeros")
+        if any(self.pad) and any(p >= k for p, k in zip(self.pad, self.kernel, strict=True)):
+            raise self.error(f"pad {self.pad} with kernel {self.kernel}", expected="less padding than kernel")
+        if self.method == "STOCHASTIC":
+            raise self.error("pool: STOCHASTIC", expected="MAX or AVE", remedy="this version does not have it yet")
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        if len(x) != 4:
+            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
+        out = tuple(
+            pooled_length(n, k, s, p, padded=any(self.pad), ceil=self.ceil)
+            for n, k, s, p in zip(x[2:], self._kernel(x), self.stride, self.pad, strict=True)
+        )
+        if min(out) < 1:
+            raise self.shape_error(f"an output of {out} pixels from {x}", expected=f"at least 1 (kernel {self._kernel(x)})")
+        return [(*x[:2], *out)] * self.n_tops
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        kernel = self._kernel(x.shape)
+        size = self.reshape(tuple(x.shape))[0][2:]
+        if self.method == "AVE":
+            y = self._average(x, kernel, size)
+            return y if self.n_tops == 1 else (y, torch.zeros_like(y))
+        if self._as_torch(x, kernel, size):
+            args = (kernel, self.stride, self.pad, 1, self.ceil)
+            if self.n_tops == 1:
+                return F.max_pool2d(x, *args)
+            y, index = F.max_pool2d(x, *args, return_indices=True)
+        else:
+            width = x.shape[3]
+            padded, (top, left) = self._padded(x, kernel, size, -torch.finfo(x.dtype).max)
+            y, index = F.max_pool2d(padded, kernel, self.stride, return_indices=True)
+            index = (index // padded.shape[3] - top) * width + index % padded.shape[3] - left
+        return y if self.n_tops == 1 else (y, index.to(x.dtype))
+
+    def coord_map(self) -> CoordMap:
+        return inverse(filter_map(self.kernel, self.stride, self.pad))
+
+    def _kernel(self, x: Shape) -> tuple[int, int]:
+        return (x[2], x[3]) if self.global_pooling else self.kernel
+
+    def _as_torch(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> bool:
+        """Whether torch's own pooling lays the same windows."""
+        theirs = tuple(
+            pooled_length(n, k, s, p, padded=self.ceil, ceil=self.ceil)
+            for n, k, s, p in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True)
+        )
+        return theirs == size and all(2 * p <= k for p, k in zip(self.pad, kernel, strict=True))
+
+    def _padded(
+        self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...], value: float
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """``x`` with just the rows and columns around it that ``size`` windows cover."""
+        need = [(n - 1) * s + k for n, s, k in zip(size, self.stride, kernel, strict=True)]
+        (top, left), (h, w) = self.pad, x.shape[2:]
+        return F.pad(x, (left, need[1] - w - left, top, need[0] - h - top), value=value), (top, left)
+
+    def _average(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> Tensor:
+        if self._as_torch(x, kernel, size):
+            return F.avg_pool2d(x, kernel, self.stride, self.pad, self.ceil, count_include_pad=True)
+        counts = []
+        for n, k, s, p, m in zip(x.shape[2:], kernel, self.stride, self.pad, size, strict=True):
+            start = torch.arange(m, device=x.device) * s - p
+            counts.append(torch.clamp(start + k, max=n + p) - start)
+        total = F.avg_pool2d(self._padded(x, kernel, size, 0.0)[0], kernel, self.stride, divisor_override=1)
+        return total / (counts[0][:, None] * counts[1]).to(x.dtype)
+
+
+class _Place(torch.autograd.Function):
+    """out[index] = value by assignment (the last in raster order wins); backward reads diff[index], without a sum."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, size: tuple[int, int], unique: bool) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        flat = x.flatten(2)
+        out = x.new_zeros((*x.shape[:2], size[0] * size[1]))
+        if unique:
+            out.scatter_(2, index, flat)
+        else:
+            # Which writer comes last is a question of its own: a scatter with equal indices answers it anyhow.
+            order = torch.arange(1, flat.shape[2] + 1, device=x.device).expand_as(index)
+            last = torch.zeros(out.shape, dtype=torch.int64, device=x.device).scatter_reduce(2, index, order, "amax")
+            out = torch.where(last > 0, flat.gather(2, (last - 1).clamp(min=0)), out)
+        return out.unflatten(2, size)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+        (index,) = ctx.saved_tensors
+        return grad.flatten(2).gather(2, index).view(ctx.shape), None, None, None
+
+
+class _DividedGradient(torch.autograd.Function):
+    """The identity, whose gradient is divided by ``by``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, by: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(by)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+        return grad / ctx.saved_tensors[0], None
+
+
+@layer("Unpooling", param="unpooling_param", dialects=("noh",))
+class Unpooling(Layer):
+    """MAX puts each value back at its switch (or its window's top-left corner), AVE spreads it evenly, TILE repeats it.
+
+    The original's AVE and TILE add to what the output held before, so that a second forward pass adds to the first; here
+    the output starts from zero. TILE's backward pass divides by the window's size although its forward pass does not.
+    """
+
+    bottoms = (1, 2)
+    labels = (1,)
+
+    def setup(self, x: Shape, switches: Shape | None = None) -> None:
+        p = self.p
+        p.skip("engine")
+        self.method = p.enum("unpool")
+        self.kernel, self.stride = single_or_pair(self, p, "kernel_size"), single_or_pair(self, p, "stride")
+        if min(self.kernel) < 1 or min(self.stride) < 1:
+            raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="no zeros")
+        if single_or_pair(self, p, "pad") != (0, 0):
+            raise self.error("a pad", expected="no padding: the original has none")
+        both = p.has("unpool_h") and p.has("unpool_w")
+        if p.has("unpool_size") == both or p.has("unpool_h") != p.has("unpool_w"):
+            raise self.error("the size of the output is not given once", expected="unpool_size, or unpool_h and unpool_w")
+        self.size = (p.unpool_h, p.unpool_w) if both else (p.unpool_size,) * 2
+        if self.n_bottoms == 2 and self.method != "MAX":
+            raise self.error(f"switches for unpool: {self.method}", expected="one bottom, or unpool: MAX")
+
+    def reshape(self, x: Shape, switches: Shape | None = None) -> list[Shape]:
+        if len(x) != 4 or (switches is not None and switches != x):
+            raise self.shape_error(f"bottoms of shapes {x} and {switches}", expected="equal shapes of 4 axes")
+        return [(*x[:2], *self.size)]
+
+    def forward(self, x: Tensor, switches: Tensor | None = None) -> Tensor:
+        if self.method != "MAX":
+            return self._spread(x)
+        if switches is None:
+            rows, columns = (
+                (torch.arange(n, device=x.device) * s).clamp(max=m - 1)
+                for n, s, m in zip(x.shape[2:], self.stride, self.size, strict=True)
+            )
+            index = (rows[:, None] * self.size[1] + columns).expand_as(x)
+            unique = all((n - 1) * s < m for n, s, m in zip(x.shape[2:], self.stride, self.size, strict=True))
+        else:
+            index = switches.to(torch.int64)
+            unique = all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
+        try:
+            return _Place.apply(x, index.flatten(2), self.size, unique)
+        except RuntimeError as e:
+            if "out of bounds" not in str(e):
+                raise
+            raise self.shape_error(
+                "a switch outside the output", expected=f"0 to {self.size[0] * self.size[1] - 1}, the output's pixels"
+            ) from e
+
+    def _spread(self, x: Tensor) -> Tensor:
+        extents = []
+        for n, k, s, m in zip(x.shape[2:], self.kernel, self.stride, self.size, strict=True):
+            start = torch.arange(n, device=x.device) * s
+            extents.append((torch.clamp(start + k, max=m) - start).clamp(min=1))
+        area = (extents[0][:, None] * extents[1]).to(x.dtype)
+        x = x / area if self.method == "AVE" else _DividedGradient.apply(x, area)
+        ones = x.new_ones((x.shape[1], 1, *self.kernel))
+        y = F.conv_transpose2d(x, ones, stride=self.stride, groups=x.shape[1])
+        return F.pad(y, (0, self.size[1] - y.shape[3], 0, self.size[0] - y.shape[2]))
+
+    def coord_map(self) -> CoordMap:
+        return filter_map(self.kernel, self.stride, (0, 0))

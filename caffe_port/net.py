@@ -1,0 +1,277 @@
+"""Net: a definition as an ``nn.Module``.
+
+``Net`` builds the layers of a definition, fills or loads their parameters, and runs them on tensors. What pycaffe adds (blobs,
+diffs, a backward pass of its own) is in ``caffe_port.pycaffe``.
+
+Source: net.cpp (both programs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port import fast, layers, random
+from caffe_port.dialect import Dialect
+from caffe_port.errors import CaffeError, DefinitionError
+from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
+from caffe_port.layers.base import Layer, Shape
+from caffe_port.layers.geometry import compose, identity_map, inverse
+from caffe_port.loading import Account, load
+from caffe_port.schema import Definition, read_net
+
+__all__ = ["Net"]
+
+
+class Net(nn.Module):
+    """A net on tensors.
+
+    ``net(data=x)`` gives a dict from each output blob's name to its tensor; with gradients enabled it is differentiable
+    like any module, without them it takes a faster way to the same numbers (:mod:`caffe_port.fast`).
+
+    Args:
+        source: a prototxt (path or text), a NetParameter, or a Definition.
+        weights: a file or several to load, in order, as ``caffe train --weights a,b`` does.
+        phase: "TRAIN" or "TEST".
+        dialect: "bvlc", "noh", or None to tell from the definition.
+        level, stages: the state that ``include`` and ``exclude`` rules ask for.
+        proto: a fork's own caffe.proto whose fields are to be known too.
+
+    Raises:
+        CaffeError: any fault of the definition or the weights, see :mod:`caffe_port.errors`.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Definition | Any,
+        weights: str | Path | Iterable[str | Path] | None = None,
+        phase: str = "TEST",
+        *,
+        dialect: str | Dialect | None = None,
+        level: int = 0,
+        stages: Iterable[str] = (),
+        proto: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(source, Definition):
+            source = read_net(source, phase=phase, level=level, stages=tuple(stages), dialect=dialect, proto=proto)
+        self.definition = source
+        self.dialect, self.phase = source.dialect, phase
+        self.graph = connect(source, {t for t, cls in layers.REGISTRY.items() if cls.loss})
+        self.nodes: list[tuple[Node, Layer]] = []
+        self.ignored: list[str] = []
+        """Parameter blocks of other layer types, which Caffe ignores and so do we."""
+        self.shapes: dict[str, Shape] = {}
+        for node in self.graph.nodes:
+            self._build(node)
+        self._share()
+        self.loss_weights = {
+            top: weight for node, layer in self.nodes for top, weight in zip(node.tops, self._weights(node, layer), strict=True)
+        }
+        facts = [Facts(self._learns(n, lay), self._weights(n, lay), lay.labels) for n, lay in self.nodes]
+        self.needs = needs_backward(self.graph, facts, force=source.net.force_backward)
+        for (_, layer), needed in zip(self.nodes, self.needs.params, strict=True):
+            for blob, need in zip(layer.caffe_blobs, needed, strict=True):
+                if isinstance(blob, nn.Parameter):
+                    blob.requires_grad_(need)
+        self.train(phase == "TRAIN")
+        self._plan: fast.Plan | None = None
+        self._shaped_for: dict[str, Shape] | None = None
+        files = [] if weights is None else [weights] if isinstance(weights, (str, Path)) else list(weights)
+        self.accounts = [self.load(f, fill=i == 0) for i, f in enumerate(files)]
+        if not files:
+            self._fill(self.nodes)
+
+    # -- building --------------------------------------------------------------------------------------------------------
+
+    def _build(self, node: Node) -> None:
+        layer = layers.create(node.message, self.dialect, node.where)
+        if self.dialect.name not in layer.dialects:
+            raise DefinitionError(
+                f"{node.where}: layer {node.name}",
+                f"type {node.type}, which {self.dialect.name} does not have",
+                remedy=f"--dialect {layer.dialects[0]}",
+            )
+        bottoms = [self.shapes[b] for b in node.bottoms]
+        layer.setup(*bottoms)
+        self.ignored += [f"{node.where}: {path} of layer {node.name} ({node.type})" for path in layer.check_fields()]
+        if getattr(layer, "aligns", False):
+            layer.align(self._alignment(node))
+        self.nodes.append((node, layer))
+        self._set_shapes(node, layer)
+        self._modules[node.key] = layer
+
+    def _set_shapes(self, node: Node, layer: Layer) -> None:
+        shapes = layer.reshape(*(self.shapes[b] for b in node.bottoms))
+        for top, shape in zip(node.tops, shapes, strict=True):
+            self.shapes[top] = self._blob_shape(shape)
+
+    def _blob_shape(self, shape: Shape) -> Shape:
+        """The blob's shape: always four axes in noh, where what is missing follows (blob.hpp)."""
+        return (*shape, *(1,) * (4 - len(shape))) if self.dialect.legacy_shapes else tuple(shape)
+
+    def _alignment(self, node: Node) -> tuple[int, int]:
+        """Where in its first bottom a Crop of noh starts: both bottoms' ways from the blob they come from."""
+        maps = []
+        for path in path_between(self.graph, node):
+            m = identity_map()
+            for other in path:
+                layer = self.nodes[other.index][1]
+                if not hasattr(layer, "coord_map"):
+                    raise DefinitionError(
+                        f"{node.where}: layer {node.name}", f"layer {other.name} ({other.type}) on its way has no alignment"
+                    )
+                m = compose(m, layer.coord_map())
+            maps.append(m)
+        crop = compose(maps[1], inverse(maps[0]))
+        if any(scale != 1 or shift > 0 or shift.denominator != 1 for scale, shift in crop):
+            raise DefinitionError(
+                f"{node.where}: layer {node.name}",
+                f"its bottoms lie over one another as {[(float(a), float(b)) for a, b in crop]}",
+                expected="scale 1 and whole offsets, not negative",
+            )
+        return int(-crop[0][1]), int(-crop[1][1])
+
+    def _weights(self, node: Node, layer: Layer) -> list[float]:
+        given = list(node.message.loss_weight)
+        n = len(node.tops)
+        if given and len(given) != n:
+            raise layer.error(f"{len(given)} loss_weight for {n} tops", expected="none, or one for each top")
+        return given or [float(layer.loss and i == 0) for i in range(n)]
+
+    def _learns(self, node: Node, layer: Layer) -> list[bool]:
+        specs = node.message.param
+        if len(specs) > len(layer.blob_names):
+            raise layer.error(f"{len(specs)} param for {len(layer.blob_names)} blobs", expected="no more than blobs")
+        return [
+            isinstance(blob, nn.Parameter) and (specs[i].lr_mult != 0 if i < len(specs) else True)
+            for i, blob in enumerate(layer.caffe_blobs)
+        ]
+
+    def _share(self) -> None:
+        """Make parameters of one name one tensor (net.cpp, AppendParam)."""
+        owners: dict[str, tuple[Layer, str]] = {}
+        for node, layer in self.nodes:
+            for spec, blob in zip(node.message.param, layer.blob_names, strict=False):
+                if not spec.name:
+                    continue
+                if spec.name not in owners:
+                    owners[spec.name] = layer, blob
+                    continue
+                owner, theirs = owners[spec.name]
+                mine, first = getattr(layer, blob), getattr(owner, theirs)
+                permissive = spec.share_mode == spec.PERMISSIVE
+                if mine.shape != first.shape and not (permissive and mine.numel() == first.numel()):
+                    raise layer.shape_error(
+                        f"{blob} of shape {tuple(mine.shape)} shared as {spec.name!r}",
+                        expected=f"the shape of {owner.name}'s {theirs}, {tuple(first.shape)}",
+                        remedy="share_mode: PERMISSIVE asks for equal counts only",
+                    )
+                layer.share(blob, first)
+
+    def _fill(self, nodes: Iterable[tuple[Node, Layer]]) -> None:
+        """Draw every parameter from its filler, in the order of the layers."""
+        for _, layer in nodes:
+            self._fill_blobs(layer, layer.fillers)
+
+    def _fill_blobs(self, layer: Layer, names: Iterable[str]) -> None:
+        for name in names:
+            blob = getattr(layer, name)
+            filler = layer.fillers[name]
+            if filler is None:
+                blob.data.zero_()
+            else:
+                shape = legacy(blob.shape) if self.dialect.legacy_shapes else tuple(blob.shape)
+                blob.data.copy_(torch.from_numpy(random.fill(filler, shape, random.default_stream())).view(blob.shape))
+
+    # -- weights ---------------------------------------------------------------------------------------------------------
+
+    def load(self, path: str | Path, *, fill: bool = False, strict: bool = False, ignore_mismatched: bool = False) -> Account:
+        """Load weights by layer name, of any format that ``caffe_port.formats`` reads.
+
+        Args:
+            fill: draw what the file lacks from its filler (a net just built).
+            strict: refuse a file that lacks layers, or has layers that the net lacks.
+            ignore_mismatched: skip blobs of other shapes instead of refusing the file.
+
+        Returns:
+            What was copied, what the file lacks, what the net lacks, what does not fit.
+
+        Raises:
+            WeightsError: what Caffe refuses, too: another number of blobs, or other shapes.
+        """
+        account = load(self, path, strict=strict, ignore_mismatched=ignore_mismatched, adopt=fill)
+        if fill:
+            for _, layer in self.nodes:
+                self._fill_blobs(layer, [n for n in layer.fillers if f"{layer.name}.{n}" not in account.copied])
+        return account
+
+    # -- running ---------------------------------------------------------------------------------------------------------
+
+    def reshape_for(self, inputs: Mapping[str, Shape]) -> None:
+        """Work out every blob's shape for these input shapes; layers refuse what cannot be."""
+        if self._shaped_for == inputs:
+            return
+        for node, layer in self.nodes:
+            if node.type == "Input":
+                self.shapes.update((t, tuple(inputs[t])) for t in node.tops if t in inputs)
+            else:
+                self._set_shapes(node, layer)
+        self._shaped_for = dict(inputs)
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Run on tensors.
+
+        Args:
+            inputs: a tensor for each input blob, (num, channels, height, width).
+
+        Returns:
+            Every output blob's tensor by name.
+
+        Raises:
+            CaffeError: an input is missing or unknown. ShapeError: a shape that cannot be.
+        """
+        wanted = set(self.graph.inputs)
+        if set(inputs) != wanted:
+            raise CaffeError(
+                f"net {self.definition.net.name or self.definition.path}",
+                f"inputs {', '.join(inputs) or 'none'}",
+                expected=", ".join(self.graph.inputs) or "no inputs",
+            )
+        self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
+        if not torch.is_grad_enabled() and not self.training:
+            return self.plan.run(inputs, keep=self.graph.outputs)
+        blobs = dict(inputs)
+        for node, layer in self.nodes:
+            if node.type != "Input":
+                self.run_layer(node, layer, blobs)
+        return {name: blobs[name] for name in self.graph.outputs}
+
+    def run_layer(self, node: Node, layer: Layer, blobs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run one layer from and into ``blobs``; returns its tops."""
+        tops = layer(*(blobs[b] for b in node.bottoms))
+        tops = tops if isinstance(tops, tuple) else (tops,)
+        if self.dialect.legacy_shapes:
+            tops = tuple(t if t.dim() == 4 else t.view(self._blob_shape(tuple(t.shape))) for t in tops)
+        blobs.update(zip(node.tops, tops, strict=True))
+        return tops
+
+    @property
+    def plan(self) -> fast.Plan:
+        """The way that forward takes when nobody asks for gradients."""
+        if self._plan is None:
+            self._plan = fast.Plan(self)
+        return self._plan
+
+    def extra_repr(self) -> str:
+        return f"{self.definition.net.name}, dialect={self.dialect.name}, phase={self.phase}"
+
+
+def legacy(shape: Iterable[int]) -> Shape:
+    """A parameter's four-axis shape: ones in front (blob.hpp)."""
+    shape = tuple(shape)
+    return (*(1,) * (4 - len(shape)), *shape)

@@ -1,0 +1,7 @@
+"""Where the numbers of real Caffe lie."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GLOG_minloglevel", "1")  # accounts of loaded weights are tested, not printed

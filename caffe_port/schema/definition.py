@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,30 +87,31 @@ def read_net(
     schema = load_proto(proto) if proto else SCHEMA
     for plugin in plugins:
         load_plugin(plugin)
-    net, path, lines = _read(source, schema.NetParameter)
-
-    def place(i: int, kind: str = "layers" if net.layers else "layer") -> str:
-        return _place(path, _line(lines, kind, i))
-
-    found, reason = detect_dialect(net, place, schema.displaced)
+    read = _read(source, schema.NetParameter)
+    found, reason = detect_dialect(read.message, read.where, schema.displaced)
     if dialect is not None:
-        found, reason = dialect_of(dialect), "it was asked for"
-    upgraded = upgrade_net(net, place)
-    kind = "layer" if upgraded.generation == 2 else "layers"
-    numbers = [_line(lines, kind, i) if i >= 0 else _line(lines, "input", 0) for i in upgraded.origins]
+        found, reason = dialect_of(dialect), "asked for"
 
-    set_state(upgraded.net, _PHASES[phase], level, stages)
-    kept = filter_net(upgraded.net, lambda i: _place(path, numbers[i]))
-    numbers = [numbers[i] for i in kept]
-    split, origins = insert_splits(upgraded.net, lambda i: _place(path, numbers[i]))
+    upgraded = upgrade_net(read.message, read.where)
+    net, lines = upgraded.net, [read.line(i) for i in upgraded.origins]
+    set_state(net, _PHASES[phase], level, stages)
+    absent = {blob: f"give input {blob} an input_shape" for blob in read.message.input}
+    layers = [
+        (_describe(read.path, line, layer), list(layer.top)) for line, layer in zip(lines, net.layer, strict=True)
+    ]
+    kept = filter_net(net, lambda i: layers[i][0])
+    for i in set(range(len(layers))).difference(kept):
+        place, tops = layers[i]
+        absent.update(dict.fromkeys(tops, f"it is made in another phase, level or stage ({place})"))
+    net, origins = insert_splits(net, lambda i: layers[kept[i]][0], absent)
     return Definition(
-        net=split,
+        net=net,
         dialect=found,
         dialect_reason=reason,
-        path=path,
-        lines=tuple(numbers[i] if i >= 0 else 0 for i in origins),
+        path=read.path,
+        lines=tuple(lines[kept[i]] if i >= 0 else 0 for i in origins),
         generation=upgraded.generation,
-        phase="TRAIN" if split.state.phase == TRAIN else "TEST",
+        phase="TRAIN" if net.state.phase == TRAIN else "TEST",
         synthetic=tuple(k for k, i in enumerate(origins) if i >= 0 and upgraded.origins[kept[i]] < 0),
         inserted=tuple(k for k, i in enumerate(origins) if i < 0),
     )
@@ -124,37 +126,61 @@ def read_solver(source: str | Path | Message, *, proto: str | Path | None = None
         CaffeError: the file cannot be read, or the definition is wrong.
     """
     schema = load_proto(proto) if proto else SCHEMA
-    solver, path, lines = _read(source, schema.SolverParameter)
-    upgrade_solver(solver, _place(path, _line(lines, "solver_type", 0)))
-    if not path.startswith("<"):
+    read = _read(source, schema.SolverParameter)
+    solver = read.message
+    upgrade_solver(solver, read.path)
+    if isinstance(read.file, Path):
         if not solver.HasField("snapshot_prefix"):
-            solver.snapshot_prefix = str(Path(path).with_suffix(""))
+            solver.snapshot_prefix = str(read.file.with_suffix(""))
         elif Path(solver.snapshot_prefix).is_dir():
-            solver.snapshot_prefix = str(Path(solver.snapshot_prefix) / Path(path).stem)
+            solver.snapshot_prefix = str(Path(solver.snapshot_prefix) / read.file.stem)
     return solver
 
 
-def _read(source: str | Path | Message, message_class: Any) -> tuple[Any, str, dict[str, list[int]]]:
-    """A message of its own, the name of its file and the lines of its fields."""
+@dataclass(frozen=True)
+class _Source:
+    """A message of its own, what it came from, and the lines of its top-level fields."""
+
+    message: Any
+    path: str
+    lines: dict[str, list[int]]
+    file: Path | None = None
+
+    def line(self, i: int) -> int:
+        """The line of the i-th layer, or of the inputs for -1; 0 if unknown."""
+        field = "input" if i < 0 else "layers" if self.message.layers else "layer"
+        lines = self.lines.get(field, [])
+        return lines[max(i, 0)] if max(i, 0) < len(lines) else 0
+
+    def where(self, i: int) -> str:
+        """The place of the i-th layer, or of the inputs for -1, for messages."""
+        if i < 0:
+            return _place(self.path, self.line(i))
+        return _describe(self.path, self.line(i), (self.message.layers or self.message.layer)[i])
+
+
+def _read(source: str | Path | Message, message_class: Any) -> _Source:
     if isinstance(source, Message):
         message = message_class()
         message.ParseFromString(source.SerializePartialToString())
-        return message, "<message>", {}
-    if isinstance(source, str) and _is_text(source):
-        text, path = source, "<text>"
-    else:
-        text, path = read_text(source), str(source)
-    return parse_text(text, message_class, path), path, field_lines(text)
+        return _Source(message, "<message>", {})
+    file = None if _is_text(source) else Path(source)
+    text, path = (str(source), "<text>") if file is None else (read_text(file), str(source))
+    return _Source(parse_text(text, message_class, path), path, field_lines(text), file)
 
 
-def _is_text(source: str) -> bool:
-    return any(mark in source for mark in "\n{:") and not ("\n" not in source and Path(source).exists())
-
-
-def _line(lines: dict[str, list[int]], field: str, i: int) -> int:
-    numbers = lines.get(field, ())
-    return numbers[i] if i < len(numbers) else 0
+def _is_text(source: str | Path) -> bool:
+    """Whether a string is prototxt rather than the name of a file."""
+    if isinstance(source, Path) or source.endswith(".prototxt"):
+        return False
+    return "\n" in source or (("{" in source or ":" in source) and not os.path.exists(source))  # noqa: PTH110
 
 
 def _place(path: str, line: int) -> str:
     return f"{path}:{line}" if line else path
+
+
+def _describe(path: str, line: int, layer: Any) -> str:
+    """The place and the name of a layer of any generation."""
+    name = layer.name or (layer.layer.name if hasattr(layer, "layer") else "")
+    return f"{_place(path, line)}: layer {name}" if name else f"{_place(path, line)}: a layer without a name"

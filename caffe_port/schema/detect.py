@@ -40,7 +40,7 @@ def detect_dialect(
     """
     for i, layer in enumerate(net.layers or net.layer):
         for evidence in _evidence(layer, displaced):
-            return NOH, f"{where(i)}: layer {layer.name} {evidence}, which only the noh fork has"
+            return NOH, f"{where(i)} {evidence}, which only the noh fork has"
     return BVLC, "the net holds nothing that only the noh fork has"
 
 

@@ -17,17 +17,16 @@ __all__ = ["load_proto"]
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _PRIVATE = 100_000
-"""Numbers from here on go to fields and values of ours whose number their file uses; no file of any Caffe holds them."""
+"""Added to the number of a field or value of ours whose number their file uses; no file of any Caffe holds such."""
 
 
 def load_proto(path: str | Path) -> Schema:
     """The messages of another Caffe's description together with ours.
 
-    Messages, fields and enum values that ours lack are added. Where a field or a value has another number or another type
-    in their file, theirs holds; where their number belongs to a name of ours, ours keeps its name and leaves the number.
-    Where only the label or the default differs, ours stays: the layers here depend on it.
-    A fork older than 2015 calls ``LayerParameter`` what is ``V1LayerParameter`` since: messages are matched by the part that
-    they play in ``NetParameter``.
+    Messages, fields and enum values that ours lack are added. Where a field or a value has another number or type in
+    their file, theirs holds; where their number belongs to a name of ours, ours keeps its name and leaves the number.
+    Where only the label or the default differs, ours stays: the layers here depend on it. Forks older than 2015 call
+    ``LayerParameter`` what is ``V1LayerParameter`` since: messages are matched by the part they play in a net.
 
     Raises:
         FileError: the file cannot be read.

@@ -1,8 +1,8 @@
 """A small parser of proto2 files: ``.proto`` text to a resolved ``FileDescriptorProto``.
 
-It makes messages without protoc and without generated modules, from our own ``caffe.proto`` and from the ``caffe.proto``
-of a user's fork. It reads what describes messages (messages, enums, fields with defaults and packing, oneofs) and passes
-over what does not (options, reserved and extension ranges, services, imports).
+It makes messages without protoc and without generated modules, from our own ``caffe.proto`` and from that of a user's
+fork. It reads what describes messages (messages, enums, fields with defaults and packing, oneofs) and passes over what
+does not (options, reserved and extension ranges, services, imports).
 """
 
 from __future__ import annotations

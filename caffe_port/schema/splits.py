@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from caffe_port.errors import DefinitionError, nearest
@@ -24,7 +24,9 @@ def split_blob_name(layer: str, blob: str, top: int, split: int) -> str:
     return f"{split_layer_name(layer, blob, top)}_{split}"
 
 
-def insert_splits(net: Any, where: Callable[[int], str] = "layer {}".format) -> tuple[Any, tuple[int, ...]]:
+def insert_splits(
+    net: Any, where: Callable[[int], str] = "layer {}".format, absent: Mapping[str, str] | None = None
+) -> tuple[Any, tuple[int, ...]]:
     """A net in which every blob has one reader at most.
 
     A loss weight counts as a reader, the first one; it moves to the Split layer.
@@ -32,6 +34,7 @@ def insert_splits(net: Any, where: Callable[[int], str] = "layer {}".format) -> 
     Args:
         net: a V2 NetParameter; unchanged.
         where: the place of the i-th layer, for messages.
+        absent: why a blob of the source is not there, for messages.
 
     Returns:
         The net, and for each of its layers the index it had; -1 for a Split layer.
@@ -39,7 +42,7 @@ def insert_splits(net: Any, where: Callable[[int], str] = "layer {}".format) -> 
     Raises:
         DefinitionError: a bottom that no layer before makes.
     """
-    sources, readers, weights = _readers(net, where)
+    sources, readers, weights = _readers(net, where, absent or {})
     result, origins = type(net)(), []
     result.CopyFrom(net)
     result.ClearField("layer")
@@ -68,7 +71,7 @@ def insert_splits(net: Any, where: Callable[[int], str] = "layer {}".format) -> 
 
 
 def _readers(
-    net: Any, where: Callable[[int], str]
+    net: Any, where: Callable[[int], str], absent: Mapping[str, str]
 ) -> tuple[dict[tuple[int, int], _Top], Counter[_Top], dict[_Top, float]]:
     """Where each bottom (layer, index) comes from, how many readers each top has, and its loss weight."""
     makers: dict[str, _Top] = {}
@@ -78,29 +81,26 @@ def _readers(
     for i, layer in enumerate(net.layer):
         for j, blob in enumerate(layer.bottom):
             if blob not in makers:
-                raise _unknown_bottom(net, i, blob, makers, where)
+                raise DefinitionError(
+                    where(i),
+                    f"bottom {blob!r}, which no layer before makes",
+                    remedy=absent.get(blob) or _find(blob, net, makers, where),
+                )
             sources[i, j] = makers[blob]
             readers[makers[blob]] += 1
         makers.update((blob, (i, j)) for j, blob in enumerate(layer.top))
-        for blob, weight in zip(layer.top, layer.loss_weight):
+        for blob, weight in zip(layer.top, layer.loss_weight, strict=False):
             weights[makers[blob]] = weight
             readers[makers[blob]] += weight != 0
     return sources, readers, weights
 
 
-def _unknown_bottom(
-    net: Any, i: int, blob: str, makers: dict[str, _Top], where: Callable[[int], str]
-) -> DefinitionError:
-    later = next((k for k in range(i, len(net.layer)) if blob in net.layer[k].top), None)
+def _find(blob: str, net: Any, makers: dict[str, _Top], where: Callable[[int], str]) -> str:
+    """Where a blob could be that no layer makes before it is read."""
+    for i, layer in enumerate(net.layer):
+        if blob in layer.top:
+            return f"it is made too late ({where(i)})"
     near = nearest(blob, makers)
-    if later is not None:
-        remedy = f"layer {net.layer[later].name} ({where(later)}) makes it, and has to stand before"
-    elif near:
-        remedy = f"did you mean {near}?"
-    else:
-        remedy = (
-            f"the blobs made before it are {', '.join(list(makers)[-6:])}" if makers else "no layer before makes a blob"
-        )
-    return DefinitionError(
-        f"{where(i)}: layer {net.layer[i].name}", f"bottom {blob!r}, which no layer before makes", remedy=remedy
-    )
+    if near:
+        return f"did you mean {near}?"
+    return f"made before it: {', '.join([*makers][-6:])}" if makers else "no layer before it makes a blob"

@@ -13,7 +13,7 @@ __all__ = ["filter_net", "meets", "set_state"]
 def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) -> None:
     """Give ``net`` the state that Caffe's Net constructor does: phase and level replaced, stages added.
 
-    Without a phase the net's own state stands (TEST where it says nothing), but for a level other than 0 and the stages.
+    Without a phase the net's own state stands (TEST where it says nothing), plus the stages and a level other than 0.
     """
     if phase is not None:
         net.state.phase = phase
@@ -46,20 +46,17 @@ def filter_net(net: Any, where: Callable[[int], str]) -> tuple[int, ...]:
     Raises:
         DefinitionError: a layer has include rules and exclude rules.
     """
-    kept = [i for i in range(len(net.layer)) if _included(net.layer[i], net.state, lambda i=i: where(i))]
-    for i in sorted(set(range(len(net.layer))).difference(kept), reverse=True):
-        del net.layer[i]
+    kept = []
+    for i, layer in enumerate(net.layer):
+        if layer.include and layer.exclude:
+            raise DefinitionError(where(i), "include and exclude rules", expected="only one kind", remedy="remove one")
+        if layer.include:
+            included = any(meets(net.state, rule) for rule in layer.include)
+        else:
+            included = not any(meets(net.state, rule) for rule in layer.exclude)
+        if included:
+            kept.append(i)
+    for i in reversed(range(len(net.layer))):
+        if i not in kept:
+            del net.layer[i]
     return tuple(kept)
-
-
-def _included(layer: Any, state: Any, where: Callable[[], str]) -> bool:
-    if layer.include and layer.exclude:
-        raise DefinitionError(
-            f"{where()}: layer {layer.name}",
-            "include and exclude rules",
-            expected="only one kind",
-            remedy="remove one kind",
-        )
-    if layer.include:
-        return any(meets(state, rule) for rule in layer.include)
-    return not any(meets(state, rule) for rule in layer.exclude)

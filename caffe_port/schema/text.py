@@ -1,4 +1,4 @@
-"""Prototxt in and out. Protobuf parses; this room finds the lines of layers and makes errors that a reader can act on."""
+"""Prototxt in and out: protobuf parses, and what it complains about becomes an error that a reader can act on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def read_text(path: str | Path) -> str:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise FileError(str(path), "no such file") from None
+        near = nearest(Path(path).name, (p.name for p in Path(path).parent.glob("*.prototxt")))
+        raise FileError(str(path), "no such file", remedy=f"did you mean {near}?" if near else "") from None
     except OSError as error:
         raise FileError(str(path), f"cannot be read ({error.strerror})") from None
     head = data[:512].lstrip().lower()
@@ -64,7 +65,7 @@ def parse_text(text: str, message_class: Any, path: str) -> Any:
         path: the file's name for messages.
 
     Raises:
-        DefinitionError: a syntax error, an unknown field or value, a field twice, a missing field; with file:line:column.
+        DefinitionError: a syntax error, an unknown field or value, a field twice, or a required field missing.
     """
     message = message_class()
     try:
@@ -72,7 +73,7 @@ def parse_text(text: str, message_class: Any, path: str) -> Any:
     except text_format.ParseError as error:
         raise _explain(error, text, message_class.DESCRIPTOR, path) from None
     if not message.IsInitialized():
-        raise DefinitionError(path, f"no {message.FindInitializationErrors()[0]}, which is required")
+        raise DefinitionError(path, f"no {message.FindInitializationErrors()[0]}, which is required", remedy="set it")
     return message
 
 
@@ -112,12 +113,10 @@ def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> 
         return _unknown_value(where, root, *match.groups())
     if match := _TWICE.search(plain):
         return DefinitionError(where, f"{match[1]} a second time", expected="it once", remedy="remove one")
-    word = re.match(r"\w*", row[column - 1 :])
-    if word and word[0] in V1_TO_V2:
-        return DefinitionError(
-            where, word[0], expected=f'"{V1_TO_V2[word[0]]}"', remedy="the type of a layer {} is a string"
-        )
-    return DefinitionError(where, plain[:1].lower() + plain[1:])
+    if match := re.search(r"Expected string but found: '(\w+)'", plain):
+        string = V1_TO_V2.get(match[1], match[1])
+        return DefinitionError(where, match[1], expected=f'"{string}"', remedy="put the string in quotes")
+    return DefinitionError(where, plain[:1].lower() + plain[1:], remedy=f"in: {row.strip()[:60]}")
 
 
 def _unknown_field(where: str, root: Any, message_name: str, field: str) -> DefinitionError:
@@ -129,13 +128,11 @@ def _unknown_field(where: str, root: Any, message_name: str, field: str) -> Defi
         for other in ("NetParameter", "SolverParameter"):
             if other != message.name and field in root.file.message_types_by_name[other].fields_by_name:
                 return DefinitionError(where, found, remedy=f"the file looks like a {other[:-9].lower()}'s definition")
-    if near:
-        remedy = f"did you mean {near}? Otherwise: "
-    elif inside:
-        remedy = f"it belongs inside {', '.join(inside[:3])}; otherwise: "
-    else:
-        remedy = ""
-    return DefinitionError(where, found, remedy=remedy + _ANOTHER_CAFFE.format(type="TheirType"))
+    if inside:
+        found += f" (it belongs inside {', '.join(inside[:3])})"
+    elif near:
+        found += f" (near: {near})"
+    return DefinitionError(where, found, remedy=_ANOTHER_CAFFE.format(type="TheirType"))
 
 
 def _unknown_value(where: str, root: Any, enum_name: str, value: str) -> DefinitionError:
@@ -149,7 +146,8 @@ def _unknown_value(where: str, root: Any, enum_name: str, value: str) -> Definit
             where, value, expected=V2_TO_V1[bare], remedy="layers {} takes a bare name, layer {} a string"
         )
     near = nearest(value, enum.values_by_name)
-    remedy = f"did you mean {near}? Otherwise: " if near else ""
     return DefinitionError(
-        where, f"unknown layer type {value}", remedy=remedy + _ANOTHER_CAFFE.format(type=v2_type(bare))
+        where,
+        f"unknown layer type {value}" + (f" (near: {near})" if near else ""),
+        remedy=_ANOTHER_CAFFE.format(type=v2_type(bare)),
     )

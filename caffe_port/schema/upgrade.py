@@ -31,7 +31,7 @@ class Upgraded:
 
     Attributes:
         net: a NetParameter with ``layer``, without ``layers`` and ``input``.
-        origins: for each layer its index among the layers of the source; -1 for the Input layer made of ``input`` fields.
+        origins: for each layer its index among the layers of the source; -1 for the Input layer of ``input`` fields.
         generation: the source's: 0, 1 or 2.
     """
 
@@ -52,7 +52,7 @@ def upgrade_net(net: Any, where: Callable[[int], str] = "layer {}".format) -> Up
 
     Args:
         net: a NetParameter; unchanged.
-        where: the place of the source's i-th layer, for messages.
+        where: the place of the source's i-th layer, for messages; of its inputs for -1.
 
     Raises:
         DefinitionError: generations are mixed, a V0 net is wrong, or inputs lack shapes.
@@ -74,7 +74,7 @@ def upgrade_net(net: Any, where: Callable[[int], str] = "layer {}".format) -> Up
         if field.name not in ("layer", "layers", "input", "input_dim", "input_shape"):
             _copy(result, field, value)
     if net.input and (net.input_shape or net.input_dim):
-        _make_input(net, result.layer.add())
+        _make_input(net, result.layer.add(), where(-1))
         origins = [-1, *origins]
     result.layer.MergeFrom(net.layer)
     for layer in net.layers:
@@ -101,7 +101,7 @@ def upgrade_solver(solver: Any, where: str) -> None:
 
 
 def _upgrade_layer(old: Any, new: Any) -> None:
-    """V1 to V2 (UpgradeV1LayerParameter), with the transformation fields of data layers (UpgradeNetDataTransformation)."""
+    """V1 to V2 (UpgradeV1LayerParameter), data layers' transformations included (UpgradeNetDataTransformation)."""
     v1_type = old.LayerType.Name(old.type)
     for field, value in old.ListFields():
         if field.name == "type":
@@ -121,7 +121,7 @@ def _upgrade_layer(old: Any, new: Any) -> None:
                 block.ClearField(name)
 
 
-def _make_input(net: Any, layer: Any) -> None:
+def _make_input(net: Any, layer: Any, where: str) -> None:
     """Make the Input layer of a net's ``input`` fields (UpgradeNetInput).
 
     Inputs without any shape, as weight files have them, never come here: they are dropped.
@@ -129,7 +129,7 @@ def _make_input(net: Any, layer: Any) -> None:
     field, each = ("input_shape", 1) if net.input_shape else ("input_dim", 4)
     given = len(getattr(net, field))
     if given < each * len(net.input):
-        raise DefinitionError("input", f"{given} {field} for {len(net.input)} inputs", expected=f"{each} for each")
+        raise DefinitionError(where, f"{given} {field} for {len(net.input)} inputs", expected=f"{each} for each")
     layer.name, layer.type = "input", "Input"
     layer.top.extend(net.input)
     for i in range(len(net.input)):

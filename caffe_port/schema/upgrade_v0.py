@@ -1,4 +1,4 @@
-"""Generation 0 to generation 1 (upgrade_proto.cpp, UpgradeV0Net): padding layers go, flat parameters move into blocks."""
+"""Generation 0 to 1 (upgrade_proto.cpp, UpgradeV0Net): padding layers go, flat parameters move into blocks."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def upgrade_v0(net: Any, where: Callable[[int], str]) -> tuple[Any, list[int]]:
         The net, and for each of its ``layers`` the index it had.
 
     Raises:
-        DefinitionError: an unknown type, layers of another generation among the V0 ones, or a padding layer whose top is
-            not just the bottom of a convolution or a pooling.
+        DefinitionError: an unknown type, layers of another generation among the V0 ones, or a padding layer whose
+            reader is not a convolution or a pooling of one bottom.
     """
     for i, outer in enumerate(net.layers):
         for field, _ in outer.ListFields():
@@ -106,24 +106,23 @@ def _without_padding(net: Any, where: Callable[[int], str]) -> list[tuple[int, A
     for i, original in enumerate(net.layers):
         outer = type(original)()
         outer.CopyFrom(original)
-        name = f"{where(i)}: layer {outer.layer.name}"
         for j, blob in enumerate(original.bottom):
             if blob not in makers:
                 near = nearest(blob, makers)
                 raise DefinitionError(
-                    name,
-                    f"unknown bottom {blob!r}",
-                    remedy=f"did you mean {near}?" if near else "no layer before makes it",
+                    where(i),
+                    f"bottom {blob!r}, which no layer before makes",
+                    remedy=f"did you mean {near}?" if near else "",
                 )
             maker = makers[blob]
             if maker is None or maker.layer.type != "padding":
                 continue
             if outer.layer.type not in ("conv", "pool"):
                 raise DefinitionError(
-                    name, f"a padding layer's top as the bottom of type {outer.layer.type!r}", expected="conv or pool"
+                    where(i), f"a padding layer's top read by type {outer.layer.type!r}", expected="conv or pool"
                 )
             if len(outer.bottom) != 1 or len(maker.bottom) != 1 or len(maker.top) != 1:
-                raise DefinitionError(name, "several bottoms or tops at a padding layer", expected="one")
+                raise DefinitionError(where(i), "several bottoms or tops at a padding layer", expected="one")
             outer.layer.pad = maker.layer.pad
             outer.bottom[j] = maker.bottom[0]
         makers.update(dict.fromkeys(original.top, original))
@@ -137,7 +136,7 @@ def _upgrade_layer(outer: Any, result: Any, where: str) -> None:
     if old.type not in V0_TO_V1:
         near = nearest(old.type, V0_TO_V1)
         raise DefinitionError(
-            f"{where}: layer {old.name}",
+            where,
             f"unknown layer type {old.type!r} of generation 0",
             remedy=f"did you mean {near}?" if near else "",
         )
@@ -157,7 +156,7 @@ def _upgrade_layer(outer: Any, result: Any, where: str) -> None:
             if block:
                 _set(getattr(result, block), name, value)
             else:
-                _log.warning("%s: layer %s: a %s layer has no %s; dropped", where, old.name, old.type, field.name)
+                _log.warning("%s: a layer of type %s has no %s; dropped", where, old.type, field.name)
 
 
 def _set(block: Any, name: str, value: Any) -> None:

@@ -123,8 +123,9 @@ def fill(
 
     Args:
         filler: a FillerParameter message.
-        shape: the blob's shape as its Caffe sees it. The fork's are (num, channels, height, width) always, an inner product's
-            weight (1, 1, outputs, inputs), so its xavier scales by the count of all weights.
+        shape: the blob's shape as its Caffe sees it. In the fork that is always (num, channels, height, width), and
+            (1, 1, outputs, inputs) for an inner product's weight, so that its xavier scales by the count of all
+            weights.
         stream: what to draw from. It takes exactly the words that Caffe takes.
         dtype: float32 or float64; Caffe's two precisions draw different numbers.
         legacy: ``shape`` is one of the fork's (``Dialect.legacy_shapes``).
@@ -145,7 +146,7 @@ def fill(
     if filler.sparse != -1 and (filler.type != "gaussian" or filler.sparse < -1):
         raise LayerError(place, f"sparse: {filler.sparse}", expected="sparse only in a gaussian filler, 0 or more")
     axes_matter = filler.type not in ("constant", "uniform", "gaussian") or filler.sparse >= 0
-    if 0 in shape or axes_matter and not shape:
+    if 0 in shape or (axes_matter and not shape):
         raise LayerError(place, f"shape {shape}", expected="a blob with numbers in it")
     job = _Job(filler, shape, stream, np.dtype(dtype).type, legacy, place)
     try:

@@ -1,7 +1,9 @@
-"""One Mersenne Twister and the distributions Caffe draws from it, equal to the last bit (math_functions.cpp, rng.hpp, boost 1.74).
+"""One Mersenne Twister and the distributions Caffe draws from it, equal to the last bit.
 
-Caffe makes a distribution anew for every call and boost's hold nothing back, so all there is to a stream is its position
-in the Mersenne Twister's output: 32-bit *words*. Every method takes exactly the words that Caffe takes.
+Caffe makes a distribution anew for every call and boost's hold nothing back, so all there is to a stream is its
+position in the Mersenne Twister's output of 32-bit *words*. Every method takes exactly the words that Caffe takes
+(math_functions.cpp, util/rng.hpp; boost 1.74: uniform_real_distribution, normal_distribution, bernoulli_distribution,
+uniform_int_distribution).
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Stream:
         self._next = 0
 
     def get_state(self) -> Array:
-        """The stream's position: a uint32 array of 624, the standard key of a Mersenne Twister about to give its first word.
+        """The stream's position: a uint32 array of 624, the key of a Mersenne Twister about to give its first word.
 
         Equal positions give equal states, however they were reached.
         """
@@ -59,7 +61,7 @@ class Stream:
         if state.shape != (_KEY,) or state.dtype != np.uint32:
             raise CaffeError("random state", f"{state.dtype} {state.shape}", expected=f"uint32 ({_KEY},)")
         self.seed(0)
-        self._source.set_state(("MT19937", state, 0))
+        self._source.set_state({"bit_generator": "MT19937", "state": {"key": state, "pos": 0}})
 
     def peek(self, count: int) -> Array:
         """The next ``count`` words, uint32, without taking them; valid until the next call."""
@@ -98,7 +100,8 @@ class Stream:
         high, factor = np.nextafter(high, largest), real(1)
         if high / 2 - low / 2 > largest / 2:
             low, high, factor = low / 2, high / 2, real(2)
-        result, done = np.empty(count, real), 0
+        result: Array = np.empty(count, real)
+        done = 0
         while done < count:
             taken = min(count - done, _BLOCK)
             block = ziggurat.unit(self.peek(taken), real)
@@ -123,7 +126,8 @@ class Stream:
         if not std > 0:
             raise CaffeError("gaussian", f"std {std}", expected="a standard deviation above 0")
         step = ziggurat.words_per_candidate(real)
-        result, done = np.empty(count, real), 0
+        result: Array = np.empty(count, real)
+        done = 0
         while done < count:
             wanted = min(count - done, _BLOCK // step)
             block, used = ziggurat.normals(self.peek(wanted * step + ziggurat.MARGIN), wanted, real)
@@ -137,7 +141,7 @@ class Stream:
         """``count`` booleans, true with probability ``p`` (caffe_rng_bernoulli); ``p`` of exactly 0 takes no words.
 
         Args:
-            dtype: the precision Caffe compares in. Dropout's is float64 in every net, the sparse gaussian filler's the net's.
+            dtype: the precision Caffe compares in: float64 for dropout, the net's own for the sparse gaussian filler.
 
         Raises:
             CaffeError: ``p`` lies outside [0, 1].
@@ -155,13 +159,14 @@ class Stream:
         return result
 
     def shuffle(self, items: MutableSequence[Any]) -> None:
-        """Shuffle ``items`` in place (caffe::shuffle: Fisher-Yates from the end, boost::uniform_int for the partner)."""
-        for last in range(len(items) - 1, 0, -1):
-            choices = last + 1
-            bucket = 2**32 // choices
-            while (partner := int(self.words(1)[0]) // bucket) >= choices:
-                pass
-            items[last], items[partner] = items[partner], items[last]
+        """Shuffle ``items`` in place (caffe::shuffle: Fisher-Yates from the end, partners by boost::uniform_int)."""
+        last = len(items) - 1
+        while last > 0:
+            for word in self.words(min(last, _BLOCK)).tolist():
+                partner = word // (2**32 // (last + 1))
+                if partner <= last:
+                    items[last], items[partner] = items[partner], items[last]
+                    last -= 1
 
 
 def _real(dtype: Any) -> type:

@@ -1,21 +1,23 @@
-"""Normal numbers by the ziggurat method, exactly as boost 1.74 draws them (boost/random/normal_distribution.hpp), many at once.
+"""Normal numbers by the ziggurat method, many at once, exactly as boost 1.74 draws them.
 
-A *candidate* is read at some word of the Mersenne Twister's output: eight bits choose a layer of the ziggurat (and the
-sign), the remaining 24 bits, in double precision followed by 29 of the next word, the place within it. In 98.8 % of cases
-that is all. Otherwise the candidate lies in a layer's *wedge* and reads one more word, to be accepted or rejected, or in
-the *tail* and reads as many as it needs. So where a candidate starts depends on all before it. The way out: nearly all
-words could only start a plain candidate. The few that could not are evaluated as if a candidate started at each of
-them; then it is known how many words each would take, and following these links from the block's first word tells which of
-them really are candidates. Everything between two of them is plain.
+A *candidate* is read at some word of the Mersenne Twister's output: eight bits choose a layer of the ziggurat and the
+sign, the other 24 (and in double precision 29 of the next word) the place within the layer. In 97.2 % of cases that
+is all. Otherwise the candidate lies in a layer's *wedge* and reads one more word, to be accepted or rejected, or in
+the *tail* and reads as many as it needs. So where a candidate starts depends on all before it.
 
-Every operation is in the precision of the result, in boost's order, so results are equal to the last bit.
+The way out: most words could only start a plain candidate. The few that may not, the *events*, are evaluated as if a
+candidate started at each. Then it is known where each would end, and following these links from the first word on tells
+which of them happen. Everything between two that happen is plain.
+
+Every operation is in the precision of the result and in boost's order (boost/random/normal_distribution.hpp,
+exponential_distribution.hpp, detail/int_float_pair.hpp), so results are equal to the last bit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,25 +27,27 @@ __all__ = ["MARGIN", "normals", "unit", "words_per_candidate"]
 Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
 
 MARGIN = 256
-"""Words that must follow a block: no candidate reads more (the chance that one would is below 1e-100)."""
+"""Words that must follow a block: no candidate reads that many (the chance that one would is below 1e-70)."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A ziggurat of n layers: the right ends ``x`` (falling, the last 0) and the heights ``y`` (rising to 1) of n + 1 lines."""
+    """A ziggurat of n layers between n + 1 lines: right ends ``x`` (falling to 0) and heights ``y`` (rising to 1).
+
+    From line k to the next one x falls by ``run[k]`` and y rises by ``rise[k]``.
+    """
 
     x: Array
     y: Array
+    run: Array
+    rise: Array
 
-    def cast(self, real: type) -> Layers:
-        return Layers(self.x.astype(real), self.y.astype(real))
 
-
-def _layers(count: int, base: str, edge: str, *, normal: bool) -> Layers:
+def _layers(count: int, base: str, edge: str, real: type, *, normal: bool) -> Layers:
     """Layers of equal area below exp(-x^2/2) or exp(-x).
 
-    ``edge`` is where the tail starts, ``base`` the width of a box of height f(edge) whose area equals all below the lowest line.
-    The two close the ziggurat; all else follows from them.
+    ``edge`` is where the tail starts, ``base`` how wide a layer of height f(edge) must be to have the area of all
+    that lies below that height, the tail included. All else follows from these two.
     """
     with localcontext() as context:
         context.prec = 40
@@ -53,21 +57,22 @@ def _layers(count: int, base: str, edge: str, *, normal: bool) -> Layers:
         for k in range(1, count - 1):
             y.append(y[k] + area / x[k])
             x.append((-2 * y[-1].ln()).sqrt() if normal else -y[-1].ln())
-        return Layers(np.array([*map(float, x), 0.0]), np.array([*map(float, y), 1.0]))
+    lines = np.array([*map(float, x), 0.0]), np.array([*map(float, y), 1.0])
+    return Layers(*(a.astype(real) for a in (*lines, -np.diff(lines[0]), np.diff(lines[1]))))
 
 
-@lru_cache(maxsize=None)
-def _normal_layers() -> Layers:
-    return _layers(128, "3.7130862467403632609", "3.4426198558966521214", normal=True)
+@cache
+def _normal_layers(real: type) -> Layers:
+    return _layers(128, "3.7130862467403632609", "3.4426198558966521214", real, normal=True)
 
 
-@lru_cache(maxsize=None)
-def _exponential_layers() -> Layers:
-    return _layers(256, "8.6971174701310497140", "7.6971174701310497140", normal=False)
+@cache
+def _exponential_layers(real: type) -> Layers:
+    return _layers(256, "8.6971174701310497140", "7.6971174701310497140", real, normal=False)
 
 
 _TILE = 1 << 14
-"""Positions worked on at a time where each is treated alike: their intermediate arrays stay in the processor's cache."""
+"""Positions worked on at a time where all are treated alike: what is in between stays in the processor's cache."""
 
 _LOW = 0x1FFFFFFF
 """The 29 bits that a candidate in double precision takes from its second word."""
@@ -78,14 +83,14 @@ def words_per_candidate(real: type) -> int:
     return 1 if real is np.float32 else 2
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plain(real: type) -> tuple[Array, Array]:
-    """For each of a word's low eight bits: the signed layer width, and the key at which a candidate may cease to be plain.
+    """For each value of the low eight bits: the layer's signed width, and the key from which on it may not be plain.
 
-    The key is the word that says most of the place within the layer. A hair early is fine: whatever is not sure to be
-    plain is evaluated in full.
+    The key is the word that says most of the place within the layer. The limit may lie a little low, as what is not
+    sure to be plain is evaluated in full.
     """
-    x = _normal_layers().x
+    x = _normal_layers(np.float64).x
     keys = 2**32 if real is np.float32 else 2**29
     limit = np.repeat(x[1:] / x[:-1] * (1 - 1e-6) * keys, 2).astype(np.uint32)
     width = np.repeat(x[:-1], 2) * np.tile([-1.0, 1.0], 128)
@@ -93,7 +98,7 @@ def _plain(real: type) -> tuple[Array, Array]:
 
 
 def _place(words: Array, following: Array, real: type) -> Array:
-    """The place within the layer, in [0, 1): 24 bits of a word, below them 29 bits of the following one in double precision."""
+    """The place within the layer, in [0, 1): 24 bits of a word and, in double precision, 29 of the next one above."""
     place = (words >> 8).view(np.int32).astype(real)
     place *= real(2.0**-24)
     if real is not np.float32:
@@ -123,9 +128,7 @@ def _exp(x: Array, real: type) -> Array:
 
 def _exponentials(words: Array, at: Array, real: type) -> tuple[Array, Array]:
     """For each position a number of the unit exponential distribution and the position after it."""
-    table = _exponential_layers().cast(real)
-    rise = np.diff(_exponential_layers().y).astype(real)
-    run = -np.diff(_exponential_layers().x).astype(real)
+    table = _exponential_layers(real)
     value, at, todo = np.zeros(at.size, real), at.copy(), np.arange(at.size)
     while todo.size:
         here = at[todo]
@@ -137,8 +140,8 @@ def _exponentials(words: Array, at: Array, real: type) -> tuple[Array, Array]:
         if wedge.size:
             k, inside = layer[wedge], table.x[layer[wedge]] - x[wedge]
             u, here[wedge] = _units(words, here[wedge], real)
-            y = table.y[k] + u * rise[k]
-            above_chord = run[k] * u - inside
+            y = table.y[k] + u * table.rise[k]
+            above_chord = table.run[k] * u - inside
             above_tangent = y - (table.y[k + 1] + (table.x[k + 1] - x[wedge]) * table.y[k + 1])
             accepted[wedge] = (above_chord < 0) & ((above_tangent < 0) | (y < _exp(-x[wedge], real)))
         at[todo] = here
@@ -150,7 +153,7 @@ def _exponentials(words: Array, at: Array, real: type) -> tuple[Array, Array]:
 
 def _tails(words: Array, at: Array, real: type) -> tuple[Array, Array]:
     """For each position a number of the normal distribution's tail and the position after it."""
-    edge = real(_normal_layers().x[1])
+    edge = _normal_layers(real).x[1]
     value, at, todo = np.zeros(at.size, real), at.copy(), np.arange(at.size)
     while todo.size:
         x, here = _exponentials(words, at[todo], real)
@@ -163,21 +166,20 @@ def _tails(words: Array, at: Array, real: type) -> tuple[Array, Array]:
 
 def _candidates(words: Array, at: Array, real: type) -> tuple[Array, Array, Array]:
     """For each position, if a candidate starts there: its number, the position after it, whether it is accepted."""
-    exact = _normal_layers()
-    table = exact.cast(real)
+    table, exact = _normal_layers(real), _normal_layers(np.float64).x
     layer = (words[at] & 255) >> 1
     x = _place(words[at], words[at + 1], real) * table.x[layer]
     end = at + words_per_candidate(real)
     # boost compares with the double precision table here, whatever the precision of x.
-    accepted = x < exact.x[layer + 1]
+    accepted = x < exact[layer + 1]
     wedge = np.flatnonzero(~accepted & (layer > 0))
     if wedge.size:
         k, inside = layer[wedge], table.x[layer[wedge]] - x[wedge]
         u, end[wedge] = _units(words, end[wedge], real)
-        y = table.y[k] + u * np.diff(exact.y).astype(real)[k]
-        above_chord = -np.diff(exact.x).astype(real)[k] * u - inside
+        y = table.y[k] + u * table.rise[k]
+        above_chord = table.run[k] * u - inside
         above_tangent = y - (table.y[k] + inside * table.y[k] * table.x[k])
-        convex = exact.x[k] >= 1
+        convex = exact[k] >= 1
         surely_out = np.where(convex, above_chord, above_tangent) >= 0
         surely_in = np.where(convex, above_tangent, above_chord) < 0
         accepted[wedge] = ~surely_out & (surely_in | (y < _exp(-(x[wedge] * x[wedge] / 2), real)))
@@ -189,7 +191,7 @@ def _candidates(words: Array, at: Array, real: type) -> tuple[Array, Array, Arra
 
 
 def _happening(at: Array, end: Array, step: int) -> Array:
-    """Which events happen: from position 0 on, each is followed by the first one at or after its end and in step with it."""
+    """Which events happen: from position 0 on, each is followed by the first at or after its end and in step."""
     count = at.size
     end = np.append(end, 0)
     follower = np.empty(count + 1, np.intp)
@@ -206,10 +208,11 @@ def _happening(at: Array, end: Array, step: int) -> Array:
 
 
 def _plain_pass(words: Array, span: int, real: type) -> tuple[Array, Array]:
-    """The number each of the first ``span`` positions would give as a plain candidate, and the positions not sure to be one."""
+    """What each of the first ``span`` positions gives if a plain candidate starts there, and which may not be plain."""
     width, limit = _plain(real)
     step = words_per_candidate(real)
-    number, doubtful = np.empty(span, real), np.empty(span, bool)
+    number: Array = np.empty(span, real)
+    doubtful = np.empty(span, bool)
     for start in range(0, span, _TILE):
         stop = min(start + _TILE, span)
         here, following = words[start:stop], words[start + 1 : stop + 1]
@@ -223,8 +226,8 @@ def _plain_pass(words: Array, span: int, real: type) -> tuple[Array, Array]:
 def normals(words: Array, count: int, real: type) -> tuple[Array, int]:
     """At most ``count`` unit normal numbers, and how many words they and the rejected candidates among them took.
 
-    Candidates are taken from ``count * words_per_candidate(real)`` words; the last may read further. A caller that wants
-    ``count`` numbers calls again for what rejections left out.
+    Candidates start within ``count * words_per_candidate(real)`` words; the last may read on. A caller that wants
+    ``count`` numbers calls again for those that were rejected.
 
     Args:
         words: uint32, ``count * words_per_candidate(real) + MARGIN`` of them.
@@ -238,8 +241,8 @@ def normals(words: Array, count: int, real: type) -> tuple[Array, int]:
     at, end, value, accepted = at[happening], end[happening], value[happening], accepted[happening]
     number[at] = value
 
-    # Plain candidates start at the first word and after each event, in step with it. Of the words an event took only the
-    # first stands for a number, and only if accepted.
+    # Plain candidates follow the block's start and each event, in step with it. Of the words of an event only the first
+    # stands for a number, and only if accepted.
     start = np.append(0, end)
     runs = np.diff(np.append(np.minimum(start, span), span))
     phase = np.repeat((start % step).astype(np.int8), runs)

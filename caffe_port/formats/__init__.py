@@ -1,11 +1,12 @@
 """Weight files in and out: .caffemodel, .caffemodel.h5, .safetensors, .pth, .npz, .h5; mean files and solver states.
 
-Arrays are views of memory-mapped files wherever the format allows it. Nothing here imports torch, h5py or protobuf until a
-file of that kind is met.
+Arrays are views of memory-mapped files wherever the format allows it. Nothing here imports torch, h5py or protobuf
+until a file of that kind is met.
 """
 
 from caffe_port.formats.caffemodel_writer import write_caffemodel
 from caffe_port.formats.naming import BLOB_NAMES, blob_names
+from caffe_port.formats.netfile import write_net
 from caffe_port.formats.reading import open_weights
 from caffe_port.formats.statedict import save_state_dict
 from caffe_port.formats.weights import LayerWeights, Weights
@@ -18,4 +19,5 @@ __all__ = [
     "open_weights",
     "save_state_dict",
     "write_caffemodel",
+    "write_net",
 ]

@@ -36,13 +36,13 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
 def atomic_path(path: str | os.PathLike, *, overwrite: bool = False, durable: bool = False) -> Iterator[Path]:
     """A new, empty file to write into that becomes ``path`` when the block ends well, and vanishes when it does not.
 
-    It lies in ``path``'s folder meanwhile (one rename puts it in place) and follows a symbolic link at ``path``. Leaving by
-    any exception, Ctrl-C included, removes it.
+    It lies in ``path``'s folder meanwhile (one rename puts it in place) and follows a symbolic link at ``path``.
+    Leaving by any exception, Ctrl-C included, removes it.
 
     Args:
         overwrite: replace an existing file.
-        durable: also wait until the disk has the bytes, so that not even a power failure can leave half a file. For what
-            cannot be made again (snapshots); conversions need not wait.
+        durable: also wait until the disk has the bytes, so that not even a power failure can leave half a file. For
+            what cannot be made again (snapshots); conversions need not wait.
 
     Raises:
         FileError: see :func:`check_output`; or the disk is full.

@@ -40,8 +40,8 @@ def _shape(reader: Reader) -> list[int]:
 def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
     """The data and, if stored, the diff of the BlobProto that ``reader`` stands before.
 
-    Both have the blob's shape: four axes if any legacy dimension is set, as blob.cpp's FromProto decides. Packed numbers
-    are views of the buffer.
+    Both have the blob's shape: four axes if any legacy dimension is set, as blob.cpp's FromProto decides. Packed
+    numbers are views of the buffer.
 
     Raises:
         FormatError: the numbers do not fill the shape, a raw type is no float, or the bytes are no blob.

@@ -1,7 +1,8 @@
 """Reading .caffemodel: a NetParameter whose layers hold blobs, in any of its three generations.
 
 Only headers are walked; every array is a view of the memory-mapped file (see :mod:`caffe_port.formats.blob` for the
-exceptions). Source: BVLC's caffe.proto and net.cpp (ToProto), the fork's caffe.proto, upgrade_proto.cpp for generation 0.
+exceptions). Source: BVLC's caffe.proto and net.cpp (ToProto), the fork's caffe.proto, upgrade_proto.cpp for
+generation 0.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def read_caffemodel(buffer, path: str) -> Weights:
         else:
             rest.append(reader.raw())
     if 2 in generations and len(generations) > 1:
-        raise FormatError(path, "both", expected="either `layers` or `layer`", remedy="Caffe would ignore one of the two")
+        raise FormatError(
+            path, "both", expected="either `layers` or `layer`", remedy="Caffe would ignore one of the two"
+        )
     weights.generation = min(generations, default=2)
     weights.definition = b"".join(rest)
     return weights

@@ -113,17 +113,19 @@ def write_caffe_hdf5(
     layers: Iterable[LayerWeights],
     *,
     overwrite: bool = False,
+    durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
     """Writes a .caffemodel.h5 as Caffe's ToHDF5 does, atomically. Blobs that are None (shared) are left out.
 
     Raises:
-        WeightsError: a layer has no name or a slash in it, which Caffe itself can neither write to HDF5 nor read back from
-            it; or two layers have one name.
+        WeightsError: a layer has no name or a slash in it, which Caffe itself can neither write to HDF5 nor read back;
+            or two layers have one name.
     """
     import h5py
 
-    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+    opened = atomic_path(path, overwrite=overwrite, durable=durable)
+    with opened as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
         for layer in layers:
             if not layer.name or "/" in layer.name or layer.name in data:
@@ -176,4 +178,6 @@ def write_state_hdf5(
                 same = False
             if not same:
                 where = os.fspath(path)
-                raise WeightsError(where, f"the key {key!r}", expected="a path of HDF5", remedy="write .safetensors instead")
+                raise WeightsError(
+                    where, f"the key {key!r}", expected="a path of HDF5", remedy="write .safetensors instead"
+                )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,10 +61,10 @@ def release(array: np.ndarray, start: int = 0, end: int | None = None) -> None:
 
 
 def write_array(file: BinaryIO, array: np.ndarray, progress: Callable[[int], object] | None = None) -> None:
-    """Writes the C-contiguous ``array`` in pieces that fit the processor's cache, telling ``progress`` the size of each.
+    """Writes the C-contiguous ``array`` in pieces that fit the processor's cache; ``progress`` is told each one's size.
 
-    From a memory map, pieces of this size go as fast as ``cp``; one large write takes two to three times as long, since the
-    kernel brings in all of its pages before it copies the first.
+    From a memory map, pieces of this size go as fast as ``cp``; one large write takes two to three times as long,
+    since the kernel brings in all of its pages before it copies the first.
     """
     view = memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
     for together in range(0, len(view), _RELEASED_TOGETHER):

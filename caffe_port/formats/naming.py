@@ -1,9 +1,9 @@
 """Caffe numbers a layer's blobs; PyTorch names them. The names, the shapes, and both ways between.
 
 A key is ``LAYER.BLOB``. Blob names hold no dot, so the last dot of a key ends the layer's name, whatever that is.
-Where each name comes from: convolution, inner product, embedding and PReLU have PyTorch's; the rest are named after what
-the layer's source calls them (batch_norm_layer.cpp, scale_layer.cpp, the fork's bn_layer.cpp; the recurrent layers' are
-the parameter names of the net they unroll, lstm_layer.cpp and rnn_layer.cpp).
+Where each name comes from: convolution, inner product, embedding and PReLU have PyTorch's; the rest are named after
+what the layer's source calls them (batch_norm_layer.cpp, scale_layer.cpp, the fork's bn_layer.cpp; the recurrent
+layers' are the parameter names of the net they unroll, lstm_layer.cpp and rnn_layer.cpp).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NUMBERED = re.compile(r"blob(\d+)")
 
 
 def blob_names(type: str, count: int) -> tuple[tuple[str, int | None], ...]:
-    """Name and rank of each of ``count`` blobs of a layer of that type; ``blob0``, ``blob1`` ... where none are known."""
+    """Name and rank of each of a layer's ``count`` blobs; ``blob0``, ``blob1`` ... where the type is not known."""
     known = BLOB_NAMES.get(type, ())
     if type in ("LSTM", "RNN") and count < len(known):
         known = tuple(k for k in known if not k[0].endswith("_static"))
@@ -60,7 +60,7 @@ def state_dict(weights: Weights, types: Mapping[str, str] | None = None) -> dict
 
     Args:
         weights: any file's weights; of a state_dict file the keys and shapes come back as they were.
-        types: layer name to V2 type, used where the file does not say. A layer without a known type gets numbered names.
+        types: layer name to V2 type, used where the file does not say. Blobs of unknown types get numbers as names.
 
     Raises:
         WeightsError: two layers that hold blobs have one name, or a layer that holds blobs has none.

@@ -21,7 +21,7 @@ def open_weights(path: str | os.PathLike, *, writable: bool = True) -> Weights:
     opening costs no more than reading the headers.
 
     Args:
-        writable: arrays may be changed, which the file never sees. False is for passing numbers on with the least memory.
+        writable: arrays may be changed, which the file never sees. False is for passing numbers on in little memory.
 
     Raises:
         FileError: the file is missing or unreadable.

@@ -104,7 +104,9 @@ def write_safetensors(
     try:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise WeightsError(os.fspath(path), f"a layer's name is not UTF-8: {error.object[error.start - 20 : error.end]!r}")
+        raise WeightsError(
+            os.fspath(path), f"a layer's name is not UTF-8: {error.object[error.start - 20 : error.end]!r}"
+        ) from None
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     with atomic_write(path, overwrite=overwrite) as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -12,19 +12,17 @@ _SIGNATURES = (
     (b"PK\x03\x04", "zip"),
 )
 
+_PICKLE = ("a Python pickle", "pickles are never read: save a state_dict with PyTorch 1.6 or later, or an .npz")
 _OTHERS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "run `git lfs pull`, or download the file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "run `git lfs pull`, or download it"),
     (b"\x1f\x8b", "a gzip archive", "unpack it with gunzip"),
     (b"BZh", "a bzip2 archive", "unpack it with bunzip2"),
     (b"\xfd7zXZ\x00", "an xz archive", "unpack it with unxz"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it with unzstd"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it with 7z x"),
     (b"Rar!", "a RAR archive", "unpack it with unrar"),
-    (b"\x80\x02", "a Python pickle", "pickles are never read: save a state_dict with torch.save of PyTorch 1.6 or later"),
-    (b"\x80\x03", "a Python pickle", "pickles are never read: export the arrays as .npz"),
-    (b"\x80\x04", "a Python pickle", "pickles are never read: export the arrays as .npz"),
-    (b"\x80\x05", "a Python pickle", "pickles are never read: export the arrays as .npz"),
     (b"\x93NUMPY", "a single NumPy array", "save named arrays with np.savez"),
+    *((bytes((0x80, protocol)), *_PICKLE) for protocol in (2, 3, 4, 5)),
 )
 _TAR_AT, _TAR = 257, b"ustar"
 _HEAD = 1024
@@ -32,7 +30,7 @@ _LARGEST_HEADER = 100_000_000  # the safetensors format's own limit
 
 
 def kind_of(buffer) -> str:
-    """"hdf5", "zip", "safetensors" or "protobuf": the container that the first bytes of ``buffer`` announce."""
+    """The container that the first bytes of ``buffer`` announce: "hdf5", "zip", "safetensors" or "protobuf"."""
     head = bytes(buffer[:9])
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
@@ -43,7 +41,7 @@ def kind_of(buffer) -> str:
 
 
 def refuse_others(buffer, path: str, expected: str) -> None:
-    """Raises FormatError, saying what it is and what to do, if ``buffer`` is plainly something else than ``expected``."""
+    """Raises FormatError, which says what ``buffer`` is and what to do, if it is plainly not what is ``expected``."""
     head = bytes(buffer[:_HEAD])
     if not head:
         raise FormatError(path, "an empty file", expected=expected, remedy="fetch it again")
@@ -63,7 +61,7 @@ def refuse_others(buffer, path: str, expected: str) -> None:
 
 
 def protobuf_kind(buffer, path: str) -> str:
-    """"caffemodel", "solverstate", "blob" (a mean image) or "onnx model": what a protobuf file's top-level fields fit; else "".
+    """What a message is, by its top-level fields: "caffemodel", "solverstate", "blob" (a mean image), "onnx model", "".
 
     Raises:
         FormatError: the bytes are no protobuf message, or end early.

@@ -26,8 +26,8 @@ class SolverHistory:
         iter: completed iterations.
         learned_net: the file with the weights of that moment, as it was named when written.
         current_step: how many steps of a "multistep" rate lie behind.
-        history: one array a learnable parameter and slot, in the net's order (SGD: the momenta; AdaDelta and Adam: a second
-            round of arrays after the first). Shapes as stored: four axes in the fork's files.
+        history: one array a learnable parameter and slot, in the net's order (SGD: the momenta; AdaDelta and Adam: a
+            second round of arrays after the first). Shapes as stored: four axes in the fork's files.
     """
 
     iter: int = 0
@@ -74,7 +74,9 @@ def _read_hdf5(buffer, path: str) -> SolverHistory:
         history = file["history"]
         missing = [str(i) for i in range(len(history)) if str(i) not in history]
         if missing:
-            raise FormatError(f"{path}: history", f"no array {missing[0]} among {len(history)}", remedy="fetch it again")
+            raise FormatError(
+                f"{path}: history", f"no array {missing[0]} among {len(history)}", remedy="fetch it again"
+            )
         return SolverHistory(
             iter=int(file["iter"][0]),
             learned_net=file["learned_net"][()].decode() if "learned_net" in file else "",

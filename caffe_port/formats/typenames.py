@@ -1,31 +1,53 @@
 """What older files call a layer's type, and its name today.
 
-The same facts are in caffe.proto and the schema room's upgrade. They are repeated here so that listing a weight file needs
-no protobuf; a test holds the two equal.
+The same facts are in caffe.proto and the schema room's upgrade. They are repeated here so that listing a weight file
+needs no protobuf; a test holds the two equal.
 """
 
 from __future__ import annotations
 
 __all__ = ["V0_TYPES", "V1_NUMBERS", "V1_TYPES"]
 
-V1_TYPES: dict[int, str] = dict(
-    enumerate(
-        (
-            *("", "Accuracy", "BNLL", "Concat", "Convolution", "Data", "Dropout", "EuclideanLoss", "Flatten", "HDF5Data"),
-            *("HDF5Output", "Im2col", "ImageData", "InfogainLoss", "InnerProduct", "LRN", "MultinomialLogisticLoss"),
-            *("Pooling", "ReLU", "Sigmoid", "Softmax", "SoftmaxWithLoss", "Split", "TanH", "WindowData", "Eltwise"),
-            *("Power", "SigmoidCrossEntropyLoss", "HingeLoss", "MemoryData", "ArgMax", "Threshold", "DummyData", "Slice"),
-            *("MVN", "AbsVal", "Silence", "ContrastiveLoss", "Exp", "Deconvolution"),
-            # The fork's own:
-            *("Crop", "EltwiseAccuracy", "Unpooling", "BN", "RedSoftmaxWithLoss", "RedAccuracy", "ImageSegData"),
-            *("WindowSegData", "WindowInstSegData", "BinaryAccuracy", "WindowClsData", "WindowSegBinary"),
-            *("SelectSegBinary", "DropoutChannel"),
-        )
-    )
-)
+_BVLC = """
+    Accuracy BNLL Concat Convolution Data Dropout EuclideanLoss Flatten HDF5Data HDF5Output Im2col ImageData
+    InfogainLoss InnerProduct LRN MultinomialLogisticLoss Pooling ReLU Sigmoid Softmax SoftmaxWithLoss Split TanH
+    WindowData Eltwise Power SigmoidCrossEntropyLoss HingeLoss MemoryData ArgMax Threshold DummyData Slice MVN AbsVal
+    Silence ContrastiveLoss Exp Deconvolution
+"""
+_FORK = """
+    Crop EltwiseAccuracy Unpooling BN RedSoftmaxWithLoss RedAccuracy ImageSegData WindowSegData WindowInstSegData
+    BinaryAccuracy WindowClsData WindowSegBinary SelectSegBinary DropoutChannel
+"""
+
+V1_TYPES: dict[int, str] = dict(enumerate((_BVLC + _FORK).split(), start=1))
 """V1LayerParameter.LayerType's number -> V2 name; 40 and above are the fork's."""
 
-V1_NUMBERS: dict[str, int] = {name: number for number, name in V1_TYPES.items() if name}
+V1_NUMBERS: dict[str, int] = {name: number for number, name in V1_TYPES.items()}
 
-V0_TYPES: dict[str, str] = {"conv": "Convolution", "innerproduct": "InnerProduct"}
-"""V0LayerParameter.type -> V2 name, of the types that have blobs."""
+V0_TYPES: dict[str, str] = {
+    "accuracy": "Accuracy",
+    "bnll": "BNLL",
+    "concat": "Concat",
+    "conv": "Convolution",
+    "data": "Data",
+    "dropout": "Dropout",
+    "euclidean_loss": "EuclideanLoss",
+    "flatten": "Flatten",
+    "hdf5_data": "HDF5Data",
+    "hdf5_output": "HDF5Output",
+    "im2col": "Im2col",
+    "images": "ImageData",
+    "infogain_loss": "InfogainLoss",
+    "innerproduct": "InnerProduct",
+    "lrn": "LRN",
+    "multinomial_logistic_loss": "MultinomialLogisticLoss",
+    "pool": "Pooling",
+    "relu": "ReLU",
+    "sigmoid": "Sigmoid",
+    "softmax": "Softmax",
+    "softmax_loss": "SoftmaxWithLoss",
+    "split": "Split",
+    "tanh": "TanH",
+    "window_data": "WindowData",
+}
+"""V0LayerParameter.type -> V2 name."""

@@ -14,10 +14,10 @@ __all__ = ["LayerWeights", "Weights"]
 class LayerWeights:
     """The parameter blobs of one layer, as its file holds them.
 
-    ``blobs`` are float32, float64 or float16 arrays in the file's own shape: legacy files have four axes always
-    (num, channels, height, width). They are writable views of a private memory map where the format allows it: writing to
-    them changes neither the file nor what another opening of it sees. They may be unaligned. A blob is None only in HDF5
-    files, where a parameter shared with another layer is stored once, under its owner.
+    ``blobs`` are float32, float64 or float16 arrays in the file's own shape: legacy files have four axes always (num,
+    channels, height, width). They are writable views of a private memory map where the format allows it: writing to
+    them changes neither the file nor what another opening of it sees. They may be unaligned. A blob is None only in
+    HDF5 files, where a parameter shared with another layer is stored once, under its owner.
     """
 
     name: str

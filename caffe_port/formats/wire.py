@@ -1,8 +1,8 @@
 """The protobuf wire format, as far as weight files need it.
 
-A message is a run of fields, each a tag (field number and wire type) and a value. :class:`Reader` walks the fields of one
-message inside a larger buffer and hands out *positions*, never copies, so that a 1.7 GB file is listed by touching a few
-pages of it. Every step is checked against the end of the message.
+A message is a run of fields, each a tag (field number and wire type) and a value. :class:`Reader` walks the fields of
+one message inside a larger buffer and hands out *positions*, never copies, so that a 1.7 GB file is listed by
+touching a few pages of it. Every step is checked against the end of the message.
 
 Source: the protobuf encoding specification, https://protobuf.dev/programming-guides/encoding/.
 """
@@ -28,8 +28,8 @@ class Reader:
         path: the file's name for error messages.
         what: what the message is ("layer 'conv1'"), for error messages.
 
-    Iterating yields ``(field number, wire type)``; the value is then taken with one of the methods below, or passed over
-    by going on. Positions are offsets in ``buffer``.
+    Iterating yields ``(field number, wire type)``; the value is then taken with one of the methods below, or passed
+    over by going on. Positions are offsets in ``buffer``.
     """
 
     def __init__(self, buffer, start: int = 0, end: int | None = None, *, path: str, what: str = "the file") -> None:
@@ -125,8 +125,8 @@ class Reader:
     def array(self, dtype: np.dtype) -> np.ndarray:
         """The current field, a run of numbers of ``dtype`` (4 or 8 bytes wide), as a flat array.
 
-        Packed numbers are a view of the buffer, aligned or not. Unpacked ones have a tag before each number, so the whole
-        run of equal tags is gathered into a copy at once.
+        Packed numbers are a view of the buffer, aligned or not. Unpacked ones have a tag before each number, so the
+        whole run of equal tags is gathered into a copy at once.
         """
         if self._wire == BYTES:
             start, end = self.span()
@@ -172,4 +172,3 @@ def bytes_field(number: int, value: bytes | str) -> bytes:
     """A whole length-delimited field of known content."""
     raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     return tag(number, BYTES) + varint(len(raw)) + raw
-

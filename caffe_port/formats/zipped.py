@@ -36,7 +36,9 @@ def read_zip(path: str) -> Weights:
     if names and all(name.endswith(".npy") for name in names):
         return _read_npz(path)
     first = ", ".join(names[:3]) or "nothing"
-    raise FormatError(path, f"a zip archive that holds {first}", expected="a net's weights", remedy="unpack it with unzip")
+    raise FormatError(
+        path, f"a zip archive that holds {first}", expected="a net's weights", remedy="unpack it with unzip"
+    )
 
 
 def _read_npz(path: str) -> Weights:
@@ -60,7 +62,9 @@ def _read_pth(path: str) -> Weights:
         remedy = "save model.state_dict() alone: pickled objects are never read"
         raise FormatError(path, f"more than tensors ({first})", expected="a state_dict", remedy=remedy) from None
     if not isinstance(content, Mapping):
-        raise FormatError(path, f"a {type(content).__name__}", expected="a state_dict", remedy="save model.state_dict()")
+        raise FormatError(
+            path, f"a {type(content).__name__}", expected="a state_dict", remedy="save model.state_dict()"
+        )
     arrays = []
     for key, value in content.items():
         if not isinstance(value, torch.Tensor):

@@ -1,0 +1,105 @@
+"""caffe2torch: Caffe's weights as a state_dict file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from caffe_port.errors import WeightsError
+from caffe_port.formats import Weights, open_weights, save_state_dict
+from caffe_port.formats.atomic import check_output
+from caffe_port.formats.statedict import STATE_FORMATS, format_of
+from caffe_port.tools.cli import Parser, progress, run, table
+
+__all__ = ["main"]
+
+_CAFFE_SUFFIXES = (".caffemodel.h5", ".caffemodel", ".h5")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "caffe2torch", "Convert Caffe's weights to a file of PyTorch. Needs no Caffe, and torch only for .pth."
+    )
+    parser.add_argument("weights", metavar="MODEL.caffemodel", help=".caffemodel (any generation) or .caffemodel.h5")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: MODEL.safetensors")
+    parser.add_argument("--format", choices=STATE_FORMATS, help="default: by the output's extension, else safetensors")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite an existing output")
+    parser.add_argument("--list", action="store_true", help="only print what the file holds")
+    parser.add_argument("--prototxt", metavar="NET", help="also check the weights against this net")
+    parser.add_argument("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    run(_convert, parser, argv)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    output, format = _target(arguments)
+    if not arguments.list:
+        check_output(output, overwrite=arguments.force)
+    weights = open_weights(arguments.weights, writable=False)
+    types = {layer.name: layer.type for layer in weights.layers}
+    if arguments.prototxt:
+        types.update(_types(arguments.prototxt, arguments.dialect))
+    arrays = weights.state_dict(types)
+    if not arrays:
+        raise WeightsError(arguments.weights, "no layer with blobs", expected="trained weights")
+    if arguments.prototxt:
+        check(arguments.prototxt, arguments.weights, arguments.dialect)
+    if not arguments.quiet:
+        print(_listing(weights, arrays, types))
+    if arguments.list:
+        return
+    with progress(sum(a.nbytes for a in arrays.values()), Path(output).name, quiet=arguments.quiet) as told:
+        save_state_dict(output, arrays, format=format, overwrite=arguments.force, progress=told)
+    if not arguments.quiet:
+        print(f"wrote {output}")
+
+
+def _target(arguments: argparse.Namespace) -> tuple[str, str]:
+    """The output file and its format."""
+    if arguments.output:
+        return arguments.output, arguments.format or format_of(arguments.output)
+    format = arguments.format or "safetensors"
+    suffix = next((s for s in _CAFFE_SUFFIXES if arguments.weights.lower().endswith(s)), Path(arguments.weights).suffix)
+    return arguments.weights[: len(arguments.weights) - len(suffix)] + "." + format, format
+
+
+def _types(prototxt: str, dialect: str | None) -> dict[str, str]:
+    from caffe_port.schema import read_net
+
+    return {layer.name: layer.type for layer in read_net(prototxt, dialect=dialect).net.layer}
+
+
+def check(prototxt: str, weights: str, dialect: str | None) -> None:
+    """Builds the net and loads the weights into it, which says on stderr what was copied, missing and unexpected.
+
+    Raises:
+        WeightsError: a shape or a number of blobs does not fit, or nothing does.
+    """
+    from caffe_port.net import Net
+
+    Net(prototxt, weights, dialect=dialect)
+
+
+def _listing(weights: Weights, arrays: dict[str, np.ndarray], types: dict[str, str]) -> str:
+    rows, total = [], 0
+    for key, array in arrays.items():
+        layer, _, blob = key.rpartition(".")
+        shape = " x ".join(map(str, array.shape)) or "scalar"
+        rows.append((layer, types.get(layer) or "?", blob, shape, array.dtype, f"{array.size:,}"))
+        total += array.size
+    lines = [table(("layer", "type", "blob", "shape", "dtype", "count"), rows, right=(5,))]
+    layers = len({row[0] for row in rows})
+    name = f" of {weights.name}" if weights.name else ""
+    lines.append(f"{total:,} numbers in {len(rows)} blobs of {layers} layers{name}")
+    if weights.kind == "hdf5" and any(row[1] == "?" for row in rows):
+        lines.append("HDF5 files do not hold layer types: with --prototxt blobs get their names (weight, bias)")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -125,10 +125,13 @@ def write_caffe_hdf5(
     import h5py
 
     opened = atomic_path(path, overwrite=overwrite, durable=durable)
-    with opened as temporary, h5py.File(temporary, "w") as file:
+    with opened as temporary, h5py.File(temporary, "x") as file:
         data = file.create_group("data")
         for layer in layers:
-            if not layer.name or "/" in layer.name or layer.name in data:
+            fits = layer.name and "/" not in layer.name and layer.name not in data
+            if not fits and not layer.blobs:
+                continue
+            if not fits:
                 raise WeightsError(
                     os.fspath(path),
                     f"a layer named {layer.name!r}" + (" a second time" if layer.name in data else ""),
@@ -169,7 +172,7 @@ def write_state_hdf5(
     """
     import h5py
 
-    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "x") as file:
         for key, array in arrays.items():
             try:
                 _write_array(file, key, array, progress)

@@ -1,0 +1,41 @@
+# make demo    converts an embedded model, runs it, compares it with real Caffe
+# make test    all tests
+# make lint    style and types
+# make clean   removes what these made
+#
+# Each makes .venv when it is first needed. Another interpreter: make PYTHON=python3.12 test
+
+VENV := .venv
+PYTHON = $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+# An interpreter named on the command line gets a .venv of its own making.
+READY := $(VENV)/ready$(if $(filter command,$(origin PYTHON)),-$(notdir $(PYTHON)))
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	@$(VENV)/bin/python -m caffe_port.tools.demo
+
+# One thread a process: the tests run side by side instead.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): requirements.lock setup.py
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "make: needs Python 3.10 or newer, found $(or $(PYTHON),none); name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "make: $(PYTHON) has no venv; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "Installing the pinned dependencies into $(VENV), once; this takes some minutes." >&2
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(VENV)/ready $@

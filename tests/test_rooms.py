@@ -1,0 +1,121 @@
+"""The rooms of the house lie in one direction, and importing them costs no more than it must."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "caffe_port"
+
+ROOMS = [  # a room imports only rooms above it
+    "errors",
+    "dialect",
+    "schema",
+    "formats",
+    "random",
+    "graph",
+    "layers",
+    "loading",
+    "fast",
+    "net",
+    "pycaffe",
+    "solver",
+    "segmentation",
+    "tools",
+]
+HEAVY = ["torch", "h5py", "cv2", "lmdb", "scipy", "matplotlib", "PIL", "tqdm", "safetensors"]
+"""Distributions that are imported where they are used, torch by the rooms that compute."""
+WITHOUT_TORCH = ["errors", "dialect", "schema", "formats", "random", "graph"]
+NUMBER_MOVERS = ["tools.cli", "tools.caffe2torch", "tools.torch2caffe", "tools.fp_bp"]
+"""Tools that move numbers from file to file."""
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    """ "schema" for a file in that folder, "net" for net.py, "" for the package itself."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported when the code runs, at the top or inside a function; not those for types only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are written in full here"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        else:
+            yield from imports(node)
+
+
+def rooms(path: Path) -> set[str]:
+    """The rooms of caffe_port that a file imports from."""
+    names = (name.split(".") for name in imports(ast.parse(path.read_text(encoding="utf-8"))))
+    return {name[1] for name in names if name[0] == "caffe_port" and len(name) > 1} - {"__version__"}
+
+
+def loaded(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has after running ``code``."""
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(*{{m.split('.')[0] for m in sys.modules}})"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_every_module_lies_in_a_room() -> None:
+    assert {room_of(path) for path in MODULES} <= {"", *ROOMS}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
+    room = room_of(path)
+    allowed = {*ROOMS[: ROOMS.index(room) + 1]} if room else set()
+    assert rooms(path) <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_the_package_stands_without_its_scripts(path: Path) -> None:
+    outside = {"converters", "prototxt", "tests", "benchmarks"}
+    assert not outside & {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_module_is_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 450
+
+
+def test_the_package_alone_loads_nothing() -> None:
+    assert not loaded("import caffe_port; caffe_port.CaffeError, caffe_port.NOH") & {"numpy", "google", *HEAVY}
+
+
+def test_rooms_that_move_numbers_need_no_torch() -> None:
+    below = [path for path in MODULES if room_of(path) in WITHOUT_TORCH]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in below]
+    names += [f"caffe_port.{tool}" for tool in NUMBER_MOVERS if (PACKAGE / f"{tool.replace('.', '/')}.py").exists()]
+    assert len(names) > 30
+    assert not loaded("import " + ", ".join(names)) & {*HEAVY}
+
+
+def test_the_net_loads_torch_and_little_else() -> None:
+    """Importing it may cost 0.3 s more than importing torch: so none of these, however fast each is on this machine."""
+    more = loaded("import caffe_port; caffe_port.Net") - loaded("import torch")
+    assert not more & {*HEAVY}
+
+
+def test_listing_a_file_loads_no_torch(tmp_path: Path) -> None:
+    weights = tmp_path / "w.npz"
+    loaded(f"import numpy; numpy.savez({str(weights)!r}, **{{'c.weight': numpy.zeros((2, 3, 1, 1), numpy.float32)}})")
+    run = f"sys.argv[1:] = [{str(weights)!r}, '--list']"
+    script = "import sys, runpy; " + run + "\ntry: runpy.run_path('converters/caffe2torch.py', run_name='__main__')\n"
+    after = loaded(script + "except SystemExit as end: assert not end.code, end.code")
+    assert "numpy" in after
+    assert not after & {*HEAVY}

@@ -28,6 +28,7 @@ class _Job:
     stream: Stream
     real: type
     legacy: bool
+    fused: bool
     where: str
 
     @property
@@ -50,19 +51,25 @@ class _Job:
             return self.real(self.fan_in + self.fan_out) / self.real(2)
         return self.real(self.fan_out if norm == _FAN_OUT else self.fan_in)
 
+    def uniform(self, low: Any, high: Any) -> Array:
+        return self.stream.uniform(low, high, self.count, self.real, fused=self.fused)
+
+    def gaussian(self, mean: Any, std: Any) -> Array:
+        return self.stream.gaussian(mean, std, self.count, self.real, fused=self.fused)
+
 
 def _constant(job: _Job) -> Array:
     return np.full(job.count, job.message.value, job.real)
 
 
 def _uniform(job: _Job) -> Array:
-    return job.stream.uniform(job.message.min, job.message.max, job.count, job.real)
+    return job.uniform(job.message.min, job.message.max)
 
 
 def _gaussian(job: _Job) -> Array:
     """Normal numbers; with ``sparse`` about that many inputs of each output stay, the others are zeroed."""
     message = job.message
-    data = job.stream.gaussian(message.mean, message.std, job.count, job.real)
+    data = job.gaussian(message.mean, message.std)
     if message.sparse >= 0:
         outputs = job.shape[2] if job.legacy else job.shape[0]
         if message.sparse > outputs:
@@ -73,18 +80,18 @@ def _gaussian(job: _Job) -> Array:
 
 def _positive_unitball(job: _Job) -> Array:
     """Positive numbers that sum to 1 over each item of the first axis."""
-    data = job.stream.uniform(0, 1, job.count, job.real).reshape(job.shape[0], -1)
+    data = job.uniform(0, 1).reshape(job.shape[0], -1)
     data /= np.add.accumulate(data, axis=1)[:, -1:]  # one after the other as Caffe adds, not pairwise as np.sum does
     return data
 
 
 def _xavier(job: _Job) -> Array:
     scale = np.sqrt(job.real(3) / job.fan)
-    return job.stream.uniform(-scale, scale, job.count, job.real)
+    return job.uniform(-scale, scale)
 
 
 def _msra(job: _Job) -> Array:
-    return job.stream.gaussian(0, np.sqrt(job.real(2) / job.fan), job.count, job.real)
+    return job.gaussian(0, np.sqrt(job.real(2) / job.fan))
 
 
 def _bilinear(job: _Job) -> Array:
@@ -117,6 +124,7 @@ def fill(
     dtype: Any = np.float32,
     *,
     legacy: bool = False,
+    fused: bool = True,
     where: str = "",
 ) -> Array:
     """A new array of ``shape``, filled as Caffe fills a blob.
@@ -129,6 +137,7 @@ def fill(
         stream: what to draw from. It takes exactly the words that Caffe takes.
         dtype: float32 or float64; Caffe's two precisions draw different numbers.
         legacy: ``shape`` is one of the fork's (``Dialect.legacy_shapes``).
+        fused: draw as a Caffe compiled with fused multiply-add, as the reference bvlc was and noh was not.
         where: the place of the filler, for errors.
 
     Raises:
@@ -148,7 +157,7 @@ def fill(
     axes_matter = filler.type not in ("constant", "uniform", "gaussian") or filler.sparse >= 0
     if 0 in shape or (axes_matter and not shape):
         raise LayerError(place, f"shape {shape}", expected="a blob with numbers in it")
-    job = _Job(filler, shape, stream, np.dtype(dtype).type, legacy, place)
+    job = _Job(filler, shape, stream, np.dtype(dtype).type, legacy, fused, place)
     try:
         return FILLERS[filler.type](job).reshape(shape)
     except LayerError:

@@ -4,6 +4,10 @@ Caffe makes a distribution anew for every call and boost's hold nothing back, so
 position in the Mersenne Twister's output of 32-bit *words*. Every method takes exactly the words that Caffe takes
 (math_functions.cpp, util/rng.hpp; boost 1.74: uniform_real_distribution, normal_distribution, bernoulli_distribution,
 uniform_int_distribution).
+
+The last step of a uniform or normal number is a product plus an offset. A Caffe compiled for processors with fused
+multiply-add rounds that once, in float32, others twice, and so the last bits differ. The program behind the reference
+numbers of bvlc was of the first kind, noh of the second; ``fused`` chooses.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ Array = Any  # np.ndarray; numpy's own generic form differs between the versions
 
 _BLOCK = 1 << 18
 """Numbers made at a time: few enough to stay in the processor's cache, many enough to make numpy's overhead small."""
+
+_TILE = 1 << 14
+"""Numbers worked on at a time in double precision."""
 
 _KEY = 624
 """Words of a Mersenne Twister's state."""
@@ -86,8 +93,11 @@ class Stream:
         """A whole number in [0, below) the way Caffe's data layers draw one: the next word modulo ``below``."""
         return int(self.words(1)[0]) % below
 
-    def uniform(self, low: float, high: float, count: int, dtype: Any = np.float32) -> Array:
+    def uniform(self, low: float, high: float, count: int, dtype: Any = np.float32, *, fused: bool = True) -> Array:
         """``count`` numbers in [low, high], both ends included (caffe_rng_uniform).
+
+        Args:
+            fused: as a Caffe with fused multiply-add; float64 is never fused.
 
         Raises:
             CaffeError: ``low > high`` or one of them is not finite in ``dtype``.
@@ -106,8 +116,7 @@ class Stream:
             taken = min(count - done, _BLOCK)
             block = ziggurat.unit(self.peek(taken), real)
             self.skip(taken)
-            block *= high - low
-            block += low
+            _scale_and_shift(block, high - low, low, fused)
             inside = block < high
             if not inside.all():
                 block = block[inside]
@@ -115,8 +124,11 @@ class Stream:
             done += block.size
         return result
 
-    def gaussian(self, mean: float, std: float, count: int, dtype: Any = np.float32) -> Array:
+    def gaussian(self, mean: float, std: float, count: int, dtype: Any = np.float32, *, fused: bool = True) -> Array:
         """``count`` numbers of the normal distribution (caffe_rng_gaussian).
+
+        Args:
+            fused: as a Caffe with fused multiply-add; float64 is never fused.
 
         Raises:
             CaffeError: ``std`` is not above zero.
@@ -132,8 +144,8 @@ class Stream:
             wanted = min(count - done, _BLOCK // step)
             block, used = ziggurat.normals(self.peek(wanted * step + ziggurat.MARGIN), wanted, real)
             self.skip(used)
-            block *= std
-            np.add(block, mean, out=result[done : done + block.size])
+            _scale_and_shift(block, std, mean, fused)
+            result[done : done + block.size] = block
             done += block.size
         return result
 
@@ -175,6 +187,27 @@ def _real(dtype: Any) -> type:
     if kind not in (np.float32, np.float64):
         raise CaffeError("random draws", str(np.dtype(dtype)), expected="float32 or float64")
     return kind
+
+
+def _scale_and_shift(x: Array, scale: Any, offset: Any, fused: bool) -> None:
+    """``x * scale + offset`` in place, rounded once if ``fused`` (float32 only), else after each operation."""
+    if not fused or offset == 0 or x.dtype != np.float32:
+        x *= scale
+        x += offset
+        return
+    offset = np.float64(offset)
+    for start in range(0, x.size, _TILE):
+        part = x[start : start + _TILE]
+        product = part.astype(np.float64)
+        product *= scale  # exact: 24 times 24 bits
+        total = product + offset
+        # Rounded here already, a sum may seem to lie midway between two float32. Move it to the side where it was.
+        midway = np.flatnonzero(total.view(np.int64) & 0x1FFFFFFF == 0x10000000)
+        if midway.size:
+            p, t = product[midway], total[midway]
+            lost = (p - (t - (t - p))) + (offset - (t - p))
+            total[midway] = np.where(lost == 0, t, np.nextafter(t, np.copysign(np.inf, lost)))
+        part[:] = total
 
 
 def _untemper(words: Array) -> Array:

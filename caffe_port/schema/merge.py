@@ -48,6 +48,7 @@ def _load(path: str, _mtime: int, _size: int) -> Schema:
     displaced: set[str] = set()
     _merge_all(merged.enum_type, theirs.enum_type, _merge_enum, displaced)
     _merge_all(merged.message_type, theirs.message_type, _merge_message, displaced)
+    _carry_v1_fields(merged)
     try:
         return Schema(merged, frozenset(displaced))
     except (TypeError, ValueError) as error:
@@ -85,6 +86,17 @@ def _rename_references(message: descriptor_pb2.DescriptorProto, renamed: dict[st
         _rename_references(nested, renamed)
 
 
+def _carry_v1_fields(merged: descriptor_pb2.FileDescriptorProto) -> None:
+    """Give V2 layers the fields that their V1 layers have, so that upgraded layers keep them."""
+    messages = {m.name: m for m in merged.message_type}
+    v1, v2 = messages["V1LayerParameter"], messages["LayerParameter"]
+    known = {f.name for f in v2.field}.union(SCHEMA.V1LayerParameter.DESCRIPTOR.fields_by_name)
+    for field in v1.field:
+        if field.name not in known:
+            v2.field.add().CopyFrom(field)
+            v2.field[-1].number += _PRIVATE
+
+
 def _merge_all(ours: Any, theirs: Any, merge: Callable[[Any, Any, set[str]], None], displaced: set[str]) -> None:
     """Merge each of theirs into ours of that name; add it where there is none."""
     known = {item.name: item for item in ours}
@@ -100,7 +112,8 @@ def _merge_enum(
 ) -> None:
     _make_room(ours.name, ours.value, theirs.value, displaced)
     _merge_all(ours.value, theirs.value, lambda mine, value, _: mine.CopyFrom(value), displaced)
-    ours.options.MergeFrom(theirs.options)
+    if theirs.options.allow_alias:
+        ours.options.allow_alias = True
 
 
 def _merge_message(

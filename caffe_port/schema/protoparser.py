@@ -165,9 +165,11 @@ class _Parser:
         while not self.accept("}"):
             if self.accept(";"):
                 pass
-            elif self.peek() in ("option", "reserved"):
-                if self.peek() == "option" and self.next() == "option" and self.accept("allow_alias"):
+            elif self.accept("option"):
+                if self.accept("allow_alias"):
                     result.options.allow_alias = True
+                self.skip_statement()
+            elif self.peek() == "reserved":
                 self.skip_statement()
             else:
                 value = result.value.add(name=self.name())

@@ -113,9 +113,12 @@ def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> 
         return _unknown_value(where, root, *match.groups())
     if match := _TWICE.search(plain):
         return DefinitionError(where, f"{match[1]} a second time", expected="it once", remedy="remove one")
-    if match := re.search(r"Expected string but found: '(\w+)'", plain):
+    if match := re.fullmatch(r"Expected string but found: '(\w+)'", plain):
         string = V1_TO_V2.get(match[1], match[1])
         return DefinitionError(where, match[1], expected=f'"{string}"', remedy="put the string in quotes")
+    if match := re.fullmatch(r"Expected (.+?)(?:(?:, got| but found:) (.+))?", plain):
+        rest = row[column - 1 :].split() or ["the end of the line"]
+        return DefinitionError(where, match[2] or rest[0], expected=match[1])
     return DefinitionError(where, plain[:1].lower() + plain[1:], remedy=f"in: {row.strip()[:60]}")
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from reference import SHARED, needs_shared
+from slim import narrow
 
 from caffe_port.schema import SCHEMA, V1_TO_V2, read_net, read_solver
 
@@ -111,10 +112,6 @@ SLIM = [  # name in reference/, our file, width, batch of the slim net (its inpu
 slim_rows = pytest.mark.parametrize(("name", "path", "width", "batch", "phase"), SLIM, ids=[row[0] for row in SLIM])
 
 
-def build_slim(path: str, width: str, batch: int) -> Net:
-    return build.definitions(Setting(width=Fraction(width), batch=batch), [path])[path]
-
-
 def without_data(net):
     """A copy without data layers, inputs, and the name, none of which the slim definitions keep."""
     bare = parse(str(net))
@@ -127,14 +124,14 @@ def without_data(net):
 
 @slim_rows
 def test_digest_of_the_slim_definition(name, path, width, batch, phase):
-    assert digest(without_data(build_slim(path, width, batch))) == DIGESTS["slim"][name]
+    assert digest(without_data(narrow(path, width, batch))) == DIGESTS["slim"][name]
 
 
 @needs_reference
 @slim_rows
 def test_slim_definition(name, path, width, batch, phase):
     text = (REFERENCE / f"{name}.prototxt").read_text(encoding="utf-8")
-    theirs, net = parse(text), build_slim(path, width, batch)
+    theirs, net = parse(text), narrow(path, width, batch)
     ours = without_data(net)
     assert_equal_layers(ours.layers, without_data(text).layers)
     assert ours.force_backward == theirs.force_backward
@@ -154,7 +151,7 @@ def test_slim_definition(name, path, width, batch, phase):
 @pytest.mark.parametrize(("name", "path", "width", "batch", "phase"), SLIM[:9], ids=[row[0] for row in SLIM[:9]])
 def test_slim_shapes(name, path, width, batch, phase):
     """Every parameter, and every blob that is stored whole, has the shape it has in real Caffe."""
-    found = shapes.infer(build_slim(path, width, batch), phase)
+    found = shapes.infer(narrow(path, width, batch), phase)
     with np.load(REFERENCE / f"{name}.npz") as stored:
         params = {key: stored[key].shape for key in stored.files if key.startswith("param/")}
         blobs = {key[4:]: stored[key].shape for key in stored.files if key.startswith("out/")}

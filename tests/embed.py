@@ -1,0 +1,82 @@
+"""Writes tests/reference: the numbers of real Caffe that a clone carries, chosen from ../shared/reference.
+
+In use:
+    python tests/embed.py           writes what is missing or differs
+    python tests/embed.py --check   writes nothing; exit status 1 where something differs
+
+Definitions are kept as text in the manifest, those of the published nets as an order to our own builder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parents[1] / "shared" / "reference"
+TARGET = HERE / "reference"
+
+WHOLE = ["noh_layers"]
+"""Suites that are embedded with every case."""
+
+BUILT = {  # suite, case: the file of prototxt/ that it is a narrow form of, and the batch of its data layers
+    "noh_nets": {
+        "decouplednet_fp_bp": ("decouplednet/fp_bp_network.prototxt", 0),
+        "decouplednet_train": ("decouplednet/002_train_seg_Full_anno.prototxt", 2),
+        "deconvnet_deploy": ("deconvnet/DeconvNet_inference_deploy.prototxt", 0),
+    },
+}
+"""Cases of published nets: a choice, to stay small."""
+WIDTH = "1/32"
+
+
+def read(suite: str, name: str) -> dict[str, Any]:
+    return json.loads((SOURCE / suite / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def files(suite: str, entries: dict[str, dict[str, Any]]) -> dict[str, bytes]:
+    """The embedded files of a suite by their path, for these additions to its manifest's entries."""
+    manifest, noise = read(suite, "manifest"), read(suite, "noise")
+    kept = ("phase", "backward", "forwards", "dialect")
+    cases = {name: {k: manifest[name][k] for k in kept if k in manifest[name]} | more for name, more in entries.items()}
+    made = {"manifest.json": cases, "noise.json": {name: noise[name] for name in entries if noise.get(name)}}
+    texts = {name: json.dumps(it, indent=1, sort_keys=True).encode() + b"\n" for name, it in made.items()}
+    arrays = {f"{name}.npz": (SOURCE / suite / f"{name}.npz").read_bytes() for name in entries}
+    return {f"{suite}/{name}": content for name, content in {**texts, **arrays}.items()}
+
+
+def embedded() -> dict[str, bytes]:
+    """All files that this script writes, by their path in tests/reference."""
+    made: dict[str, bytes] = {}
+    for suite in WHOLE:
+        text = {path.stem: path.read_text(encoding="utf-8") for path in sorted((SOURCE / suite).glob("*.prototxt"))}
+        made |= files(suite, {name: {"prototxt": it} for name, it in text.items()})
+    for suite, chosen in BUILT.items():
+        orders = {name: {"path": path, "width": WIDTH, "batch": batch} for name, (path, batch) in chosen.items()}
+        made |= files(suite, {name: {"built": order} for name, order in orders.items()})
+    return made
+
+
+def differing(made: dict[str, bytes]) -> list[str]:
+    """The paths of files that are not there or hold something else."""
+    return [path for path, it in made.items() if not (TARGET / path).is_file() or (TARGET / path).read_bytes() != it]
+
+
+def main(arguments: list[str]) -> int:
+    if not SOURCE.is_dir():
+        print(f"{SOURCE}: not there; it holds the numbers to choose from", file=sys.stderr)
+        return 2
+    made = embedded()
+    wrong = differing(made)
+    for path in wrong:
+        if arguments != ["--check"]:
+            (TARGET / path).parent.mkdir(parents=True, exist_ok=True)
+            (TARGET / path).write_bytes(made[path])
+        print(path)
+    return 1 if wrong and arguments == ["--check"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

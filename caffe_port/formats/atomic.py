@@ -37,8 +37,8 @@ def atomic_path(path: str | os.PathLike, *, overwrite: bool = False, durable: bo
     """The name of a file to create that becomes ``path`` when the block ends well, and vanishes when it does not.
 
     It lies in ``path``'s folder meanwhile (one rename puts it in place) and follows a symbolic link at ``path``.
-    Leaving by any exception, Ctrl-C included, removes it. Create it in mode "x": truncating a file that is there already
-    makes some file systems (ext4) write it out before closing, which doubles the time a large file takes.
+    Leaving by any exception, Ctrl-C included, removes it. Create it in mode "x": a file that is truncated on opening,
+    ext4 writes out before it is closed, which doubles the time that a large one takes.
 
     Args:
         overwrite: replace an existing file, keeping its permissions.
@@ -54,7 +54,7 @@ def atomic_path(path: str | os.PathLike, *, overwrite: bool = False, durable: bo
     try:
         yield temporary
         if durable:
-            with open(temporary, "rb+") as file:
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         if target.exists():
             temporary.chmod(target.stat().st_mode & 0o777)
@@ -70,5 +70,5 @@ def atomic_path(path: str | os.PathLike, *, overwrite: bool = False, durable: bo
 @contextmanager
 def atomic_write(path: str | os.PathLike, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
     """:func:`atomic_path`, opened for writing bytes."""
-    with atomic_path(path, overwrite=overwrite, durable=durable) as temporary, open(temporary, "xb") as file:
+    with atomic_path(path, overwrite=overwrite, durable=durable) as temporary, temporary.open("xb") as file:
         yield file

@@ -19,8 +19,8 @@ _DIMS = (1, 2, 3, 4)
 _DATA, _DIFF, _SHAPE, _DOUBLE_DATA, _DOUBLE_DIFF = 5, 6, 7, 8, 9
 _RAW_DATA_TYPE, _RAW_DIFF_TYPE, _RAW_DATA, _RAW_DIFF = 10, 11, 12, 13
 _FLOAT, _DOUBLE = np.dtype("<f4"), np.dtype("<f8")
-_NUMBERS = {_DATA: _FLOAT, _DIFF: _FLOAT, _DOUBLE_DATA: _DOUBLE, _DOUBLE_DIFF: _DOUBLE}
-_RAW_TYPES = {0: _DOUBLE, 1: _FLOAT, 2: np.dtype("<f2")}
+_NUMBERS: dict[int, np.dtype] = {_DATA: _FLOAT, _DIFF: _FLOAT, _DOUBLE_DATA: _DOUBLE, _DOUBLE_DIFF: _DOUBLE}
+_RAW_TYPES: dict[int, np.dtype] = {0: _DOUBLE, 1: _FLOAT, 2: np.dtype("<f2")}
 _LARGEST_COUNT = 2**31 - 1  # Caffe's own limit: blob.cpp, Reshape
 
 
@@ -114,8 +114,8 @@ def _parts(data: np.ndarray, diff: np.ndarray | None, legacy: bool) -> Iterator[
     yield packed(_DATA, data)
     yield packed(_DIFF, diff)
     if not legacy:
-        dims = b"".join(varint(n) for n in data.shape)
-        yield bytes_field(_SHAPE, bytes_field(1, dims) if dims else b""), None
+        packed_dims = b"".join(varint(n) for n in data.shape)
+        yield bytes_field(_SHAPE, bytes_field(1, packed_dims) if packed_dims else b""), None
     yield packed(_DOUBLE_DATA, data)
     yield packed(_DOUBLE_DIFF, diff)
 

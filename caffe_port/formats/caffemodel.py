@@ -14,7 +14,7 @@ from caffe_port.formats.blob import read_blob
 from caffe_port.formats.sniff import protobuf_kind
 from caffe_port.formats.typenames import V0_TYPES, V1_TYPES
 from caffe_port.formats.weights import LayerWeights, Weights
-from caffe_port.formats.wire import BYTES, VARINT, Reader, bytes_field
+from caffe_port.formats.wire import BYTES, VARINT, Buffer, Reader, bytes_field
 
 __all__ = ["NET_NAME", "V0", "V1", "V1_LAYERS", "V2", "V2_LAYER", "LayerFields", "read_caffemodel"]
 
@@ -37,7 +37,7 @@ V2 = LayerFields(name=1, type=2, blobs=7, bottom=3, top=4)
 _V1_LAYER = 1  # V1LayerParameter.layer: a whole generation-0 layer inside
 
 
-def read_caffemodel(buffer, path: str) -> Weights:
+def read_caffemodel(buffer: Buffer, path: str) -> Weights:
     """The weights in ``buffer``, the bytes (or the memory map) of the .caffemodel file ``path``.
 
     Raises:
@@ -69,7 +69,7 @@ def read_caffemodel(buffer, path: str) -> Weights:
     return weights
 
 
-def _not_weights(buffer, path: str, kind: str) -> FormatError:
+def _not_weights(buffer: Buffer, path: str, kind: str) -> FormatError:
     """What to say of another kind of message."""
     if kind == "solverstate":
         reader = Reader(buffer, path=path)

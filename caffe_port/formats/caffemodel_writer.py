@@ -95,12 +95,12 @@ def _split(message: bytes, number: int) -> tuple[bytes, bytes]:
 def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | np.ndarray]:
     fields = V1 if legacy else V2
     head = layer.definition or layer_definition(layer.name, layer.type, generation=1 if legacy else 2)
-    diffs = layer.diffs or [None] * len(layer.blobs)
+    diffs: list[np.ndarray | None] = layer.diffs or [None] * len(layer.blobs)
     blobs = []
     for index, (data, diff) in enumerate(zip(layer.blobs, diffs, strict=True)):
-        data = _checked(layer, index, data, legacy)
-        size = blob_size(data, diff, legacy=legacy)
-        blobs.append((tag(fields.blobs, BYTES) + varint(size), size, data, diff))
+        array = _checked(layer, index, data, legacy)
+        size = blob_size(array, diff, legacy=legacy)
+        blobs.append((tag(fields.blobs, BYTES) + varint(size), size, array, diff))
     before, after = _split(head, fields.blobs)
     total = len(head) + sum(len(lead) + size for lead, size, _, _ in blobs)
     yield tag(V1_LAYERS if legacy else V2_LAYER, BYTES) + varint(total) + before

@@ -18,6 +18,7 @@ from caffe_port.formats.atomic import atomic_path
 from caffe_port.formats.mapping import release
 from caffe_port.formats.naming import layers_of
 from caffe_port.formats.weights import LayerWeights, Weights
+from caffe_port.formats.wire import Buffer
 
 if TYPE_CHECKING:
     import h5py
@@ -40,7 +41,7 @@ def open_hdf5(path: str) -> h5py.File:
         raise FormatError(path, f"an HDF5 file that cannot be read: {why}", remedy="fetch it again") from None
 
 
-def dataset_array(dataset: h5py.Dataset, buffer) -> np.ndarray:
+def dataset_array(dataset: h5py.Dataset, buffer: Buffer) -> np.ndarray:
     """The numbers of ``dataset``: a view of ``buffer``, its mapped file, where they lie in one piece; else a copy."""
     offset = dataset.id.get_offset()
     plain = dataset.chunks is None and dataset.external is None and dataset.compression is None
@@ -49,7 +50,7 @@ def dataset_array(dataset: h5py.Dataset, buffer) -> np.ndarray:
     return np.frombuffer(buffer, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
 
 
-def read_hdf5(buffer, path: str) -> Weights:
+def read_hdf5(buffer: Buffer, path: str) -> Weights:
     """The weights of an HDF5 file: Caffe's if it has a group ``data``, else a state_dict's.
 
     Args:
@@ -81,7 +82,7 @@ def _datasets(group: h5py.Group) -> Iterable[tuple[str, h5py.Dataset]]:
     return found
 
 
-def _caffe_layers(file: h5py.File, buffer) -> list[LayerWeights]:
+def _caffe_layers(file: h5py.File, buffer: Buffer) -> list[LayerWeights]:
     layers: dict[str, LayerWeights] = {}
 
     for name, group in file["data"].items():

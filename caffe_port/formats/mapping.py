@@ -29,7 +29,7 @@ def map_file(path: str | os.PathLike, *, writable: bool = True) -> mmap.mmap | b
         FileError: it is missing, a folder, or may not be read.
     """
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return b""
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
@@ -47,10 +47,11 @@ def release(array: np.ndarray, start: int = 0, end: int | None = None) -> None:
 
     They are read from the file again when next touched. Writable maps are left alone: theirs may hold changes.
     """
-    root = array
+    root: object = array
     while isinstance(root, np.ndarray):
         root = root.base
-    root = root.obj if isinstance(root, memoryview) else root
+    if isinstance(root, memoryview):
+        root = root.obj
     if array.flags.writeable or not isinstance(root, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
     at = array.ctypes.data - np.frombuffer(root, np.uint8).ctypes.data
@@ -67,7 +68,7 @@ def write_array(file: BinaryIO, array: np.ndarray, progress: Callable[[int], obj
     since the kernel brings in all of its pages before it copies the first. Pieces that end between pages of the file
     that is written cost half as much again.
     """
-    view = memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+    view = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
     start = released = 0
     while start < len(view):
         end = start + _PIECE - file.tell() % _PIECE

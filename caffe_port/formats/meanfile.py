@@ -47,4 +47,4 @@ def write_mean(path: str | os.PathLike, mean: np.ndarray, *, overwrite: bool = F
         raise ShapeError("the mean image", f"the shape {mean.shape}", expected="channels x height x width")
     with atomic_write(path, overwrite=overwrite) as file:
         for chunk in blob_chunks(mean, None, legacy=True):
-            file.write(chunk)
+            file.write(bytes(chunk))

@@ -9,7 +9,7 @@ layers' are the parameter names of the net they unroll, lstm_layer.cpp and rnn_l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def state_dict(weights: Weights, types: Mapping[str, str] | None = None) -> dict
             )
         owner[layer.name] = index
         if layer.names:
-            named = tuple((name, None) for name in layer.names)
+            named: Sequence[tuple[str, int | None]] = [(name, None) for name in layer.names]
         else:
             named = blob_names(layer.type or (types or {}).get(layer.name, ""), len(layer.blobs))
         for (name, rank), blob in zip(named, layer.blobs, strict=True):

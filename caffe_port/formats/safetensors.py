@@ -18,10 +18,11 @@ from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.mapping import write_array
 from caffe_port.formats.naming import layers_of
 from caffe_port.formats.weights import Weights
+from caffe_port.formats.wire import Buffer
 
 __all__ = ["read_safetensors", "write_safetensors"]
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -37,7 +38,7 @@ _BF16 = "BF16"
 _ALIGNMENT = 64
 
 
-def read_safetensors(buffer, path: str) -> Weights:
+def read_safetensors(buffer: Buffer, path: str) -> Weights:
     """The state_dict in ``buffer``, each array a view of it; bfloat16 is widened to float32, which is exact.
 
     Raises:

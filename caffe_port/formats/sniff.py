@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caffe_port.errors import FormatError
-from caffe_port.formats.wire import BYTES, VARINT, Reader
+from caffe_port.formats.wire import BYTES, VARINT, Buffer, Reader
 
 __all__ = ["kind_of", "protobuf_kind", "refuse_others"]
 
@@ -29,7 +29,7 @@ _HEAD = 1024
 _LARGEST_HEADER = 100_000_000  # the safetensors format's own limit
 
 
-def kind_of(buffer) -> str:
+def kind_of(buffer: Buffer) -> str:
     """The container that the first bytes of ``buffer`` announce: "hdf5", "zip", "safetensors" or "protobuf"."""
     head = bytes(buffer[:9])
     for signature, kind in _SIGNATURES:
@@ -40,7 +40,7 @@ def kind_of(buffer) -> str:
     return "protobuf"
 
 
-def refuse_others(buffer, path: str, expected: str) -> None:
+def refuse_others(buffer: Buffer, path: str, expected: str) -> None:
     """Raises FormatError, which says what ``buffer`` is and what to do, if it is plainly not what is ``expected``."""
     head = bytes(buffer[:_HEAD])
     if not head:
@@ -60,7 +60,7 @@ def refuse_others(buffer, path: str, expected: str) -> None:
         raise FormatError(path, f"text ({first!r} ...)", expected=expected, remedy=remedy)
 
 
-def protobuf_kind(buffer, path: str) -> str:
+def protobuf_kind(buffer: Buffer, path: str) -> str:
     """What a message is, by its top-level fields: "caffemodel", "solverstate", "blob" (a mean image), "onnx model", "".
 
     Raises:

@@ -11,7 +11,7 @@ from caffe_port.errors import FormatError
 from caffe_port.formats.blob import read_blob
 from caffe_port.formats.mapping import map_file
 from caffe_port.formats.sniff import kind_of, protobuf_kind, refuse_others
-from caffe_port.formats.wire import Reader
+from caffe_port.formats.wire import Buffer, Reader
 
 __all__ = ["SolverHistory", "read_solverstate"]
 
@@ -65,7 +65,7 @@ def read_solverstate(path: str | os.PathLike) -> SolverHistory:
     return state
 
 
-def _read_hdf5(buffer, path: str) -> SolverHistory:
+def _read_hdf5(buffer: Buffer, path: str) -> SolverHistory:
     from caffe_port.formats.hdf5 import dataset_array, open_hdf5
 
     with open_hdf5(path) as file:

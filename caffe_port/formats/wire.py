@@ -9,11 +9,17 @@ Source: the protobuf encoding specification, https://protobuf.dev/programming-gu
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterator
+
 import numpy as np
 
 from caffe_port.errors import FormatError
 
-__all__ = ["BYTES", "FIXED32", "FIXED64", "VARINT", "Reader", "bytes_field", "tag", "varint", "varint_field"]
+__all__ = ["BYTES", "FIXED32", "FIXED64", "VARINT", "Buffer", "Reader", "bytes_field", "tag", "varint", "varint_field"]
+
+Buffer = bytes | mmap.mmap
+"""A file's bytes."""
 
 VARINT, FIXED64, BYTES, GROUP, END_GROUP, FIXED32 = range(6)
 _LONGEST_VARINT = 10
@@ -23,7 +29,7 @@ class Reader:
     """Walks the fields of the message that lies at ``start:end`` of ``buffer``.
 
     Args:
-        buffer: the whole file (``bytes``, ``memoryview`` or ``mmap``).
+        buffer: the whole file.
         start, end: the message's first byte and the byte after its last; the whole buffer if not given.
         path: the file's name for error messages.
         what: what the message is ("layer 'conv1'"), for error messages.
@@ -32,13 +38,15 @@ class Reader:
     over by going on. Positions are offsets in ``buffer``.
     """
 
-    def __init__(self, buffer, start: int = 0, end: int | None = None, *, path: str, what: str = "the file") -> None:
+    def __init__(
+        self, buffer: Buffer, start: int = 0, end: int | None = None, *, path: str, what: str = "the file"
+    ) -> None:
         self.buffer, self.pos, self.end = buffer, start, len(buffer) if end is None else end
         self.path, self.what = path, what
         self.field_start = start
         self._wire = -1
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         while self.pos < self.end:
             self.field_start = self.pos
             key = self.varint()

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import caffe_port
 from caffe_port.errors import CaffeError
@@ -22,7 +22,7 @@ _SLOW_BYTES, _SLOW_SECONDS = 200_000_000, 2.0
 class Parser(argparse.ArgumentParser):
     """An argument parser with the options that all commands share; its complaints are one line."""
 
-    def __init__(self, prog: str, description: str, **options) -> None:
+    def __init__(self, prog: str, description: str, **options: Any) -> None:
         super().__init__(prog=prog, description=description, **options)
         self.add_argument("--version", action="version", version=f"caffe_port {caffe_port.__version__}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -83,7 +83,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def gather(
     definition: Definition, arrays: dict[str, np.ndarray], path: str
-) -> tuple[list[list[np.ndarray]], list[str]]:
+) -> tuple[list[list[np.ndarray | None]], list[str]]:
     """For each layer of the net its blobs, and the keys that are missing for layers of which nothing is there.
 
     A parameter that a layer shares (``param { name }``) is taken from the layer that owns it if the layer has no key
@@ -93,10 +93,10 @@ def gather(
         WeightsError: a blob has another number of axes than its layer wants, or only some of a layer's blobs are there.
     """
     owners: dict[str, np.ndarray] = {}
-    blobs: list[list[np.ndarray]] = []
+    blobs: list[list[np.ndarray | None]] = []
     missing: list[str] = []
     for layer in definition.net.layer:
-        found: list[np.ndarray] = []
+        found: list[np.ndarray | None] = []
         absent: list[str] = []
         for index, (name, rank) in enumerate(blob_names(layer.type, _blob_count(layer, arrays))):
             key = f"{layer.name}.{name}"
@@ -139,7 +139,7 @@ def _blob_count(layer: LayerParameter, arrays: dict[str, np.ndarray]) -> int:
     return next(i for i in count() if f"{layer.name}.blob{i}" not in arrays)
 
 
-def _owned_once(blobs: list[list[np.ndarray]]) -> list[list[np.ndarray | None]]:
+def _owned_once(blobs: list[list[np.ndarray | None]]) -> list[list[np.ndarray | None]]:
     """``blobs`` with None for each array that an earlier layer has: Caffe's HDF5 stores shared parameters once."""
     seen: set[int] = set()
     out: list[list[np.ndarray | None]] = []

@@ -254,11 +254,13 @@ class Net(nn.Module):
     def run_layer(self, node: Node, layer: Layer, blobs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Run one layer from and into ``blobs``; returns its tops."""
         tops = layer(*(blobs[b] for b in node.bottoms))
-        tops = tops if isinstance(tops, tuple) else (tops,)
-        if self.dialect.legacy_shapes:
-            tops = tuple(t if t.dim() == 4 else t.view(self._blob_shape(tuple(t.shape))) for t in tops)
+        tops = tuple(self.blob_view(t) for t in (tops if isinstance(tops, tuple) else (tops,)))
         blobs.update(zip(node.tops, tops, strict=True))
         return tops
+
+    def blob_view(self, t: Tensor) -> Tensor:
+        """What a layer gave, in the shape that its blob has in this dialect."""
+        return t.view(self._blob_shape(tuple(t.shape))) if self.dialect.legacy_shapes and t.dim() < 4 else t
 
     @property
     def plan(self) -> fast.Plan:

@@ -56,8 +56,12 @@ class Layer(nn.Module):
     tops: ClassVar[tuple[int, int | None]] = (1, 1)
     loss: ClassVar[bool] = False
     """A loss: its first top has weight 1 unless told otherwise, and is made when the definition names none."""
-    labels: ClassVar[tuple[int, ...]] = ()
+    labels: tuple[int, ...] = ()
     """Bottoms that no gradient reaches (labels, switches)."""
+    in_place: ClassVar[bool] = True
+    """Whether its top may be its bottom."""
+    data_shaped: ClassVar[bool] = False
+    """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
     overwrites_diffs: bool = False
     """Whether backward replaces the parameters' diffs instead of adding to them."""
 
@@ -74,6 +78,8 @@ class Layer(nn.Module):
         self.aliases: dict[str, nn.Parameter] = {}
         """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), and whose."""
         self._check_counts()
+        if not self.in_place and set(self.fields.top) & set(self.fields.bottom):
+            raise self.error("a top that is its bottom", expected="another name: the layer does not work in place")
         if self.param:
             self.p = getattr(self.fields, self.param)
 
@@ -85,6 +91,10 @@ class Layer(nn.Module):
     def reshape(self, *shapes: Shape) -> Sequence[Shape]:
         """The tops' shapes. Raises :class:`ShapeError` for shapes that cannot be."""
         return [shapes[0]]
+
+    def channel_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(scale, shift), a number for each channel (axis 1), if that is all the layer does just now; else None."""
+        return None
 
     # -- what a subclass uses --------------------------------------------------------------------------------------------
 

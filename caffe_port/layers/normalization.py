@@ -1,9 +1,11 @@
-"""BN of the fork, and local response normalization.
+"""Normalization by the batch's statistics, an item's own, or its neighbours'.
 
-Source: bn_layer.cpp (noh), lrn_layer.cpp.
+Source: bn_layer.cpp (noh), batch_norm_layer.cpp, mvn_layer.cpp, lrn_layer.cpp.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 from torch import Tensor
@@ -40,15 +42,140 @@ class BN(Layer):
             raise self.shape_error(f"a bottom of shape {x}", expected=f"4 axes, {self.scale.shape[1]} channels")
         return [x, *[(1, x[1], 1, 1)] * (self.n_tops - 1)]
 
+    def channel_affine(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.learn else (self.scale.detach().flatten(), self.shift.detach().flatten())
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         if not self.learn:
             return torch.addcmul(self.shift, x, self.scale)
+        x = x.contiguous()  # channels-last, torch's sums over 10^5 pixels are off by 1e-4
         y = F.batch_norm(x, None, None, self.scale.flatten(), self.shift.flatten(), training=True, eps=self.eps)
         if self.n_tops == 1:
             return y
         with torch.no_grad():
             variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
         return (y, mean, variance)[: self.n_tops]
+
+
+@layer("BatchNorm", param="batch_norm_param", dialects=("bvlc",))
+class BatchNorm(Layer):
+    """(x - mean) / sqrt(variance + eps) for each channel (axis 1).
+
+    In TRAIN, or with ``use_global_stats: false``, by the statistics of the batch at hand, which also enter the layer's
+    blobs: mean and variance are sums that fade by ``moving_average_fraction`` a pass, ``scale_factor`` is the sum of their
+    weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the blobs,
+    divided by the scale factor, are the statistics.
+    """
+
+    def setup(self, x: Shape) -> None:
+        p = self.p
+        self.fraction, self.eps = p.moving_average_fraction, p.eps
+        self.use_global_stats: bool | None = p.use_global_stats if p.has("use_global_stats") else None
+        for spec in self.fields.param:
+            if spec.lr_mult != 0:
+                raise self.error(f"a param with lr_mult {spec.lr_mult}", expected="lr_mult: 0: nobody learns statistics")
+        if len(x) < 2:
+            raise self.shape_error(f"a bottom of shape {x}", expected="2 axes or more")
+        self.blob("mean", (x[1],), learned=False)
+        self.blob("variance", (x[1],), learned=False)
+        self.blob("scale_factor", (1,), learned=False)
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        if len(x) < 2 or x[1] != len(self.mean):
+            raise self.shape_error(f"a bottom of shape {x}", expected=f"{len(self.mean)} channels at axis 1")
+        return [x]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.uses_blobs():
+            mean, variance = self.statistics()
+            return F.batch_norm(x, mean, variance, eps=self.eps)
+        x = x.contiguous()
+        with torch.no_grad():
+            variance, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
+            m = prod(x.shape) // x.shape[1]
+            self.scale_factor.mul_(self.fraction).add_(1)
+            self.mean.mul_(self.fraction).add_(mean)
+            self.variance.mul_(self.fraction).add_(variance, alpha=m / (m - 1) if m > 1 else 1)
+        return F.batch_norm(x, None, None, training=True, eps=self.eps)
+
+    def uses_blobs(self) -> bool:
+        """Whether the statistics are the blobs', not the batch's."""
+        return not self.training if self.use_global_stats is None else self.use_global_stats
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """The mean and variance that the blobs hold."""
+        weight = torch.where(self.scale_factor == 0, 0, 1 / self.scale_factor)
+        return self.mean * weight, self.variance * weight
+
+    def channel_affine(self) -> tuple[Tensor, Tensor] | None:
+        if not self.uses_blobs():
+            return None
+        mean, variance = self.statistics()
+        scale = torch.rsqrt(variance + self.eps)
+        return scale, -mean * scale
+
+    def coord_map(self) -> CoordMap:
+        return identity_map()
+
+
+class _Standardized(torch.autograd.Function):
+    """Rows without their mean, divided by their standard deviation + eps; the gradient takes eps for part of the latter."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:  # noqa: ANN001
+        centred = x - x.mean(1, keepdim=True)
+        scale = (centred * centred).mean(1, keepdim=True).sqrt() + eps
+        y = centred / scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+        y, scale = ctx.saved_tensors
+        along_y = y * (y * grad).mean(1, keepdim=True)
+        return (grad - grad.mean(1, keepdim=True) - along_y) / scale, None
+
+
+class _Centred(torch.autograd.Function):
+    """Rows without their mean, whose gradient passes as it is (mvn_layer.cpp of noh forgets the mean there)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # noqa: ANN001
+        return x - x.mean(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # noqa: ANN001
+        return grad
+
+
+@layer("MVN", param="mvn_param")
+class MVN(Layer):
+    """Every channel of every item (``across_channels``: every item) less its mean, divided by its standard deviation + eps.
+
+    The top always has four axes. The fork takes the variance as E[x^2] - E[x]^2, which can come out negative; here it never
+    is.
+    """
+
+    def setup(self, x: Shape) -> None:
+        p = self.p
+        self.normalize_variance, self.across_channels = p.normalize_variance, p.across_channels
+        self.eps = p.eps if self.dialect.mvn_eps is None else self.dialect.mvn_eps
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        if len(x) > 4:
+            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes at most")
+        return [(*x, *(1,) * (4 - len(x)))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        (shape,) = self.reshape(tuple(x.shape))
+        rows = x.reshape(shape[0] if self.across_channels else shape[0] * shape[1], -1)
+        if self.normalize_variance:
+            y = _Standardized.apply(rows, self.eps)
+        elif self.dialect.mvn_mean_gradient:
+            y = rows - rows.mean(1, keepdim=True)
+        else:
+            y = _Centred.apply(rows)
+        return y.view(shape)
 
 
 @layer("LRN", param="lrn_param")

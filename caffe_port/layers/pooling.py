@@ -114,28 +114,26 @@ class Pooling(Layer):
         return total / (counts[0][:, None] * counts[1]).to(x.dtype)
 
 
-class _Place(torch.autograd.Function):
-    """out[index] = value by assignment (the last in raster order wins); backward reads diff[index], without a sum."""
+class _PlaceLast(torch.autograd.Function):
+    """out[index] = value by assignment (the last in raster order wins); backward reads diff[index], without a sum.
+
+    Which writer comes last is worked out beforehand: a scatter with equal indices answers that anyhow.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, size: tuple[int, int], unique: bool) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ANN001
         ctx.save_for_backward(index)
-        ctx.shape = x.shape
-        flat = x.flatten(2)
-        out = x.new_zeros((*x.shape[:2], size[0] * size[1]))
-        if unique:
-            out.scatter_(2, index, flat)
-        else:
-            # Which writer comes last is a question of its own: a scatter with equal indices answers it anyhow.
-            order = torch.arange(1, flat.shape[2] + 1, device=x.device).expand_as(index)
-            last = torch.zeros(out.shape, dtype=torch.int64, device=x.device).scatter_reduce(2, index, order, "amax")
-            out = torch.where(last > 0, flat.gather(2, (last - 1).clamp(min=0)), out)
+        flat, index = x.flatten(2), index.flatten(2)
+        order = torch.arange(1, flat.shape[2] + 1, device=x.device).expand_as(index)
+        last = torch.zeros((*x.shape[:2], size[0] * size[1]), dtype=torch.int64, device=x.device)
+        last.scatter_reduce_(2, index, order, "amax")
+        out = torch.where(last > 0, flat.gather(2, (last - 1).clamp(min=0)), 0)
         return out.unflatten(2, size)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
         (index,) = ctx.saved_tensors
-        return grad.flatten(2).gather(2, index).view(ctx.shape), None, None, None
+        return grad.flatten(2).gather(2, index.flatten(2)).view(index.shape), None, None
 
 
 class _DividedGradient(torch.autograd.Function):
@@ -197,9 +195,9 @@ class Unpooling(Layer):
             index = switches.to(torch.int64)
             unique = all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
         try:
-            return _Place.apply(x, index.flatten(2), self.size, unique)
+            return torch.ops.aten.max_unpool2d(x, index, self.size) if unique else _PlaceLast.apply(x, index, self.size)
         except RuntimeError as e:
-            if "out of bounds" not in str(e):
+            if "out of bounds" not in str(e) and "invalid max index" not in str(e):
                 raise
             raise self.shape_error(
                 "a switch outside the output", expected=f"0 to {self.size[0] * self.size[1] - 1}, the output's pixels"

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from reference import folder
 
 from caffe_port.errors import CaffeError, LayerError
+from caffe_port.net import Net
 from caffe_port.random import Stream, default_stream, fill, set_random_seed, stream
 from caffe_port.schema import SCHEMA, parse_text
 
@@ -269,3 +271,26 @@ def test_wrong_fillers(text, shape, said):
 def test_wrong_arguments(call, said):
     with pytest.raises(CaffeError, match=re.escape(said)):
         call(Stream(0))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_net_fills_its_layers_in_order(reference, name):
+    set_random_seed(SEED)
+    net = Net(
+        "layer { name: 'x' type: 'Input' top: 'x' input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n"
+        "layer { name: 'l' type: 'InnerProduct' bottom: 'x' top: 'y' inner_product_param { num_output: 11"
+        f" weight_filler {{ {WEIGHTS[name]} }} bias_filler {{ type: 'uniform' min: 0 max: 1 }} }} }}"
+    )
+    for i, blob in enumerate(("weight", "bias")):
+        assert np.array_equal(net.state_dict()[f"l.{blob}"].numpy(), reference[f"filler_{name}/{i}"])
+
+
+def test_a_net_drops_out_as_real_caffe(reference):
+    net = Net(
+        "layer { name: 'x' type: 'Input' top: 'x' input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n"
+        "layer { name: 'd' type: 'Dropout' bottom: 'x' top: 'y' dropout_param { dropout_ratio: 0.4 } }",
+        phase="TRAIN",
+    )
+    set_random_seed(SEED)
+    for i in range(3):
+        assert np.array_equal(net(x=torch.ones(2, 3, 5, 4))["y"].numpy(), reference[f"dropout/{i}"])

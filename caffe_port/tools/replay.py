@@ -1,0 +1,227 @@
+"""A reference put into a net, run there, and compared.
+
+A reference is an .npz of what another Caffe computed; ``converters/dump_reference.py`` writes one inside that Caffe.
+Its keys::
+
+    in/BLOB param/LAYER/I   set before forward          seed/BLOB  diff set before backward
+    out/BLOB                data after forward          diff/BLOB pdiff/LAYER/I  diffs after backward
+    sample/BLOB             4096 values of it           after/LAYER/I  a parameter that forward changed
+    moments/BLOB            mean, std, min, max         switch/BLOB masksum/BLOB  pooling switches
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError, nearest
+from caffe_port.formats.mapping import map_file
+from caffe_port.formats.sniff import refuse_others
+from caffe_port.tools import compare
+
+if TYPE_CHECKING:
+    from caffe_port.graph import Node
+    from caffe_port.pycaffe import Net
+    from caffe_port.tools.compare import Comparison
+
+__all__ = ["Reference", "maker", "ours", "prepare", "read_noise", "replay"]
+
+_GIVEN = ("in", "param", "seed")
+_FORWARD, _BACKWARD = ("out", "sample", "moments", "masksum", "after"), ("diff", "pdiff")
+_OF_PARAMETERS = ("param", "after", "pdiff")
+_UNCOMPARED = ("out2",)  # a second forward, which shows a fault of the original
+_EXPECTED = "keys such as in/BLOB, param/LAYER/I, out/BLOB, pdiff/LAYER/I"
+
+
+class Reference:
+    """A reference .npz, read array by array.
+
+    Args:
+        path: the file.
+        noise: key to real Caffe's distance from itself, see :func:`read_noise`.
+
+    Raises:
+        FileError: it is missing or unreadable.
+        FormatError: it is no .npz, or a key is not of the form above.
+    """
+
+    def __init__(self, path: str | os.PathLike, noise: Mapping[str, float] | None = None) -> None:
+        self.path, self.noise = os.fspath(path), noise or {}
+        refuse_others(map_file(path, writable=False), self.path, "a reference .npz")
+        try:
+            self._arrays = np.load(self.path, allow_pickle=False)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            raise FormatError(self.path, "something else, or the first part of one", expected="an .npz") from None
+        for key in self._arrays.files:
+            kind, _, name = key.partition("/")
+            if not name or kind not in (*_GIVEN, *compare.BOUNDS, *_UNCOMPARED):
+                raise FormatError(self.path, f"the key {key!r}", expected=_EXPECTED)
+        if not self.keys(*compare.BOUNDS):
+            raise FormatError(self.path, "no numbers to compare with", expected=_EXPECTED)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        try:
+            return self._arrays[key]
+        except (ValueError, OSError, zlib.error, zipfile.BadZipFile) as error:
+            raise FormatError(self.path, f"{key} cannot be read: {error}", expected="a plain array") from None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._arrays.files
+
+    def keys(self, *kinds: str) -> list[str]:
+        """The keys of these kinds, in the file's order."""
+        return [key for key in self._arrays.files if key.partition("/")[0] in kinds]
+
+    def bound(self, key: str) -> float:
+        """What the error of ``key`` may be."""
+        bound, noise = compare.BOUNDS[key.partition("/")[0]], self.noise.get(key, 0.0)
+        return compare.allowance(bound, noise, np.abs(self[key]).max(initial=0.0)) if noise else bound
+
+    @property
+    def runs_backward(self) -> bool:
+        return bool(self.keys(*_BACKWARD))
+
+
+def read_noise(path: str | os.PathLike, case: str) -> dict[str, float]:
+    """How far real Caffe is from itself under other BLAS kernels, by key; of ``case`` in a ``noise.json``.
+
+    Raises:
+        FileError: the file is missing or unreadable. FormatError: it is another's, or lacks the case.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(str(path), f"cannot be read: {error.strerror}", expected="a noise.json") from None
+    except ValueError as error:
+        raise FormatError(str(path), f"no JSON: {error}", expected="a noise.json") from None
+    entry = content.get(case) if isinstance(content, dict) else None
+    if not isinstance(entry, dict) or not all(isinstance(v, (int, float)) for v in entry.values()):
+        near = nearest(case, content) if isinstance(content, dict) else ""
+        remedy = "give --case NAME" + (f" (near: {near})" if near else "")
+        raise FormatError(str(path), f"no case {case!r}", remedy=remedy)
+    return entry
+
+
+def prepare(net: Net, reference: Reference) -> None:
+    """Set the inputs and parameters that the reference holds.
+
+    Raises:
+        CaffeError: the reference names something that the net has not. ShapeError: a parameter has another shape.
+    """
+    for key in reference.keys(*_GIVEN, *compare.BOUNDS):
+        _check(net, key, reference)
+    for key in reference.keys("in"):
+        blob, array = net.blobs[key.removeprefix("in/")], reference[key]
+        blob.reshape(*array.shape)
+        blob.data[...] = array
+    for key in reference.keys("param"):
+        target, array = ours(net, key), reference[key]
+        if target.size != array.size:
+            where, found = f"{reference.path}: {key}", f"shape {array.shape}"
+            raise ShapeError(where, found, expected=f"{target.shape} as the net has")
+        target[...] = array.reshape(target.shape)
+
+
+def replay(net: Net, reference: Reference, *, forwards: int = 1, own_switches: bool = False) -> Iterator[Comparison]:
+    """Run the net as the reference was run and compare everything that it holds.
+
+    Args:
+        forwards: forward passes before the first comparison.
+        own_switches: let the unpooling layers use the reference's switches wherever it has them. Near ties of the
+            poolings are out of the comparison then, and no value may lie outside.
+
+    Yields:
+        Comparisons: the forward pass's in the reference's order, then the backward pass's.
+
+    Raises:
+        CaffeError: the reference does not fit the net.
+    """
+    prepare(net, reference)
+    for _ in range(forwards - 1):
+        net.forward()
+    if own_switches:
+        yield from _forward_with_switches(net, reference)
+    else:
+        net.forward()
+    for key in reference.keys(*_FORWARD, *(() if own_switches else ("switch",))):
+        yield compare.compare(key, ours(net, key), reference[key], reference.bound(key), ties=not own_switches)
+    if not reference.runs_backward:
+        return
+    if own_switches:
+        net.forward()
+    net.clear_param_diffs()
+    for key in reference.keys("seed"):
+        diff = net.blobs[key.removeprefix("seed/")].diff
+        diff[...] = reference[key].reshape(diff.shape)
+    net.backward()
+    for key in reference.keys(*_BACKWARD):
+        yield compare.compare(key, ours(net, key), reference[key], reference.bound(key))
+
+
+def _forward_with_switches(net: Net, reference: Reference) -> Iterator[Comparison]:
+    """One forward pass that compares a pooling's switches, then goes on with the reference's."""
+    start = None
+    for node, _ in net.nodes:
+        keys = [f"switch/{top}" for top in node.tops if f"switch/{top}" in reference]
+        if not keys:
+            continue
+        net.forward(start=start, end=node.name)
+        for key in keys:
+            yield compare.compare(key, ours(net, key), reference[key], reference.bound(key))
+            top = key.removeprefix("switch/")
+            net.blobs[top].data[...] = compare.flat_switches(reference[key], _pooled_width(net, top))
+        start = net.nodes[node.index + 1][0].name
+    net.forward(start=start)
+
+
+def ours(net: Net, key: str) -> np.ndarray:
+    """The net's array for a reference key, after it ran."""
+    kind, _, name = key.partition("/")
+    if kind in _OF_PARAMETERS:
+        layer, _, index = name.rpartition("/")
+        blob = net.params[layer][int(index)]
+        return blob.diff if kind == "pdiff" else blob.data
+    if kind == "diff":
+        return net.blobs[name].diff
+    data = net.blobs[name].data
+    if kind == "switch":
+        return compare.window_switches(data, _pooled_width(net, name))
+    reduced = {"sample": compare.sample, "moments": compare.moments, "masksum": compare.masksum}
+    return reduced.get(kind, np.asarray)(data)
+
+
+def maker(net: Net, blob: str) -> Node:
+    """The layer that writes a blob; of an in-place blob, the last."""
+    return next(node for node, _ in reversed(net.nodes) if blob in node.tops)
+
+
+def _pooled_width(net: Net, mask: str) -> int:
+    return net.shapes[maker(net, mask).bottoms[0]][3]
+
+
+def _check(net: Net, key: str, reference: Reference) -> None:
+    """Refuse a key that names nothing of the net."""
+    kind, _, name = key.partition("/")
+    if kind not in _OF_PARAMETERS:
+        if name not in net.blobs:
+            raise _stranger(reference, key, "a blob of the net", nearest(name, net.blobs))
+        if kind == "switch" and (maker(net, name).type != "Pooling" or len(net.shapes[name]) != 4):
+            raise _stranger(reference, key, "the second top of a pooling", "")
+        return
+    layer, _, index = name.rpartition("/")
+    if layer not in net.params:
+        raise _stranger(reference, key, "LAYER/I of a layer with parameters", nearest(layer, net.params))
+    if not index.isdecimal() or int(index) >= len(net.params[layer]):
+        raise _stranger(reference, key, f"one of the {len(net.params[layer])} parameters of layer {layer}", "")
+
+
+def _stranger(reference: Reference, key: str, expected: str, near: str) -> CaffeError:
+    remedy = "is it this net's reference?" + (f" (near: {near})" if near else "")
+    return CaffeError(reference.path, key, expected=expected, remedy=remedy)

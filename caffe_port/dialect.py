@@ -32,6 +32,31 @@ class Dialect:
     loss_guards_empty: bool
     """A loss normalised by its count of valid labels divides by at least 1 (bvlc: loss_layer.cpp)."""
 
+    accuracy_by_item: bool
+    """Accuracy compares an item's label with all numbers of the item, of equal ones the later the better (noh:
+    accuracy_layer.cpp). Otherwise with the classes along an axis, where an equal score counts as a better one."""
+
+    contrastive_legacy: bool
+    """ContrastiveLoss always takes margin - d^2 for pairs that differ, which bvlc calls its legacy version (noh:
+    contrastive_loss_layer.cpp)."""
+
+    infogain_takes_probabilities: bool
+    """InfogainLoss is given probabilities, one label an item (noh: infogain_loss_layer.cpp). Otherwise scores, of which it
+    takes the softmax along an axis."""
+
+    axes_by_dim: bool
+    """Concat and Slice know concat_dim and slice_dim, 0 or 1, in place of any axis (noh: concat_layer.cpp, slice_layer.cpp)."""
+
+    exp_shift_raises_minus_one: bool
+    """Exp raises the base -1, which stands for e, to the power of ``shift`` as it is, which gives 1, -1 or nan (noh:
+    exp_layer.cpp)."""
+
+    mvn_eps: float | None
+    """What MVN adds to the standard deviation, if not its parameter (noh: mvn_layer.cpp)."""
+
+    mvn_mean_gradient: bool
+    """MVN's gradient without normalize_variance is less its mean; otherwise it passes as it is (noh: mvn_layer.cpp)."""
+
     bn_overwrites_diffs: bool
     """BN writes its parameter diffs where every other layer adds to them (noh: bn_layer.cpp)."""
 
@@ -48,6 +73,13 @@ BVLC = Dialect(
     inputs_are_layers=True,
     crop_aligns=False,
     loss_guards_empty=True,
+    accuracy_by_item=False,
+    contrastive_legacy=False,
+    infogain_takes_probabilities=False,
+    axes_by_dim=False,
+    exp_shift_raises_minus_one=False,
+    mvn_eps=None,
+    mvn_mean_gradient=True,
     bn_overwrites_diffs=False,
     decay_before_iter_size=False,
     snapshot_off_interval_adds_one=False,
@@ -58,6 +90,13 @@ NOH = Dialect(
     inputs_are_layers=False,
     crop_aligns=True,
     loss_guards_empty=False,
+    accuracy_by_item=True,
+    contrastive_legacy=True,
+    infogain_takes_probabilities=True,
+    axes_by_dim=True,
+    exp_shift_raises_minus_one=True,
+    mvn_eps=1e-10,
+    mvn_mean_gradient=False,
     bn_overwrites_diffs=True,
     decay_before_iter_size=True,
     snapshot_off_interval_adds_one=True,

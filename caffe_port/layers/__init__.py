@@ -2,13 +2,18 @@
 
 from caffe_port.layers import (  # noqa: F401
     accuracy,
+    affine,
+    batch,
     convolution,
+    distance_loss,
     elementwise,
     inner_product,
+    logistic_loss,
     loss,
     neuron,
     normalization,
     pooling,
+    reduction,
     shape,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer

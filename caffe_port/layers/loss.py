@@ -19,7 +19,6 @@ from caffe_port.layers.geometry import CoordMap, identity_map
 class Softmax(Layer):
     """exp(x) normalised to sum 1 along ``axis``."""
 
-
     def setup(self, x: Shape) -> None:
         self.p.skip("engine")
         self.over = self.axis(self.p.axis, x)
@@ -42,6 +41,7 @@ class Loss(Layer):
     bottoms = (2, 2)
     loss = True
     labels = (1,)
+    ignore: int | None = None
 
     def read_loss_param(self, default: str) -> None:
         """Read ``loss_param``; ``normalize`` is the older form of ``normalization`` (loss_layer.cpp)."""
@@ -64,6 +64,16 @@ class Loss(Layer):
         if not self.dialect.loss_guards_empty:
             return n
         return n.clamp(min=1) if isinstance(n, Tensor) else max(n, 1.0)
+
+
+def check_labels(loss: Loss, label: Tensor, classes: int) -> Tensor:
+    """``label`` (int64) itself, if every label is a class's number; a ShapeError otherwise."""
+    if label.numel() and not (0 <= label.min() and label.max() < classes):
+        raise loss.shape_error(
+            f"labels from {int(label.min())} to {int(label.max())}",
+            expected=f"0 to {classes - 1}" + (f", or {loss.ignore} to ignore" if loss.ignore is not None else ""),
+        )
+    return label
 
 
 def serial_sum(x: Tensor) -> Tensor:
@@ -142,12 +152,7 @@ class _SoftmaxLoss(Loss):
         outer, inner = prod(x.shape[: self.over]), prod(x.shape[self.over + 1 :])
         label = label.reshape(outer, inner).to(torch.int64)
         valid = torch.ones_like(label, dtype=torch.bool) if self.ignore is None else label != self.ignore
-        label = torch.where(valid, label, 0)
-        if label.numel() and not (0 <= label.min() and label.max() < self.classes):
-            raise self.shape_error(
-                f"labels from {int(label.min())} to {int(label.max())}",
-                expected=f"0 to {self.classes - 1}" + (f", or {self.ignore} to ignore" if self.ignore is not None else ""),
-            )
+        label = check_labels(self, torch.where(valid, label, 0), self.classes)
         total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, valid.to(x.dtype), self.classes)
         count = None if self.ignore is None else valid.sum().to(x.dtype)
         loss = total / self.normalizer(outer, outer * inner, count)

@@ -1,9 +1,13 @@
 """Layers that act on each number by itself.
 
-Source: relu_layer.cpp, prelu_layer.cpp, sigmoid_layer.cpp, tanh_layer.cpp, dropout_layer.cpp, dropout_channel_layer.cpp (noh).
+Source: relu_layer.cpp, prelu_layer.cpp, sigmoid_layer.cpp, tanh_layer.cpp, absval_layer.cpp, bnll_layer.cpp, clip_layer.cpp,
+elu_layer.cpp, swish_layer.cpp, threshold_layer.cpp, exp_layer.cpp, log_layer.cpp, power_layer.cpp, dropout_layer.cpp,
+dropout_channel_layer.cpp (noh).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -11,7 +15,9 @@ from torch.nn import functional as F
 
 from caffe_port import random
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.fields import Fields
 from caffe_port.layers.geometry import CoordMap, identity_map
+from caffe_port.schema.messages import FillerParameter
 
 
 class Neuron(Layer):
@@ -41,16 +47,15 @@ class ReLU(Neuron):
         return (y, (x > 0).to(x.dtype)) if self.n_tops == 2 else y
 
 
-@layer("PReLU", param="prelu_param")
+@layer("PReLU", param="prelu_param", dialects=("bvlc",))
 class PReLU(Neuron):
     """max(x, 0) + weight * min(x, 0), one weight a channel or (``channel_shared``) one for all."""
 
     def setup(self, x: Shape) -> None:
         if len(x) < 2:
             raise self.shape_error(f"a bottom of shape {x}", expected="2 axes or more")
-        if not self.p.has("filler"):
-            self.p.message.filler.type, self.p.message.filler.value = "constant", 0.25
-        self.blob("weight", () if self.p.channel_shared else (x[1],), self.p.filler)
+        filler = self.p.filler if self.p.has("filler") else Fields(FillerParameter(value=0.25))
+        self.blob("weight", () if self.p.channel_shared else (x[1],), filler)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.prelu(x, self.weight.reshape(-1))
@@ -76,6 +81,131 @@ class TanH(Neuron):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
+
+
+@layer("AbsVal")
+class AbsVal(Neuron):
+    """|x|, with gradient 0 at 0."""
+
+    in_place = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+@layer("BNLL")
+class BNLL(Neuron):
+    """log(1 + exp(x)), "binomial normal log likelihood"."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(x, threshold=50)
+
+
+@layer("Clip", param="clip_param", dialects=("bvlc",))
+class Clip(Neuron):
+    """x within ``min`` and ``max``; the gradient passes at the bounds themselves."""
+
+    def setup(self, x: Shape) -> None:
+        self.min, self.max = self.p.min, self.p.max
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(self.min, self.max)
+
+
+@layer("ELU", param="elu_param", dialects=("bvlc",))
+class ELU(Neuron):
+    """x where it is positive, else alpha * (exp(x) - 1)."""
+
+    def setup(self, x: Shape) -> None:
+        self.alpha = self.p.alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(x, self.alpha)
+
+
+@layer("Swish", param="swish_param", dialects=("bvlc",))
+class Swish(Neuron):
+    """x * sigmoid(beta * x)."""
+
+    def setup(self, x: Shape) -> None:
+        self.p.skip("engine")
+        self.beta = self.p.beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x) if self.beta == 1 else x * torch.sigmoid(x * self.beta)
+
+
+@layer("Threshold", param="threshold_param")
+class Threshold(Neuron):
+    """1 where x > ``threshold``, else 0. It has no gradient."""
+
+    labels = (0,)
+
+    def setup(self, x: Shape) -> None:
+        self.threshold = self.p.threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > self.threshold).to(x.dtype)
+
+
+class _Exponential(Neuron):
+    def log_base(self) -> float:
+        """The natural logarithm of ``base``; a base of -1 stands for e."""
+        base = self.p.base
+        if base == -1:
+            return 1.0
+        if not 0 < base < math.inf:
+            raise self.error(f"base {base}", expected="a number above 0, or -1 for e")
+        return math.log(base)
+
+
+@layer("Exp", param="exp_param")
+class Exp(_Exponential):
+    """base^(shift + scale * x)."""
+
+    def setup(self, x: Shape) -> None:
+        log_base, shift = self.log_base(), self.p.shift
+        self.inner, self.outer = log_base * self.p.scale, math.exp(log_base * shift)
+        if self.p.base == -1 and shift and self.dialect.exp_shift_raises_minus_one:
+            self.outer = (-1.0) ** shift if shift == int(shift) else math.nan
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.exp(x if self.inner == 1 else x * self.inner)
+        return y if self.outer == 1 else y * self.outer
+
+
+@layer("Log", param="log_param", dialects=("bvlc",))
+class Log(_Exponential):
+    """The logarithm to ``base`` of shift + scale * x."""
+
+    def setup(self, x: Shape) -> None:
+        log_base = self.log_base()
+        if not log_base:
+            raise self.error("base 1", expected="another base: every power of 1 is 1")
+        self.factor, self.scale, self.shift = 1 / log_base, self.p.scale, self.p.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.scale == 1 else x * self.scale
+        y = torch.log(x if self.shift == 0 else x + self.shift)
+        return y if self.factor == 1 else y * self.factor
+
+
+@layer("Power", param="power_param")
+class Power(Neuron):
+    """(shift + scale * x)^power.
+
+    Where that is 0 ^ power the original often divides 0 by 0 in its gradient; here the gradient is the power's own.
+    """
+
+    def setup(self, x: Shape) -> None:
+        self.power, self.scale, self.shift = self.p.power, self.p.scale, self.p.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.power * self.scale == 0:
+            return torch.full_like(x, self.shift) ** self.power
+        x = x if self.scale == 1 else x * self.scale
+        x = x if self.shift == 0 else x + self.shift
+        return x.view_as(x) if self.power == 1 else x**self.power
 
 
 class _Dropout(Neuron):

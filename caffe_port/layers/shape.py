@@ -1,9 +1,12 @@
 """Layers that move numbers without changing them.
 
-Source: input_layer.cpp, split_layer.cpp, concat_layer.cpp, crop_layer.cpp (both programs).
+Source: input_layer.cpp, split_layer.cpp, silence_layer.cpp, concat_layer.cpp, slice_layer.cpp, tile_layer.cpp,
+flatten_layer.cpp, reshape_layer.cpp, crop_layer.cpp (both programs).
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 from torch import Tensor
@@ -48,16 +51,40 @@ class Split(Layer):
         return identity_map()
 
 
+@layer("Silence")
+class Silence(Layer):
+    """Nothing at all: its bottoms are no outputs of the net."""
+
+    bottoms = (1, None)
+    tops = (0, 0)
+
+    def reshape(self, *shapes: Shape) -> list[Shape]:
+        return []
+
+    def forward(self, *bottoms: Tensor) -> tuple[()]:
+        return ()
+
+
+class _AlongAxis(Layer):
+    def read_axis(self, older: str, x: Shape) -> int:
+        """The axis that ``axis``, or an older field, names."""
+        if self.dialect.axes_by_dim and getattr(self.p, older) > 1:
+            raise self.error(f"{older} {getattr(self.p, older)}", expected="0 or 1", remedy="--dialect bvlc has all axes")
+        if self.dialect.axes_by_dim or self.p.has(older):
+            if not self.dialect.axes_by_dim and self.p.has("axis"):
+                raise self.error(f"both axis and {older}", remedy="keep one of them")
+            return self.axis(getattr(self.p, older), x)
+        return self.axis(self.p.axis, x)
+
+
 @layer("Concat", param="concat_param")
-class Concat(Layer):
+class Concat(_AlongAxis):
     """The bottoms one after the other along ``axis`` (or the older ``concat_dim``)."""
 
     bottoms = (1, None)
 
     def setup(self, *shapes: Shape) -> None:
-        if self.p.has("axis") and self.p.has("concat_dim"):
-            raise self.error("both axis and concat_dim", remedy="keep one of them")
-        self.along = self.axis(self.p.concat_dim if self.p.has("concat_dim") else self.p.axis, shapes[0])
+        self.along = self.read_axis("concat_dim", shapes[0])
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
         first, a = shapes[0], self.along
@@ -71,6 +98,112 @@ class Concat(Layer):
 
     def coord_map(self) -> CoordMap:
         return identity_map()
+
+
+@layer("Slice", param="slice_param")
+class Slice(_AlongAxis):
+    """The bottom cut along ``axis`` (or the older ``slice_dim``) at each ``slice_point``, or into equal parts."""
+
+    tops = (1, None)
+
+    def setup(self, x: Shape) -> None:
+        self.along, self.points = self.read_axis("slice_dim", x), self.p.slice_point
+        if self.points and len(self.points) != self.n_tops - 1:
+            raise self.error(f"{len(self.points)} slice_point for {self.n_tops} tops", expected="one fewer than tops")
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        return [(*x[: self.along], n, *x[self.along + 1 :]) for n in self.lengths(x)]
+
+    def lengths(self, x: Shape) -> list[int]:
+        """How much of the axis each top gets."""
+        n = x[self.along]
+        if not self.points:
+            if n % self.n_tops:
+                raise self.shape_error(f"{self.n_tops} equal parts of axis {self.along} of {x}", expected="a divisor of it")
+            return [n // self.n_tops] * self.n_tops
+        edges = [0, *self.points, n]
+        lengths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        if min(lengths) < 1:
+            raise self.shape_error(
+                f"slice_point {self.points} on axis {self.along} of {x}", expected="rising points inside the axis"
+            )
+        return lengths
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(self.lengths(tuple(x.shape)), self.along)
+
+
+@layer("Tile", param="tile_param", dialects=("bvlc",))
+class Tile(Layer):
+    """``tiles`` copies of the bottom, one after the other along ``axis``."""
+
+    def setup(self, x: Shape) -> None:
+        self.along, self.tiles = self.axis(self.p.axis, x), self.p.tiles
+        if self.tiles < 1:
+            raise self.error(f"tiles {self.tiles}", expected="at least 1")
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        return [(*x[: self.along], x[self.along] * self.tiles, *x[self.along + 1 :])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * self.tiles, self.along)
+
+
+@layer("Flatten", param="flatten_param")
+class Flatten(Layer):
+    """The axes from ``axis`` to ``end_axis`` as one."""
+
+    in_place = False
+
+    def setup(self, x: Shape) -> None:
+        self.from_axis, self.end_axis = self.p.axis, self.p.end_axis
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        first, last = self.axis(self.from_axis, x), self.axis(self.end_axis, x)
+        if first > last:
+            raise self.error(f"axis {first} and end_axis {last}", expected="an end that is not before the start")
+        return [(*x[:first], prod(x[first : last + 1]), *x[last + 1 :])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(self.reshape(tuple(x.shape))[0])
+
+
+@layer("Reshape", param="reshape_param", dialects=("bvlc",))
+class Reshape(Layer):
+    """The same numbers under another shape: ``num_axes`` axes from ``axis`` on give way to those of ``shape``.
+
+    A 0 in it keeps the bottom's axis at that place, a -1 takes what is left over. A negative ``axis`` counts from behind the
+    last one.
+    """
+
+    in_place = False
+
+    def setup(self, x: Shape) -> None:
+        self.dims, self.from_axis, self.num_axes = self.p.shape.dim, self.p.axis, self.p.num_axes
+        if self.dims.count(-1) > 1 or min(self.dims, default=0) < -1:
+            raise self.error(f"shape {self.dims}", expected="numbers from 0 up, and at most one -1")
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        axis, n = self.from_axis, self.num_axes
+        start = axis if axis >= 0 else len(x) + axis + 1
+        end = len(x) if n == -1 else start + n
+        if not 0 <= start <= end <= len(x):
+            raise self.error(f"axis {axis} and num_axes {n}", expected=f"axes of a blob of shape {x}")
+        if any(d == 0 and start + i >= len(x) for i, d in enumerate(self.dims)):
+            raise self.shape_error(f"a 0 in {self.dims} from axis {start} on", expected=f"axes to copy in {x}")
+        new = [x[start + i] if d == 0 else d for i, d in enumerate(self.dims)]
+        shape = [*x[:start], *new, *x[end:]]
+        if -1 in shape:
+            known = -prod(shape)
+            if not known or prod(x) % known:
+                raise self.shape_error(f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"a multiple of {known}")
+            shape[shape.index(-1)] = prod(x) // known
+        if prod(shape) != prod(x):
+            raise self.shape_error(f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"{prod(shape)}")
+        return [tuple(shape)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(self.reshape(tuple(x.shape))[0])
 
 
 @layer("Crop", param="crop_param")

@@ -1,0 +1,102 @@
+"""Losses of the logarithms of probabilities. Source: multinomial_logistic_loss_layer.cpp, infogain_loss_layer.cpp."""
+
+from __future__ import annotations
+
+import math
+from math import prod
+
+import torch
+from torch import Tensor
+
+from caffe_port.formats.blob import read_blob
+from caffe_port.formats.mapping import map_file
+from caffe_port.formats.wire import Reader
+from caffe_port.layers.base import Shape, layer
+from caffe_port.layers.loss import Loss, check_labels, serial_sum
+
+LEAST = 1e-20
+"""Smaller probabilities count as this one (kLOG_THRESHOLD)."""
+
+
+def log_of_bounded(p: Tensor) -> Tensor:
+    """log(max(p, LEAST)), with the gradient 1 / max(p, LEAST) on either side of the bound."""
+    return torch.log(p + (p.clamp(min=LEAST) - p).detach())
+
+
+@layer("MultinomialLogisticLoss")
+class MultinomialLogisticLoss(Loss):
+    """-log of the probability that the first bottom gives to each item's label, averaged over the items."""
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        if not x or prod(label) != x[0]:
+            raise self.shape_error(f"probabilities {x} with labels {label}", expected="a label for each item")
+        return [()]
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        p = x.flatten(1)
+        own = p.gather(1, check_labels(self, label.reshape(-1, 1).long(), p.shape[1]))
+        return serial_sum(-log_of_bounded(own)) / x.shape[0]
+
+
+@layer("InfogainLoss", param="infogain_loss_param")
+class InfogainLoss(Loss):
+    """-sum of H[label, k] log p[k]: a logistic loss that weighs every class by how near it is to the label.
+
+    p is the softmax of the first bottom along ``axis``; a second top gives it. In noh the first bottom is p itself. H is
+    the third bottom, or the matrix in the file ``source`` (.binaryproto).
+    """
+
+    bottoms = (2, 3)
+    tops = (1, 2)
+    labels = (1, 2)
+
+    def setup(self, x: Shape, label: Shape, matrix: Shape | None = None) -> None:
+        self.from_probabilities = self.dialect.infogain_takes_probabilities
+        if self.from_probabilities:
+            self.over, self.ignore, self.normalization = 1, None, "BATCH_SIZE"
+            if self.n_tops == 2:
+                raise self.error("2 tops", expected="1 top", remedy="the probabilities are its first bottom")
+        else:
+            self.over = self.axis(self.p.axis, x)
+            if self.fields.loss_param.has("normalize"):
+                raise self.error("loss_param.normalize", expected="normalization: VALID or BATCH_SIZE")
+            self.read_loss_param("VALID")
+        if matrix is None:
+            self.register_buffer("matrix", self.read_matrix(), persistent=False)
+        else:
+            self.p.skip("source")
+
+    def read_matrix(self) -> Tensor:
+        """H from the file ``source``."""
+        if not self.p.has("source"):
+            raise self.error("no infogain matrix", expected="a third bottom, or infogain_loss_param { source: FILE }")
+        source = self.p.source
+        blob, _ = read_blob(Reader(map_file(source), path=source, what="the infogain matrix"))
+        return torch.tensor(blob, dtype=torch.float32)
+
+    def classes(self, x: Shape) -> int:
+        return prod(x[1:]) if self.from_probabilities else x[self.over]
+
+    def reshape(self, x: Shape, label: Shape, matrix: Shape | None = None) -> list[Shape]:
+        classes = self.classes(x)
+        if prod(label) * classes != prod(x):
+            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
+        matrix = tuple(self.matrix.shape) if matrix is None else matrix
+        if prod(matrix) != classes**2:
+            raise self.shape_error(f"an infogain matrix of shape {matrix}", expected=f"{classes} x {classes}")
+        return [(), x][: self.n_tops]
+
+    def forward(self, x: Tensor, label: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        classes, outer = self.classes(x.shape), prod(x.shape[: self.over])
+        rows = x.reshape(outer, classes, -1).transpose(1, 2).reshape(-1, classes)
+        label = label.flatten().long()
+        valid = torch.ones_like(label, dtype=torch.bool) if self.ignore is None else label != self.ignore
+        label = check_labels(self, torch.where(valid, label, 0), classes)
+        if self.from_probabilities:
+            log_p = log_of_bounded(rows)
+        else:
+            exact = torch.log_softmax(rows, 1)
+            log_p = exact + (exact.clamp(min=math.log(LEAST)) - exact).detach()
+        gain = (self.matrix if matrix is None else matrix).reshape(classes, classes)[label] * valid.unsqueeze(1)
+        loss = serial_sum(-gain * log_p) / self.normalizer(outer, len(rows), valid.sum().to(x.dtype))
+        return loss if self.n_tops == 1 else (loss, torch.softmax(x, self.over))

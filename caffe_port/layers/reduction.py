@@ -1,0 +1,28 @@
+"""Many numbers made one. Source: reduction_layer.cpp."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from caffe_port.layers.base import Layer, Shape, layer
+
+
+@layer("Reduction", param="reduction_param", dialects=("bvlc",))
+class Reduction(Layer):
+    """SUM, ASUM (of absolute values), SUMSQ (of squares) or MEAN over all axes from ``axis`` on, times ``coeff``."""
+
+    def setup(self, x: Shape) -> None:
+        self.operation, self.coeff, self.from_axis = self.p.enum("operation"), self.p.coeff, self.axis(self.p.axis, x)
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        return [x[: self.from_axis]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(self.from_axis)
+        if self.operation == "ASUM":
+            y = x.abs().sum(-1)
+        elif self.operation == "SUMSQ":
+            y = (x * x).sum(-1)
+        else:
+            y = x.mean(-1) if self.operation == "MEAN" else x.sum(-1)
+        return y if self.coeff == 1 else y * self.coeff

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from caffe_port.schema import read_net
+
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "shared" / "reference"
 TARGET = HERE / "reference"
@@ -36,11 +38,21 @@ def read(suite: str, name: str) -> dict[str, Any]:
     return json.loads((SOURCE / suite / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def types(suite: str, name: str, phase: str) -> list[str]:
+    """The types of a case's layers, without inserted ones."""
+    read = read_net(SOURCE / suite / f"{name}.prototxt", phase=phase)
+    left_out = {*read.synthetic, *read.inserted}
+    return sorted({layer.type for i, layer in enumerate(read.net.layer) if i not in left_out} - {"Input"})
+
+
 def files(suite: str, entries: dict[str, dict[str, Any]]) -> dict[str, bytes]:
     """The embedded files of a suite by their path, for these additions to its manifest's entries."""
     manifest, noise = read(suite, "manifest"), read(suite, "noise")
     kept = ("phase", "backward", "forwards", "dialect")
-    cases = {name: {k: manifest[name][k] for k in kept if k in manifest[name]} | more for name, more in entries.items()}
+    cases = {}
+    for name, more in entries.items():
+        entry = {k: manifest[name][k] for k in kept if k in manifest[name]}
+        cases[name] = entry | {"types": types(suite, name, entry["phase"])} | more
     made = {"manifest.json": cases, "noise.json": {name: noise[name] for name in entries if noise.get(name)}}
     texts = {name: json.dumps(it, indent=1, sort_keys=True).encode() + b"\n" for name, it in made.items()}
     arrays = {f"{name}.npz": (SOURCE / suite / f"{name}.npz").read_bytes() for name in entries}

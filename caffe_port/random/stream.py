@@ -25,8 +25,8 @@ __all__ = ["Stream"]
 
 Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
 
-_BLOCK = 1 << 18
-"""Numbers made at a time: few enough to stay in the processor's cache, many enough to make numpy's overhead small."""
+_BLOCK = 1 << 19
+"""Numbers made at a time: few enough for the processor's cache, many enough to make numpy's overhead small."""
 
 _TILE = 1 << 14
 """Numbers worked on at a time in double precision."""

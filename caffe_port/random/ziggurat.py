@@ -128,25 +128,22 @@ def _exp(x: Array, real: type) -> Array:
 
 def _exponentials(words: Array, at: Array, real: type) -> tuple[Array, Array]:
     """For each position a number of the unit exponential distribution and the position after it."""
-    table = _exponential_layers(real)
+    table, step = _exponential_layers(real), words_per_candidate(real)
     value, at, todo = np.zeros(at.size, real), at.copy(), np.arange(at.size)
     while todo.size:
         here = at[todo]
-        layer = words[here] & 255
+        layer = (words[here] & 255).astype(np.intp)
         x = _place(words[here], words[here + 1], real) * table.x[layer]
-        here += words_per_candidate(real)
-        accepted = x < table.x[layer + 1]
-        wedge = np.flatnonzero(~accepted & (layer > 0))
-        if wedge.size:
-            k, inside = layer[wedge], table.x[layer[wedge]] - x[wedge]
-            u, here[wedge] = _units(words, here[wedge], real)
-            y = table.y[k] + u * table.rise[k]
-            above_chord = table.run[k] * u - inside
-            above_tangent = y - (table.y[k + 1] + (table.x[k + 1] - x[wedge]) * table.y[k + 1])
-            accepted[wedge] = (above_chord < 0) & ((above_tangent < 0) | (y < _exp(-x[wedge], real)))
-        at[todo] = here
+        plain, base = x < table.x[layer + 1], layer == 0
+        u, after = _units(words, here + step, real)
+        y = table.y[layer] + u * table.rise[layer]
+        above_chord = table.run[layer] * u - (table.x[layer] - x)
+        above_tangent = y - (table.y[layer + 1] + (table.x[layer + 1] - x) * table.y[layer + 1])
+        below = (above_chord < 0) & ((above_tangent < 0) | (y < _exp(-x, real)))
+        accepted = plain | (~base & below)
+        at[todo] = np.where(plain | base, here + step, after)
         # Below the lowest line but past its edge lies the same distribution once more, shifted by the edge.
-        value[todo] += np.where(accepted, x, np.where(layer == 0, table.x[1], real(0)))
+        value[todo] += np.where(accepted, x, np.where(base, table.x[1], real(0)))
         todo = todo[~accepted]
     return value, at
 
@@ -166,28 +163,25 @@ def _tails(words: Array, at: Array, real: type) -> tuple[Array, Array]:
 
 def _candidates(words: Array, at: Array, real: type) -> tuple[Array, Array, Array]:
     """For each position, if a candidate starts there: its number, the position after it, whether it is accepted."""
-    table, exact = _normal_layers(real), _normal_layers(np.float64).x
-    layer = (words[at] & 255) >> 1
-    x = _place(words[at], words[at + 1], real) * table.x[layer]
-    end = at + words_per_candidate(real)
+    table, exact, step = _normal_layers(real), _normal_layers(np.float64).x, words_per_candidate(real)
+    first = words[at]
+    layer = ((first & 255) >> 1).astype(np.intp)
+    left, height = table.x[layer], table.y[layer]
+    x = _place(first, words[at + 1], real) * left
     # boost compares with the double precision table here, whatever the precision of x.
-    accepted = x < exact[layer + 1]
-    wedge = np.flatnonzero(~accepted & (layer > 0))
-    if wedge.size:
-        k, inside = layer[wedge], table.x[layer[wedge]] - x[wedge]
-        u, end[wedge] = _units(words, end[wedge], real)
-        y = table.y[k] + u * table.rise[k]
-        above_chord = table.run[k] * u - inside
-        above_tangent = y - (table.y[k] + inside * table.y[k] * table.x[k])
-        convex = exact[k] >= 1
-        surely_out = np.where(convex, above_chord, above_tangent) >= 0
-        surely_in = np.where(convex, above_tangent, above_chord) < 0
-        accepted[wedge] = ~surely_out & (surely_in | (y < _exp(-(x[wedge] * x[wedge] / 2), real)))
-    tail = np.flatnonzero(~accepted & (layer == 0))
-    if tail.size:
-        x[tail], end[tail] = _tails(words, end[tail], real)
-        accepted[tail] = True
-    return np.where(words[at] & 1, x, -x), end, accepted
+    plain, base = x < exact[layer + 1], layer == 0
+    u, after = _units(words, at + step, real)
+    y = height + u * table.rise[layer]
+    above_chord = table.run[layer] * u - (left - x)
+    above_tangent = y - (height + (left - x) * height * left)
+    convex = exact[layer] >= 1
+    out = np.where(convex, above_chord, above_tangent) >= 0
+    sure = np.where(convex, above_tangent, above_chord) < 0
+    accepted = plain | base | (~out & (sure | (y < _exp(-(x * x / 2), real))))
+    end = np.where(plain, at + step, after)
+    tail = np.flatnonzero(base & ~plain)
+    x[tail], end[tail] = _tails(words, at[tail] + step, real)
+    return np.where(first & 1, x, -x), end, accepted
 
 
 def _happening(at: Array, end: Array, step: int) -> Array:
@@ -199,12 +193,14 @@ def _happening(at: Array, end: Array, step: int) -> Array:
         lane = np.flatnonzero(at & (step - 1) == phase)
         ends = np.flatnonzero(end & (step - 1) == phase)
         follower[ends] = np.append(lane, count)[np.searchsorted(at[lane], end[ends])]
-    followers, happens = follower.tolist(), bytearray(count)
-    k = followers[count]
-    while k < count:
-        happens[k] = 1
-        k = followers[k]
-    return np.flatnonzero(np.frombuffer(happens, np.uint8))
+    happens = bytearray(b"\1") * count
+    happens[: follower[-1]] = bytes(follower[-1])
+    # Most are followed by the very next; else those in between do not happen, if this one does.
+    skips = np.flatnonzero(follower[:-1] > np.arange(1, count + 1))
+    for k, following in zip(skips.tolist(), follower[skips].tolist(), strict=True):
+        if happens[k]:
+            happens[k + 1 : following] = bytes(following - k - 1)
+    return np.frombuffer(happens, bool)
 
 
 def _plain_pass(words: Array, span: int, real: type) -> tuple[Array, Array]:

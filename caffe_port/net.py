@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from caffe_port import fast, layers, random
 from caffe_port.dialect import Dialect
 from caffe_port.errors import CaffeError, DefinitionError
+from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Shape
 from caffe_port.layers.geometry import compose, identity_map, inverse
@@ -209,6 +211,23 @@ class Net(nn.Module):
             for _, layer in self.nodes:
                 self._fill_blobs(layer, [n for n in layer.fillers if f"{layer.name}.{n}" not in account.copied])
         return account
+
+    def save(self, path: str | Path) -> None:
+        """Write the parameters as a file that real Caffe loads: HDF5 if the name ends in .h5, else a .caffemodel.
+
+        The form is the definition's: ``layers`` with legacy dims where the prototxt says ``layers``, as the fork reads.
+        An existing file is replaced once the new one is whole.
+        """
+        hdf5, seen = str(path).endswith(".h5"), set()
+
+        def array(blob: Tensor) -> np.ndarray | None:
+            if hdf5 and id(blob) in seen:
+                return None  # shared with an earlier layer, which holds it
+            seen.add(id(blob))
+            return blob.detach().cpu().numpy()
+
+        blobs = [[array(b) for b in layer.caffe_blobs] for _, layer in self.nodes]
+        write_net(path, self.definition, blobs, format="h5" if hdf5 else "caffemodel", overwrite=True)
 
     # -- running ---------------------------------------------------------------------------------------------------------
 

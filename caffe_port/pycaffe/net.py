@@ -230,12 +230,6 @@ class Net(core.Net):
         """Load weights by layer name; the account of what was copied."""
         return self.load(path)
 
-    def save(self, path: str | Path) -> None:
-        """Write the definition and the parameters as a .caffemodel that real Caffe loads (legacy dims in noh)."""
-        from caffe_port.formats import write_net  # noqa: F401
-
-        raise NotImplementedError
-
     def clear_param_diffs(self) -> None:
         """Set every parameter's diff to zero."""
         for p in self.parameters():

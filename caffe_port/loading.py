@@ -58,7 +58,9 @@ def _some(names: Sequence[str], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def load(net: Net, path: str | Path, *, strict: bool, ignore_mismatched: bool, adopt: bool) -> Account:
+def load(
+    net: Net, path: str | Path, *, strict: bool = False, ignore_mismatched: bool = False, adopt: bool = False
+) -> Account:
     """Copy the blobs of a weight file into ``net`` by layer name; says on stderr what it did (unless GLOG_minloglevel > 0).
 
     Args:
@@ -90,7 +92,7 @@ def load(net: Net, path: str | Path, *, strict: bool, ignore_mismatched: bool, a
         f"{layer.name}.{blob}"
         for layer in targets.values()
         for blob in layer.fillers
-        if f"{layer.name}.{blob}" not in done
+        if f"{layer.name}.{blob}" not in done and blob not in layer.shared
     ]
     if not account.copied and not account.mismatched:
         near = nearest(next(s.name for s in weights.layers if s.blobs), targets)

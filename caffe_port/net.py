@@ -64,12 +64,18 @@ class Net(nn.Module):
         self.definition = source
         self.dialect, self.phase = source.dialect, phase
         self.graph = connect(source, {t for t, cls in layers.REGISTRY.items() if cls.loss})
+        files = [] if weights is None else [weights] if isinstance(weights, (str, Path)) else list(weights)
+        # Caffe draws every parameter, also those that a file then replaces; who has asked for a seed wants the stream to be
+        # where Caffe's would be.
+        fill = not files or (phase == "TRAIN" and random.default_stream().seeded)
         self.nodes: list[tuple[Node, Layer]] = []
         self.ignored: list[str] = []
         """Parameter blocks of other layer types, which Caffe ignores and so do we."""
         self.shapes: dict[str, Shape] = {}
         for node in self.graph.nodes:
             self._build(node)
+            if fill:
+                self._fill(self.nodes[-1][1])
         self._share()
         self.loss_weights = {
             top: weight for node, layer in self.nodes for top, weight in zip(node.tops, self._weights(node, layer), strict=True)
@@ -83,10 +89,7 @@ class Net(nn.Module):
         self.train(phase == "TRAIN")
         self._plan: fast.Plan | None = None
         self._shaped_for: dict[str, Shape] | None = None
-        files = [] if weights is None else [weights] if isinstance(weights, (str, Path)) else list(weights)
-        self.accounts = [self.load(f, fill=i == 0) for i, f in enumerate(files)]
-        if not files:
-            self._fill(self.nodes)
+        self.accounts = [self._load_first(f, not fill) if i == 0 else self.load(f) for i, f in enumerate(files)]
 
     # -- building --------------------------------------------------------------------------------------------------------
 
@@ -175,29 +178,31 @@ class Net(nn.Module):
                     )
                 layer.share(blob, first)
 
-    def _fill(self, nodes: Iterable[tuple[Node, Layer]]) -> None:
-        """Draw every parameter from its filler, in the order of the layers."""
-        for _, layer in nodes:
-            self._fill_blobs(layer, layer.fillers)
-
-    def _fill_blobs(self, layer: Layer, names: Iterable[str]) -> None:
-        for name in names:
-            blob = getattr(layer, name)
-            filler = layer.fillers[name]
+    def _fill(self, layer: Layer, names: Iterable[str] | None = None) -> None:
+        """Draw a layer's parameters (all, or those named) from their fillers."""
+        for name in layer.blob_names if names is None else names:
+            blob, filler = getattr(layer, name), layer.fillers[name]
             if filler is None:
                 blob.data.zero_()
-            else:
-                shape = legacy(blob.shape) if self.dialect.legacy_shapes else tuple(blob.shape)
-                blob.data.copy_(torch.from_numpy(random.fill(filler, shape, random.default_stream())).view(blob.shape))
+                continue
+            shape = legacy(blob.shape) if self.dialect.legacy_shapes else tuple(blob.shape)
+            drawn = random.fill(
+                filler,
+                shape,
+                random.default_stream(),
+                legacy=self.dialect.legacy_shapes,
+                fused=self.dialect.fused_draws,
+                where=f"{layer.where}: layer {layer.name}",
+            )
+            blob.data.copy_(torch.from_numpy(drawn).view(blob.shape))
 
     # -- weights ---------------------------------------------------------------------------------------------------------
 
-    def load(self, path: str | Path, *, fill: bool = False, strict: bool = False, ignore_mismatched: bool = False) -> Account:
+    def load(self, path: str | Path, *, strict: bool = False, ignore_mismatched: bool = False) -> Account:
         """Load weights by layer name, of any format that ``caffe_port.formats`` reads.
 
         Args:
-            fill: draw what the file lacks from its filler (a net just built).
-            strict: refuse a file that lacks layers, or has layers that the net lacks.
+            strict: refuse a file that lacks blobs of the net, or has layers that the net lacks.
             ignore_mismatched: skip blobs of other shapes instead of refusing the file.
 
         Returns:
@@ -206,10 +211,15 @@ class Net(nn.Module):
         Raises:
             WeightsError: what Caffe refuses, too: another number of blobs, or other shapes.
         """
-        account = load(self, path, strict=strict, ignore_mismatched=ignore_mismatched, adopt=fill)
+        return load(self, path, strict=strict, ignore_mismatched=ignore_mismatched)
+
+    def _load_first(self, path: str | Path, fill: bool) -> Account:
+        """Load into a net just built: its parameters become views of the file, and what the file lacks is drawn."""
+        account = load(self, path, adopt=True)
         if fill:
+            copied = set(account.copied)
             for _, layer in self.nodes:
-                self._fill_blobs(layer, [n for n in layer.fillers if f"{layer.name}.{n}" not in account.copied])
+                self._fill(layer, [n for n in layer.fillers if f"{layer.name}.{n}" not in copied])
         return account
 
     def save(self, path: str | Path) -> None:

@@ -13,8 +13,10 @@ from caffe_port.layers import (  # noqa: F401
     neuron,
     normalization,
     pooling,
+    recurrent,
     reduction,
     shape,
+    source,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer
 

@@ -1,9 +1,11 @@
-"""The fork's scores; none has a gradient.
+"""Predictions and how good they are; none has a gradient.
 
-Source: eltwise_accuracy_layer.cpp, red_accuracy_layer.cpp, binary_accuracy.cpp (all noh).
+Source: accuracy_layer.cpp, argmax_layer.cpp; eltwise_accuracy_layer.cpp, red_accuracy_layer.cpp, binary_accuracy.cpp (noh).
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,6 +23,93 @@ def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:
     own = score.gather(1, label.unsqueeze(1))
     later = torch.arange(score.shape[1], device=score.device).view(1, -1, *(1,) * (score.dim() - 2)) > label.unsqueeze(1)
     return ((score > own) | ((score == own) & later)).sum(1) < top_k
+
+
+@layer("Accuracy", param="accuracy_param")
+class Accuracy(Layer):
+    """The share of labels, ignored ones aside, that fewer than ``top_k`` other classes along ``axis`` outscore or equal.
+
+    A second top gives the share for each class, 0 for a class without labels. In noh the classes are all numbers of an
+    item, and of equal scores the later is the better one.
+    """
+
+    bottoms = (2, 2)
+    tops = (1, 2)
+    labels = (0, 1)
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        p = self.p
+        self.top_k = p.top_k
+        self.by_item = self.dialect.accuracy_by_item
+        if self.by_item and self.n_tops == 2:
+            raise self.error("2 tops", expected="1 top", remedy="accuracies of classes are bvlc's: --dialect bvlc")
+        self.over = 1 if self.by_item else self.axis(p.axis, x)
+        self.ignore = p.ignore_label if not self.by_item and p.has("ignore_label") else None
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        classes = prod(x[1:]) if self.by_item else x[self.over]
+        if prod(label) * classes != prod(x):
+            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each place among the classes")
+        if self.top_k > classes:
+            raise self.error(f"top_k {self.top_k}", expected=f"no more than the {classes} classes")
+        return [(), (classes,)][: self.n_tops]
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        score = x.flatten(1) if self.by_item else x.flatten(self.over + 1) if self.over + 1 < x.dim() else x.unsqueeze(-1)
+        if not self.by_item:
+            score = score.reshape(-1, *score.shape[-2:])
+        classes = score.shape[1]
+        label = label.reshape(score.shape[0], *score.shape[2:]).long()
+        counts = torch.ones_like(label, dtype=torch.bool) if self.ignore is None else label != self.ignore
+        known = counts & (label >= 0) & (label < classes)
+        own = label.clamp(0, classes - 1)
+        if self.by_item:
+            right = hits(score, own, self.top_k) & known
+        else:
+            right = ((score >= score.gather(1, own.unsqueeze(1))).sum(1) <= self.top_k) & known
+        accuracy = right.sum().to(x.dtype) / counts.sum().clamp(min=1)
+        if self.n_tops == 1:
+            return accuracy
+        labelled, hit = (own[mask].bincount(minlength=classes).to(x.dtype) for mask in (known, right))
+        return accuracy, hit / labelled.clamp(min=1)
+
+
+@layer("ArgMax", param="argmax_param")
+class ArgMax(Layer):
+    """Where the ``top_k`` largest numbers of an item are, largest first, of equal ones the later first.
+
+    ``out_max_val`` gives the numbers, too: (N, 2, top_k), places first. With ``axis`` (not in noh) along that axis, and
+    ``out_max_val`` gives the numbers in place of their places.
+    """
+
+    labels = (0,)
+
+    def setup(self, x: Shape) -> None:
+        p = self.p
+        self.top_k, self.out_max_val = p.top_k, p.out_max_val
+        with_axis = not self.dialect.axes_by_dim and p.has("axis")
+        self.over = self.axis(p.axis, x) if with_axis else None
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        choices = prod(x[1:]) if self.over is None else x[self.over]
+        if not 1 <= self.top_k <= choices:
+            raise self.error(f"top_k {self.top_k}", expected=f"a number from 1 to {choices}")
+        if self.over is not None:
+            return [(*x[: self.over], self.top_k, *x[self.over + 1 :])]
+        return [(x[0], 2 if self.out_max_val else 1, self.top_k, *(1,) * (len(x) - 3))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        (shape,) = self.reshape(tuple(x.shape))
+        along = 1 if self.over is None else self.over
+        backwards = (x.flatten(1) if self.over is None else x).flip(along)
+        if self.top_k == 1:
+            value, place = backwards.max(along, keepdim=True)
+        else:
+            value, place = (t.narrow(along, 0, self.top_k) for t in backwards.sort(dim=along, descending=True, stable=True))
+        place = (backwards.shape[along] - 1 - place).to(x.dtype)
+        if self.over is not None:
+            return value if self.out_max_val else place
+        return (torch.stack((place, value), 1) if self.out_max_val else place).view(shape)
 
 
 class _PixelAccuracy(Layer):

@@ -73,6 +73,10 @@ class Layer(nn.Module):
         self.fields.skip(*_NET_FIELDS)
         self.blob_names: list[str] = []
         self.fillers: dict[str, Any] = {}
+        self.shared: set[str] = set()
+        """Blobs that are another layer's; Caffe fills them all the same, and drops what it drew."""
+        self.drawn_again: list[str] = []
+        """Blobs that Caffe fills so many times more than once when it sets the layer up, keeping the first."""
         self.lent: dict[str, weakref.ref[Any]] = {}
         """Arrays over parameters that were handed out and may be written to behind our back."""
         self.aliases: dict[str, nn.Parameter] = {}
@@ -91,6 +95,10 @@ class Layer(nn.Module):
     def reshape(self, *shapes: Shape) -> Sequence[Shape]:
         """The tops' shapes. Raises :class:`ShapeError` for shapes that cannot be."""
         return [shapes[0]]
+
+    def initial_tops(self) -> Sequence[torch.Tensor]:
+        """What the tops hold before the first pass, if that is known."""
+        return ()
 
     def channel_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(scale, shift), a number for each channel (axis 1), if that is all the layer does just now; else None."""
@@ -119,7 +127,7 @@ class Layer(nn.Module):
 
     def share(self, name: str, owner: nn.Parameter) -> None:
         """Let the blob ``name`` live in ``owner``'s memory; in the same shape it is the same parameter."""
-        del self.fillers[name]
+        self.shared.add(name)
         mine: nn.Parameter = getattr(self, name)
         if mine.shape == owner.shape:
             setattr(self, name, owner)

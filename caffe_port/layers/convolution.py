@@ -1,12 +1,15 @@
-"""Convolution and deconvolution, with one to three spatial axes, groups and dilation.
+"""Convolution and deconvolution, with one to three spatial axes, groups and dilation; and the windows by themselves.
 
-Source: base_conv_layer.cpp, conv_layer.cpp, deconv_layer.cpp.
+Source: base_conv_layer.cpp, conv_layer.cpp, deconv_layer.cpp, im2col_layer.cpp.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, filter_map, inverse, spatial
@@ -136,3 +139,41 @@ class Deconvolution(_Windowed):
 
     def coord_map(self) -> CoordMap:
         return filter_map(self.kernel, self.stride, self.pad)
+
+
+@layer("Im2col", param="convolution_param")
+class Im2col(Layer):
+    """What a convolution multiplies its filters with: (N, C, ...) to (N, C * kernel numbers, windows ...)."""
+
+    def setup(self, x: Shape) -> None:
+        p = self.p
+        p.skip("engine", "force_nd_im2col", "num_output", "group", "bias_term", "weight_filler", "bias_filler")
+        self.channel_axis = self.axis(p.axis, x)
+        axes = len(x) - self.channel_axis - 1
+        if axes < 1:
+            raise self.shape_error(f"no spatial axes in {x}", expected="at least 1")
+        self.kernel = spatial(self, p, "kernel_size", axes, None)
+        self.stride = spatial(self, p, "stride", axes, 1)
+        self.pad = spatial(self, p, "pad", axes, 0)
+        self.dilation = spatial(self, p, "dilation", axes, 1)
+        if min(*self.kernel, *self.stride, *self.dilation) < 1:
+            raise self.error(f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros")
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        c = self.channel_axis
+        out = [
+            (n + 2 * p - (k - 1) * d - 1) // s + 1
+            for n, k, s, p, d in zip(x[c + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        ]
+        if min(out) < 1:
+            raise self.shape_error(f"{tuple(out)} windows in a bottom of shape {x}", expected=f"at least 1 of {self.kernel}")
+        return [(*x[:c], x[c] * prod(self.kernel), *out)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        (shape,) = self.reshape(tuple(x.shape))
+        c, axes = self.channel_axis, len(self.kernel)
+        windows = F.pad(x, [side for p in reversed(self.pad) for side in (p, p)])
+        for i, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            windows = windows.unfold(c + 1 + i, (k - 1) * d + 1, s)[..., ::d]
+        inside = range(windows.dim() - axes, windows.dim())
+        return windows.permute(*range(c + 1), *inside, *range(c + 1, c + 1 + axes)).reshape(shape)

@@ -1,17 +1,22 @@
-"""Pooling with switches, and its inverse.
+"""Pooling with switches, pyramids of it, and its inverse.
 
-Source: pooling_layer.cpp; unpooling_layer.cpp (noh). Switches are flat indices y * W + x inside their own channel plane, kept
+Source: pooling_layer.cpp, pooling_layer.cu, spp_layer.cpp; unpooling_layer.cpp (noh). Switches are flat indices y * W + x inside their own channel plane, kept
 as floating-point blobs.
 """
 
 from __future__ import annotations
 
+from math import prod
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port import random
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, filter_map, inverse, single_or_pair
+from caffe_port.schema.messages import LayerParameter
 
 
 def pooled_length(n: int, kernel: int, stride: int, pad: int, *, padded: bool, ceil: bool = True) -> int:
@@ -26,7 +31,12 @@ def pooled_length(n: int, kernel: int, stride: int, pad: int, *, padded: bool, c
 
 @layer("Pooling", param="pooling_param")
 class Pooling(Layer):
-    """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does not)."""
+    """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does not),
+    STOCHASTIC (for numbers not below zero: in TRAIN one of the window's, each with a chance as large as its share of their
+    sum; in TEST the mean by these chances).
+
+    Caffe has STOCHASTIC on the GPU only. Here a window's number comes from the stream that everything else is drawn from.
+    """
 
     tops = (1, 2)
 
@@ -49,8 +59,8 @@ class Pooling(Layer):
             raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="no zeros")
         if any(self.pad) and any(p >= k for p, k in zip(self.pad, self.kernel, strict=True)):
             raise self.error(f"pad {self.pad} with kernel {self.kernel}", expected="less padding than kernel")
-        if self.method == "STOCHASTIC":
-            raise self.error("pool: STOCHASTIC", expected="MAX or AVE", remedy="this version does not have it yet")
+        if self.method == "STOCHASTIC" and (any(self.pad) or self.n_tops == 2):
+            raise self.error(f"pool: STOCHASTIC with pad {self.pad}, {self.n_tops} tops", expected="no padding, one top")
 
     def reshape(self, x: Shape) -> list[Shape]:
         if len(x) != 4:
@@ -69,6 +79,8 @@ class Pooling(Layer):
         if self.method == "AVE":
             y = self._average(x, kernel, size)
             return y if self.n_tops == 1 else (y, torch.zeros_like(y))
+        if self.method == "STOCHASTIC":
+            return self._stochastic(x, kernel, size)
         if self._as_torch(x, kernel, size):
             args = (kernel, self.stride, self.pad, 1, self.ceil)
             if self.n_tops == 1:
@@ -112,6 +124,57 @@ class Pooling(Layer):
             counts.append(torch.clamp(start + k, max=n + p) - start)
         total = F.avg_pool2d(self._padded(x, kernel, size, 0.0)[0], kernel, self.stride, divisor_override=1)
         return total / (counts[0][:, None] * counts[1]).to(x.dtype)
+
+
+    def _stochastic(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> Tensor:
+        columns = F.unfold(self._padded(x, kernel, size, 0.0)[0], kernel, stride=self.stride)
+        windows = columns.view(*x.shape[:2], -1, *size)
+        if not self.training:
+            total = windows.sum(2)
+            return torch.where(total > 0, (windows * windows).sum(2) / total.where(total > 0, 1), 0)
+        reached = windows.detach().cumsum(2)
+        dtype = np.float64 if x.dtype == torch.float64 else np.float32
+        drawn = torch.from_numpy(random.default_stream().uniform(0, 1, reached[:, :, 0].numel(), dtype))
+        bound = drawn.to(x).view(*x.shape[:2], 1, *size) * reached[:, :, -1:]
+        return windows.gather(2, (reached >= bound).max(2, keepdim=True).indices).squeeze(2)
+
+
+@layer("SPP", param="spp_param", dialects=("bvlc",))
+class SPP(Layer):
+    """A pyramid of poolings into 1 x 1, 2 x 2, 4 x 4 ... windows, whatever the size of the bottom, one after the other.
+
+    The top is (N, numbers); of a pyramid of one level it is that pooling's own, (N, C, 1, 1).
+    """
+
+    def setup(self, x: Shape) -> None:
+        self.p.skip("engine")
+        self.height, self.method = self.p.pyramid_height, self.p.pool
+        if self.height < 1:
+            raise self.error(f"pyramid_height {self.height}", expected="at least 1")
+
+    def level(self, x: Shape, level: int) -> Pooling:
+        """The pooling of ``x`` into 2^level windows a side; they may hang over its edges."""
+        message = LayerParameter(name=self.name, type="Pooling", bottom=["x"], top=["y"])
+        p = message.pooling_param
+        p.pool = self.method
+        for side, n in zip("hw", x[2:], strict=True):
+            kernel = -(-n // 2**level)
+            setattr(p, f"kernel_{side}", kernel)
+            setattr(p, f"stride_{side}", kernel)
+            setattr(p, f"pad_{side}", (kernel * 2**level - n + 1) // 2)
+        pooling = Pooling(message, self.dialect, self.where)
+        pooling.setup(x)
+        return pooling.train(self.training)
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        if len(x) != 4:
+            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
+        shapes = [self.level(x, i).reshape(x)[0] for i in range(self.height)]
+        return shapes if self.height == 1 else [(x[0], sum(prod(s[1:]) for s in shapes))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [self.level(tuple(x.shape), i)(x) for i in range(self.height)]
+        return pooled[0] if self.height == 1 else torch.cat([y.flatten(1) for y in pooled], 1)
 
 
 class _PlaceLast(torch.autograd.Function):

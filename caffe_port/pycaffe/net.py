@@ -74,6 +74,8 @@ class Net(core.Net):
             for _, layer in self.nodes
             if layer.blob_names
         )
+        for node, layer in self.nodes:
+            self._data.update(zip(node.tops, layer.initial_tops(), strict=False))
         for top, weight in self.loss_weights.items():
             if weight:
                 self._diff[top].fill_(weight)
@@ -134,6 +136,8 @@ class Net(core.Net):
         else:
             with torch.no_grad():
                 self.plan.run_into(self._data, first, last)
+        if any(layer.data_shaped for _, layer in self.nodes):
+            self.shapes.update((t, tuple(self._data[t].shape)) for node, _ in self.nodes[first : last + 1] for t in node.tops)
 
     def _record(self, node: Node, layer: Layer) -> None:
         """One layer forward, keeping its own piece of autograd's graph for backward."""
@@ -184,10 +188,11 @@ class Net(core.Net):
         ]
         wanted = [leaf for leaf in leaves if leaf.requires_grad] + [getattr(layer, n) for n in learned]
         paths = [(t, self._diff[name]) for name, t in zip(node.tops, tops, strict=True) if t.requires_grad]
-        if not wanted or not paths:
+        if not wanted:
             return
-        outputs, seeds = zip(*paths, strict=True)
-        found = iter(torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, allow_unused=True))
+        outputs, seeds = zip(*paths, strict=True) if paths else ((), ())
+        grads = torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, allow_unused=True) if paths else [None] * len(wanted)
+        found = iter(grads)
         for name, leaf in zip(node.bottoms, leaves, strict=True):
             if leaf.requires_grad:
                 grad = next(found)

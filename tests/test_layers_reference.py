@@ -10,7 +10,7 @@ import caffe_port
 from caffe_port.tools.compare import FORWARD, compare
 from caffe_port.tools.replay import replay
 
-LAYERS = cases("noh_layers", "noh")
+LAYERS = cases("noh_layers", "noh") + cases("bvlc_layers", "bvlc")
 NETS = cases("noh_nets", "noh")
 
 

@@ -178,7 +178,7 @@ def write_state_hdf5(
             try:
                 _write_array(file, key, array, progress)
                 same = file[key].name == f"/{key}"
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 same = False
             if not same:
                 where = os.fspath(path)

@@ -43,6 +43,7 @@ class Reader:
     ) -> None:
         self.buffer, self.pos, self.end = buffer, start, len(buffer) if end is None else end
         self.path, self.what = path, what
+        self.whole = end is None
         self.field_start = start
         self._wire = -1
 
@@ -63,7 +64,7 @@ class Reader:
         return FormatError(self.path, found, expected=f"the next field of {self.what}", remedy=remedy)
 
     def _truncated(self, need: int) -> FormatError:
-        if self.end < len(self.buffer):
+        if not self.whole:
             return self.error(f"a value at byte {self.field_start} that runs past the end of its message at {self.end}")
         found = f"{self.end}: it breaks off in the field at byte {self.field_start}"
         return FormatError(

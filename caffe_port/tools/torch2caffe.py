@@ -62,7 +62,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     used = {id(blob) for layer in blobs for blob in layer}
     unexpected = [key for key, array in arrays.items() if id(array) not in used]
     if not used or (missing and not arguments.allow_missing):
-        known = ", ".join(nearest(missing[0], arrays)) if missing else ""
+        known = nearest(missing[0], arrays) if missing else ""
         raise WeightsError(
             arguments.weights,
             f"no {_some(missing)}" if missing else "nothing",

@@ -1,0 +1,475 @@
+"""Names, state_dict containers, HDF5, mean files, solver states, and the atomic writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError, WeightsError
+from caffe_port.formats import BLOB_NAMES, LayerWeights, Weights, blob_names, open_weights, save_state_dict
+from caffe_port.formats.atomic import atomic_path, atomic_write
+from caffe_port.formats.hdf5 import write_caffe_hdf5
+from caffe_port.formats.meanfile import read_mean, write_mean
+from caffe_port.formats.naming import torch_shape
+from caffe_port.formats.solverstate import read_solverstate
+from caffe_port.formats.statedict import STATE_FORMATS, format_of
+from caffe_port.schema import SCHEMA
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared(pattern: str) -> list:
+    """The files of ../shared that match, as test parameters; one that is skipped where there are none."""
+    missing = [pytest.param(None, marks=pytest.mark.skip(reason="../shared is not here"), id=pattern)]
+    return [pytest.param(p, id=str(p.relative_to(SHARED))) for p in sorted(SHARED.glob(pattern))] or missing
+
+
+def weights(*layers: LayerWeights) -> Weights:
+    return Weights("file", "caffemodel", layers=list(layers))
+
+
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+NAMES = [  # type, stored shapes, keys, PyTorch's shapes
+    ("Convolution", [(7, 3, 2, 5), (1, 1, 1, 7)], ["weight", "bias"], [(7, 3, 2, 5), (7,)]),
+    ("Deconvolution", [(1, 1, 4, 4)], ["weight"], [(1, 1, 4, 4)]),
+    ("InnerProduct", [(1, 1, 5, 3), (1, 1, 1, 5)], ["weight", "bias"], [(5, 3), (5,)]),
+    ("InnerProduct", [(1, 3), (1,)], ["weight", "bias"], [(1, 3), (1,)]),
+    ("BN", [(1, 4, 1, 1), (1, 4, 1, 1)], ["scale", "shift"], [(1, 4, 1, 1)] * 2),
+    ("BatchNorm", [(4,), (4,), (1,)], ["mean", "variance", "scale_factor"], [(4,), (4,), (1,)]),
+    ("Scale", [(1, 4), (1, 4)], ["weight", "bias"], [(1, 4), (1, 4)]),
+    ("PReLU", [()], ["weight"], [()]),
+    ("LSTM", [(8, 3), (8,), (8, 2)], ["W_xc", "b_c", "W_hc"], [(8, 3), (8,), (8, 2)]),
+    ("LSTM", [(8, 3), (8,), (8, 5), (8, 2)], ["W_xc", "b_c", "W_xc_static", "W_hc"], [(8, 3), (8,), (8, 5), (8, 2)]),
+    ("Interp", [(1, 1, 1, 2), (2,)], ["blob0", "blob1"], [(1, 1, 1, 2), (2,)]),
+    ("Convolution", [(2, 1, 1, 1), (2,), (1,)], ["weight", "bias", "blob2"], [(2, 1, 1, 1), (2,), (1,)]),
+]
+
+
+@pytest.mark.parametrize(("type", "stored", "keys", "shapes"), NAMES)
+def test_names_and_shapes(type: str, stored: list, keys: list, shapes: list) -> None:
+    state = weights(LayerWeights("a/b.c", type, [zeros(*shape) for shape in stored])).state_dict()
+    assert list(state) == [f"a/b.c.{key}" for key in keys]
+    assert [array.shape for array in state.values()] == shapes
+
+
+def test_a_shape_that_is_not_padded_stays() -> None:
+    assert torch_shape((2, 1, 5, 3), 2) == (2, 1, 5, 3)
+    assert torch_shape((1, 1, 1, 1), 1) == (1,)
+
+
+@pytest.mark.parametrize("type", BLOB_NAMES)
+def test_files_in_any_order_find_back_to_caffes_order(type: str, tmp_path: Path) -> None:
+    count = len(BLOB_NAMES[type])
+    names = [name for name, _ in blob_names(type, count)]
+    path = tmp_path / "w.safetensors"
+    save_state_dict(path, {f"l.{name}": np.full(3, names.index(name), np.float32) for name in reversed(names)})
+    (layer,) = open_weights(path).layers
+    assert list(layer.names) == names
+    assert [int(blob[0]) for blob in layer.blobs if blob is not None] == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ([("a", 1), ("b", 1), ("a", 1)], "layers 0 and 2 both named 'a'"),
+        ([("a", 1), ("", 1)], r"layer 1 \(Convolution\) with blobs and no name"),
+    ],
+)
+def test_names_that_cannot_be_keys(layers: list, says: str) -> None:
+    held = [LayerWeights(name, "Convolution", [zeros(2, 1, 1, 1)] * count) for name, count in layers]
+    with pytest.raises(WeightsError, match=says):
+        weights(*held).state_dict()
+
+
+def test_layers_without_blobs_may_have_any_name() -> None:
+    held = [
+        LayerWeights("", "ReLU"),
+        LayerWeights("", "ReLU"),
+        LayerWeights("a", "ReLU"),
+        LayerWeights("a", "PReLU", [zeros(3)]),
+    ]
+    assert list(weights(*held).state_dict()) == ["a.weight"]
+
+
+# -- containers --------------------------------------------------------------------------------------------------------
+
+ARRAYS: dict[str, np.ndarray] = {
+    "conv1_1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "bnfc6-seg.scale": np.full((1, 5, 1, 1), np.nan, np.float32),
+    "inception/1x1.weight": np.arange(3, dtype=np.float64),
+    "file.bias": np.arange(3, dtype=np.float16),
+    "naïve.中.bias": zeros(1),
+    "empty.weight": zeros(0, 4),
+    "scalar.weight": np.array(2.5, np.float32),
+}
+
+
+@pytest.mark.parametrize("format", STATE_FORMATS)
+@pytest.mark.parametrize("writable", [True, False])
+def test_round_trip(format: str, writable: bool, tmp_path: Path) -> None:
+    path = tmp_path / f"w.{format}"
+    save_state_dict(path, ARRAYS)
+    back = open_weights(path, writable=writable)
+    assert back.kind == format
+    state = back.state_dict()
+    assert state.keys() == ARRAYS.keys()
+    for key, array in ARRAYS.items():
+        assert (state[key].shape, state[key].dtype) == (array.shape, array.dtype)
+        assert state[key].tobytes() == array.tobytes()
+
+
+def test_the_libraries_read_what_is_written(tmp_path: Path) -> None:
+    for format in STATE_FORMATS:
+        save_state_dict(tmp_path / f"w.{format}", ARRAYS)
+    with h5py.File(tmp_path / "w.h5") as file, np.load(tmp_path / "w.npz", allow_pickle=False) as archive:
+        loaded = [
+            safetensors.numpy.load_file(tmp_path / "w.safetensors"),
+            {k: v.numpy() for k, v in torch.load(tmp_path / "w.pth", weights_only=True).items()},
+            {k: file[k][()] for k in ARRAYS},
+            dict(archive),
+        ]
+    for state in loaded:
+        assert state.keys() == ARRAYS.keys()
+        for key, array in ARRAYS.items():
+            assert np.asarray(state[key]).tobytes() == array.tobytes()
+
+
+def test_reads_what_the_libraries_write(tmp_path: Path) -> None:
+    arrays = {key: array for key, array in ARRAYS.items() if array.ndim}
+    safetensors.numpy.save_file(arrays, tmp_path / "a")
+    torch.save({key: torch.nn.Parameter(torch.from_numpy(array)) for key, array in arrays.items()}, tmp_path / "b")
+    named: dict[str, Any] = {key: array for key, array in arrays.items() if not key.startswith("file")}
+    np.savez(tmp_path / "c.npz", **named)
+    one: dict[str, Any] = {"a.weight": arrays["conv1_1.weight"]}
+    np.savez_compressed(tmp_path / "d.npz", **one)
+    for name, kind in (("a", "safetensors"), ("b", "pth"), ("c.npz", "npz"), ("d.npz", "npz")):
+        opened = open_weights(tmp_path / name)
+        assert opened.kind == kind
+        for key, array in opened.state_dict().items():
+            assert array.tobytes() == ARRAYS["conv1_1.weight" if name == "d.npz" else key].tobytes()
+
+
+def test_bfloat16_is_widened(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    tensor = torch.tensor([1.5, -2.0, 3e38]).bfloat16()
+    safetensors.torch.save_file({"a.weight": tensor}, tmp_path / "w.safetensors")
+    torch.save({"a.weight": tensor}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        array = open_weights(tmp_path / name).state_dict()["a.weight"]
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, tensor.float().numpy())
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    state=st.dictionaries(
+        st.text(min_size=1, max_size=9).filter(lambda s: s.isprintable()).map(lambda s: s + ".weight"),
+        hnp.arrays(
+            st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?"]), hnp.array_shapes(min_dims=0, max_dims=5, min_side=0)
+        ),
+        max_size=5,
+    )
+)
+def test_safetensors_of_any_shape_dtype_and_name(state: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_state_dict(path, state, overwrite=True)
+    library, ours = safetensors.numpy.load_file(path), open_weights(path).state_dict()
+    assert library.keys() == ours.keys() == state.keys()
+    for key, array in state.items():
+        for back in (library[key], ours[key]):
+            assert (back.shape, back.dtype, back.tobytes()) == (array.shape, array.dtype, array.tobytes())
+        assert ours[key].flags.aligned
+
+
+def test_safetensors_arrays_are_views(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_state_dict(path, ARRAYS)
+    assert not open_weights(path).state_dict()["conv1_1.weight"].flags.owndata
+
+
+@pytest.mark.parametrize("name", ["w", "w.bin", "w.caffemodel"])
+def test_unknown_extensions(name: str) -> None:
+    with pytest.raises(FileError, match="--format"):
+        format_of(name)
+
+
+def header(entries: dict, size: int = 24) -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+def entry(**changes: object) -> dict:
+    return {"a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} | changes}
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch /nonexistent/evil",)
+
+
+def zipped(tmp_path: Path, saved: object) -> bytes:
+    torch.save(saved, tmp_path / "saved")
+    return (tmp_path / "saved").read_bytes()
+
+
+WRONG = {
+    "safetensors cut in its header": (lambda t: header(entry())[:40], "truncated"),
+    "safetensors cut in its numbers": (lambda t: header(entry(), 20), "truncated"),
+    "safetensors with a wrong header": (lambda t: struct.pack("<Q", 4) + b"{]}]" + bytes(9), "header"),
+    "safetensors with a wrong entry": (lambda t: header({"a.weight": 3}), "header"),
+    "safetensors with a wrong size": (lambda t: header(entry(shape=[2, 2])), "24 bytes"),
+    "safetensors with a strange dtype": (lambda t: header(entry(dtype="F4")), "F4"),
+    "safetensors with offsets reversed": (lambda t: header(entry(data_offsets=[24, 0])), "-24 bytes"),
+    "a key without a layer": (lambda t: header({"weight": entry()["a.weight"]}), "LAYER.BLOB"),
+    "a pickled module": (lambda t: zipped(t, torch.nn.Linear(1, 1)), "model.state_dict"),
+    "a pickled command": (lambda t: zipped(t, {"a.weight": Evil()}), "model.state_dict"),
+    "a checkpoint": (lambda t: zipped(t, {"epoch": 3, "state_dict": {}}), "'epoch' that holds a int"),
+    "a list": (lambda t: zipped(t, [torch.zeros(1)]), "a list"),
+    "a bare pickle": (lambda t: pickle.dumps({"a.weight": zeros(1)}), "pickles are never read"),
+    "a cut .pth": (lambda t: zipped(t, {"a.weight": torch.zeros(99)})[:500], "truncated zip"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), WRONG.values(), ids=WRONG)
+def test_wrong_files(make, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    path.write_bytes(make(tmp_path))
+    with pytest.raises(CaffeError, match=says) as caught:
+        open_weights(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_npz_of_objects_is_refused(tmp_path: Path) -> None:
+    evil: dict[str, Any] = {"a.weight": np.array([Evil()], object)}
+    np.savez(tmp_path / "w.npz", **evil)
+    with pytest.raises(FormatError, match="plain arrays"):
+        open_weights(tmp_path / "w.npz")
+
+
+# -- HDF5 of Caffe -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", shared("**/*.caffemodel.h5"))
+def test_caffes_hdf5(path: Path, tmp_path: Path) -> None:
+    opened = open_weights(path)
+    with h5py.File(path) as file:
+        assert [layer.name for layer in opened.layers if layer.blobs] == [
+            n for n in file["data"] if len(file["data"][n])
+        ]
+        assert {layer.name for layer in opened.layers} == set(file["data"])
+        for layer in opened.layers:
+            for i, blob in enumerate(layer.blobs):
+                np.testing.assert_array_equal(blob, file[f"data/{layer.name}/{i}"][()])
+                assert blob is not None
+                assert not blob.flags.owndata
+    write_caffe_hdf5(tmp_path / "again.caffemodel.h5", opened.layers)
+    with h5py.File(path) as one, h5py.File(tmp_path / "again.caffemodel.h5") as two:
+        listed: list[list] = [[], []]
+        for file, into in ((one, listed[0]), (two, listed[1])):
+            file.visititems(
+                lambda n, i, into=into: into.append((n, getattr(i, "shape", None), getattr(i, "dtype", None)))
+            )
+        assert listed[0] == listed[1]
+
+
+def test_caffes_hdf5_with_diffs_and_shared_parameters(tmp_path: Path) -> None:
+    path = tmp_path / "w.caffemodel.h5"
+    one, two = np.arange(3, dtype=np.float32), np.arange(4, dtype=np.float64)
+    layers = [
+        LayerWeights("a", "", [one, two], [one * 2, None]),
+        LayerWeights("b", "", [None, one]),
+        LayerWeights("no/blobs", ""),
+        LayerWeights("c"),
+    ]
+    write_caffe_hdf5(path, layers)
+    with h5py.File(path) as file:
+        assert sorted(file["data"]) == ["a", "b", "c"]
+        assert list(file["data/b"]) == ["1"]
+    back = {layer.name: layer for layer in open_weights(path).layers}
+    assert back["b"].blobs[0] is None
+    np.testing.assert_array_equal(back["b"].blobs[1], one)
+    np.testing.assert_array_equal(back["a"].diffs[0], one * 2)
+    assert back["a"].diffs[1] is None
+    assert list(open_weights(path).state_dict()) == ["a.blob0", "a.blob1", "b.blob1"]
+    assert "b.bias" in open_weights(path).state_dict({"b": "Convolution"})
+
+
+@pytest.mark.parametrize("names", [("a/b",), ("",), ("a", "a")])
+def test_names_that_caffes_hdf5_cannot_hold(names: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"write a \.caffemodel instead"):
+        write_caffe_hdf5(tmp_path / "w.h5", [LayerWeights(name, "", [zeros(1)]) for name in names])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keys", [("a.weight", "a.weight/b.weight"), ("/a.weight",), ("a//b.weight",)])
+def test_keys_that_hdf5_cannot_hold(keys: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="safetensors instead"):
+        save_state_dict(tmp_path / "w.h5", {key: zeros(1) for key in keys})
+    assert not list(tmp_path.iterdir())
+
+
+def test_compressed_data_sets_are_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.create_dataset("a.weight", data=np.arange(99.0), compression="gzip")
+    np.testing.assert_array_equal(open_weights(tmp_path / "w.h5").state_dict()["a.weight"], np.arange(99.0))
+
+
+def test_wrong_hdf5(tmp_path: Path) -> None:
+    path = tmp_path / "w.h5"
+    with h5py.File(path, "w") as file:
+        file["data/0"] = zeros(3)
+    with pytest.raises(FormatError, match="LAYER/0"):
+        open_weights(path)
+    with h5py.File(path, "w") as file:
+        file.create_group("x")
+    with pytest.raises(FormatError, match="without arrays"):
+        open_weights(path)
+    with h5py.File(path, "w") as file:
+        file["a.weight"] = zeros(3000)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(FormatError, match="truncated"):
+        open_weights(path)
+
+
+# -- solver states and mean images -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", shared("**/*.solverstate"))
+def test_solverstate(path: Path) -> None:
+    state, oracle = read_solverstate(path), SCHEMA.SolverState()
+    oracle.ParseFromString(path.read_bytes())
+    assert (state.iter, state.learned_net, state.current_step) == (oracle.iter, oracle.learned_net, oracle.current_step)
+    assert len(state.history) == len(oracle.history) > 0
+    for array, blob in zip(state.history, oracle.history, strict=True):
+        assert array.shape == (tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width))
+        np.testing.assert_array_equal(array.ravel(), np.array(blob.data, np.float32))
+    with pytest.raises(FormatError, match=oracle.learned_net):
+        open_weights(path)
+
+
+@pytest.mark.parametrize("path", shared("**/*.solverstate.h5"))
+def test_solverstate_in_hdf5(path: Path) -> None:
+    state = read_solverstate(path)
+    with h5py.File(path) as file:
+        assert (state.iter, state.current_step) == (file["iter"][0], file["current_step"][0])
+        assert state.learned_net.encode() == file["learned_net"][()]
+        assert len(state.history) == len(file["history"])
+        for i, array in enumerate(state.history):
+            np.testing.assert_array_equal(array, file[f"history/{i}"][()])
+    with pytest.raises(FormatError, match=state.learned_net):
+        open_weights(path)
+
+
+def test_wrong_solverstates(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    cases = [
+        (SCHEMA.NetParameter(layer=[SCHEMA.LayerParameter(name="a")]).SerializeToString(), "found a caffemodel"),
+        (b"", "empty"),
+        (b"<html>", "web page"),
+    ]
+    for content, says in cases:
+        path.write_bytes(content)
+        with pytest.raises(FormatError, match=says):
+            read_solverstate(path)
+    with h5py.File(path, "w") as file:
+        file["iter"] = [1]
+    with pytest.raises(FormatError, match="history"):
+        read_solverstate(path)
+    with h5py.File(path, "w") as file:
+        file["iter"], file["history/1"] = [1], zeros(1)
+    with pytest.raises(FormatError, match="no array 0"):
+        read_solverstate(path)
+
+
+def test_mean_image(tmp_path: Path) -> None:
+    path, mean = tmp_path / "mean.binaryproto", np.arange(30, dtype=np.float32).reshape(3, 2, 5)
+    write_mean(path, mean)
+    oracle = SCHEMA.BlobProto()
+    oracle.ParseFromString(path.read_bytes())
+    assert (oracle.num, oracle.channels, oracle.height, oracle.width) == (1, 3, 2, 5)
+    assert list(oracle.data) == list(range(30))
+    np.testing.assert_array_equal(read_mean(path), mean)
+    modern = SCHEMA.BlobProto(data=range(30), shape=SCHEMA.BlobShape(dim=[3, 2, 5]))
+    path.write_bytes(modern.SerializeToString())
+    np.testing.assert_array_equal(read_mean(path), mean)
+    with pytest.raises(FormatError, match="a mean image"):
+        open_weights(path)
+    with pytest.raises(ShapeError, match="channels x height x width"):
+        write_mean(path, mean[0], overwrite=True)
+    flat = SCHEMA.BlobProto(data=range(30), shape=SCHEMA.BlobShape(dim=[30]))
+    path.write_bytes(flat.SerializeToString())
+    with pytest.raises(FormatError, match=r"\(30,\)"):
+        read_mean(path)
+    path.write_bytes(SCHEMA.NetParameter(layer=[SCHEMA.LayerParameter(name="a")]).SerializeToString())
+    with pytest.raises(FormatError, match="found a caffemodel"):
+        read_mean(path)
+
+
+# -- the atomic writer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_left_of_a_failed_write(error: type[BaseException], there: bool, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    if there:
+        path.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with atomic_write(path, overwrite=True) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([b"old"] if there else [])
+
+
+def test_a_full_disk_is_a_file_error(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "out") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_bytes(b"x")
+
+    with pytest.raises(FileError, match="No space left"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    for path, says in (("there", "-f"), ("none/out", "no folder"), ("", "a folder")):
+        with pytest.raises(FileError, match=says), atomic_write(tmp_path / path):
+            pass
+
+
+def test_replacing_keeps_permissions_and_follows_links(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    with atomic_write(link, overwrite=True, durable=True) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o600

@@ -40,14 +40,19 @@ class Stream:
 
     Args:
         seed: Caffe's ``random_seed``, of which the low 32 bits count; None takes one from the operating system.
+
+    Attributes:
+        seeded: whether somebody has chosen the seed.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self.seed(int.from_bytes(os.urandom(4), "little") if seed is None else seed)
+        self.seeded = seed is not None
 
     def seed(self, seed: int) -> None:
         """Start anew from ``seed`` (Caffe::set_random_seed)."""
         self._source = np.random.RandomState(int(seed) & 0xFFFFFFFF)
+        self.seeded = True
         self._ahead = np.empty(0, np.uint32)
         self._next = 0
 

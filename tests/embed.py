@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "shared" / "reference"
 TARGET = HERE / "reference"
 
-WHOLE = ["noh_layers"]
+WHOLE = ["bvlc_layers", "noh_layers"]
 """Suites that are embedded with every case."""
 
 BUILT = {  # suite, case: the file of prototxt/ that it is a narrow form of, and the batch of its data layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from google.protobuf.internal import api_implementation
 
 from caffe_port.dialect import BVLC, NOH
 from caffe_port.errors import CaffeError, DefinitionError, FileError
@@ -131,7 +132,11 @@ def test_our_own_file_changes_nothing():
     ("source", "says"),
     [
         ("message A { optional B b = 1; }", "their.proto:1:22: expected the type of b, found 'B'"),
-        ("enum Other { FLOAT = 0; }", "their.proto: does not unite with this port's caffe.proto"),
+        pytest.param(
+            "enum Other { FLOAT = 0; }",
+            "their.proto: does not unite with this port's caffe.proto",
+            marks=pytest.mark.skipif(api_implementation.Type() == "python", reason="protobuf in Python minds no clash"),
+        ),
     ],
 )
 def test_wrong_proto(source, says, tmp_path):

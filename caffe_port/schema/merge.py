@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
 
 from caffe_port.errors import DefinitionError, FileError
 from caffe_port.schema.messages import SCHEMA, Schema
@@ -15,7 +20,6 @@ from caffe_port.schema.protoparser import PACKAGE, parse_proto
 
 __all__ = ["load_proto"]
 
-_Field = descriptor_pb2.FieldDescriptorProto
 _PRIVATE = 100_000
 """Added to the number of a field or value of ours whose number their file uses; no file of any Caffe holds such."""
 
@@ -39,11 +43,11 @@ def load_proto(path: str | Path) -> Schema:
         raise FileError(str(path), error.strerror or "cannot be read", expected="a caffe.proto") from None
 
 
-@lru_cache(maxsize=8)
+@cache
 def _load(path: str, _mtime: int, _size: int) -> Schema:
     theirs = parse_proto(Path(path).read_text(encoding="utf-8", errors="replace"), path)
     _match_names(theirs)
-    merged = descriptor_pb2.FileDescriptorProto()
+    merged = FileDescriptorProto()
     merged.CopyFrom(SCHEMA.file)
     displaced: set[str] = set()
     _merge_all(merged.enum_type, theirs.enum_type, _merge_enum, displaced)
@@ -55,7 +59,7 @@ def _load(path: str, _mtime: int, _size: int) -> Schema:
         raise DefinitionError(path, f"does not unite with this port's caffe.proto: {error}") from None
 
 
-def _match_names(theirs: descriptor_pb2.FileDescriptorProto) -> None:
+def _match_names(theirs: FileDescriptorProto) -> None:
     """Rename their layer messages as ours: ``layers`` holds V1LayerParameter, and its ``layer`` V0LayerParameter."""
     messages = {f".{PACKAGE}.{m.name}": m for m in theirs.message_type}
     renamed: dict[str, str] = {}
@@ -76,7 +80,7 @@ def _match_names(theirs: descriptor_pb2.FileDescriptorProto) -> None:
         _rename_references(message, renamed)
 
 
-def _rename_references(message: descriptor_pb2.DescriptorProto, renamed: dict[str, str]) -> None:
+def _rename_references(message: DescriptorProto, renamed: dict[str, str]) -> None:
     for field in message.field:
         for old, new in renamed.items():
             if field.type_name == old or field.type_name.startswith(f"{old}."):
@@ -86,11 +90,11 @@ def _rename_references(message: descriptor_pb2.DescriptorProto, renamed: dict[st
         _rename_references(nested, renamed)
 
 
-def _carry_v1_fields(merged: descriptor_pb2.FileDescriptorProto) -> None:
+def _carry_v1_fields(merged: FileDescriptorProto) -> None:
     """Give V2 layers the fields that their V1 layers have, so that upgraded layers keep them."""
     messages = {m.name: m for m in merged.message_type}
     v1, v2 = messages["V1LayerParameter"], messages["LayerParameter"]
-    known = {f.name for f in v2.field}.union(SCHEMA.V1LayerParameter.DESCRIPTOR.fields_by_name)
+    known = {f.name for f in (*v2.field, *SCHEMA.V1LayerParameter.DESCRIPTOR.fields)}
     for field in v1.field:
         if field.name not in known:
             v2.field.add().CopyFrom(field)
@@ -107,25 +111,21 @@ def _merge_all(ours: Any, theirs: Any, merge: Callable[[Any, Any, set[str]], Non
             ours.add().CopyFrom(item)
 
 
-def _merge_enum(
-    ours: descriptor_pb2.EnumDescriptorProto, theirs: descriptor_pb2.EnumDescriptorProto, displaced: set[str]
-) -> None:
+def _merge_enum(ours: EnumDescriptorProto, theirs: EnumDescriptorProto, displaced: set[str]) -> None:
     _make_room(ours.name, ours.value, theirs.value, displaced)
     _merge_all(ours.value, theirs.value, lambda mine, value, _: mine.CopyFrom(value), displaced)
     if theirs.options.allow_alias:
         ours.options.allow_alias = True
 
 
-def _merge_message(
-    ours: descriptor_pb2.DescriptorProto, theirs: descriptor_pb2.DescriptorProto, displaced: set[str]
-) -> None:
+def _merge_message(ours: DescriptorProto, theirs: DescriptorProto, displaced: set[str]) -> None:
     _make_room(ours.name, ours.field, theirs.field, displaced)
     _merge_all(ours.enum_type, theirs.enum_type, _merge_enum, displaced)
     _merge_all(ours.nested_type, theirs.nested_type, _merge_message, displaced)
     _merge_all(ours.field, theirs.field, _merge_field, displaced)
 
 
-def _merge_field(ours: _Field, theirs: _Field, displaced: set[str]) -> None:
+def _merge_field(ours: FieldDescriptorProto, theirs: FieldDescriptorProto, displaced: set[str]) -> None:
     if (ours.type, ours.type_name) != (theirs.type, theirs.type_name):
         ours.CopyFrom(theirs)
     ours.number = theirs.number

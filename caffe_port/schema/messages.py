@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from caffe_port.schema.protoparser import PACKAGE, parse_proto
 
@@ -26,28 +27,27 @@ class Schema:
         displaced: names of ours that a user's description overruled (``Message.field`` or ``Enum.VALUE``).
     """
 
-    def __init__(self, file: descriptor_pb2.FileDescriptorProto, displaced: frozenset[str] = frozenset()) -> None:
+    def __init__(self, file: FileDescriptorProto, displaced: frozenset[str] = frozenset()) -> None:
         self.file, self.displaced = file, displaced
-        self._pool = descriptor_pool.DescriptorPool()
-        self._pool.AddSerializedFile(file.SerializeToString())
+        pool = descriptor_pool.DescriptorPool()
+        pool.AddSerializedFile(file.SerializeToString())
+        # All at once: protobuf 4.22 to 4.24 crash when a class of a nested message is garbage-collected.
+        for message in file.message_type:
+            setattr(self, message.name, _message_class(pool, f"{PACKAGE}.{message.name}"))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            descriptor = self._pool.FindMessageTypeByName(f"{PACKAGE}.{name}")
-        except KeyError:
-            raise AttributeError(f"caffe.proto has no message {name!r}") from None
-        if hasattr(message_factory, "GetMessageClass"):
-            cls = message_factory.GetMessageClass(descriptor)
-        else:  # protobuf 4.21
-            cls = message_factory.MessageFactory(self._pool).GetPrototype(descriptor)
-        setattr(self, name, cls)
-        return cls
+        raise AttributeError(f"caffe.proto has no message {name!r}")
 
     def __iter__(self) -> Iterator[str]:
         """The names of the messages."""
         return (message.name for message in self.file.message_type)
+
+
+def _message_class(pool: descriptor_pool.DescriptorPool, name: str) -> Any:
+    descriptor = pool.FindMessageTypeByName(name)
+    if hasattr(message_factory, "GetMessageClass"):
+        return message_factory.GetMessageClass(descriptor)
+    return message_factory.MessageFactory(pool).GetPrototype(descriptor)  # protobuf 4.21
 
 
 _PROTO = Path(__file__).with_name("caffe.proto")

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
 
 from caffe_port.errors import DefinitionError, nearest
 
@@ -19,15 +25,17 @@ __all__ = ["PACKAGE", "parse_proto"]
 
 PACKAGE = "caffe"
 
-_Field = descriptor_pb2.FieldDescriptorProto
 _LABELS = {
-    "optional": _Field.LABEL_OPTIONAL,
-    "required": _Field.LABEL_REQUIRED,
-    "repeated": _Field.LABEL_REPEATED,
+    "optional": FieldDescriptorProto.LABEL_OPTIONAL,
+    "required": FieldDescriptorProto.LABEL_REQUIRED,
+    "repeated": FieldDescriptorProto.LABEL_REPEATED,
 }
 _INTEGERS = ("int32", "int64", "uint32", "uint64", "sint32", "sint64", "fixed32", "fixed64", "sfixed32", "sfixed64")
 _FLOATS = ("float", "double")
-_SCALARS = {name: getattr(_Field, f"TYPE_{name.upper()}") for name in (*_INTEGERS, *_FLOATS, "bool", "string", "bytes")}
+_SCALARS = {
+    name: getattr(FieldDescriptorProto, f"TYPE_{name.upper()}")
+    for name in (*_INTEGERS, *_FLOATS, "bool", "string", "bytes")
+}
 _TOKEN = re.compile(
     r"""\s+ | //[^\n]* | /\*.*?\*/
     | (?P<token> -?(?:\d|\.\d)(?:[eE][-+]|[\w.])* | -?[A-Za-z_.][\w.]*
@@ -38,7 +46,7 @@ _TOKEN = re.compile(
 _CLOSING = {"{": "}", "[": "]", "(": ")", "<": ">"}
 
 
-def parse_proto(text: str, path: str) -> descriptor_pb2.FileDescriptorProto:
+def parse_proto(text: str, path: str) -> FileDescriptorProto:
     """The messages and enums of a ``.proto`` file, in package ``caffe`` whatever the file says.
 
     Args:
@@ -49,7 +57,7 @@ def parse_proto(text: str, path: str) -> descriptor_pb2.FileDescriptorProto:
         DefinitionError: a syntax error, or a type that the file does not define; with file:line:column.
     """
     parser = _Parser(text, path)
-    parser.file(result := descriptor_pb2.FileDescriptorProto(name=path, package=PACKAGE, syntax="proto2"))
+    parser.file(result := FileDescriptorProto(name=path, package=PACKAGE, syntax="proto2"))
     parser.resolve(result)
     return result
 
@@ -61,7 +69,7 @@ class _Parser:
     package: str = ""
     at: int = 0
     tokens: list[tuple[str, int]] = field(default_factory=list)
-    references: list[tuple[_Field, str, int]] = field(default_factory=list)
+    references: list[tuple[FieldDescriptorProto, tuple[str, ...], int]] = field(default_factory=list)
     """Fields whose type is a name, with the scope they stand in and their place in the text."""
 
     def __post_init__(self) -> None:
@@ -122,10 +130,10 @@ class _Parser:
             if token in _CLOSING:
                 self.skip_block(token)
 
-    def file(self, result: descriptor_pb2.FileDescriptorProto) -> None:
+    def file(self, result: FileDescriptorProto) -> None:
         while self.peek():
             if self.accept("message"):
-                self.message(result.message_type.add(), "")
+                self.message(result.message_type.add(), ())
             elif self.accept("enum"):
                 self.enum(result.enum_type.add())
             elif self.accept("package"):
@@ -138,9 +146,9 @@ class _Parser:
             else:
                 raise self.error(repr(self.peek()), expected="message or enum")
 
-    def message(self, result: descriptor_pb2.DescriptorProto, scope: str) -> None:
+    def message(self, result: DescriptorProto, scope: tuple[str, ...]) -> None:
         result.name = self.name()
-        scope = f"{scope}.{result.name}" if scope else result.name
+        scope = (*scope, result.name)
         self.expect("{")
         while not self.accept("}"):
             if self.accept("message"):
@@ -159,7 +167,7 @@ class _Parser:
             else:
                 self.field(result.field.add(), scope)
 
-    def enum(self, result: descriptor_pb2.EnumDescriptorProto) -> None:
+    def enum(self, result: EnumDescriptorProto) -> None:
         result.name = self.name()
         self.expect("{")
         while not self.accept("}"):
@@ -179,8 +187,8 @@ class _Parser:
                     self.skip_block("[")
                 self.expect(";")
 
-    def field(self, result: _Field, scope: str) -> None:
-        result.label = _LABELS[self.next()] if self.peek() in _LABELS else _Field.LABEL_OPTIONAL
+    def field(self, result: FieldDescriptorProto, scope: tuple[str, ...]) -> None:
+        result.label = _LABELS[self.next()] if self.peek() in _LABELS else FieldDescriptorProto.LABEL_OPTIONAL
         at = self.tokens[self.at][1]
         kind = self.next()
         if kind in ("group", "map"):
@@ -197,7 +205,7 @@ class _Parser:
             self.options(result, kind)
         self.expect(";")
 
-    def options(self, result: _Field, kind: str) -> None:
+    def options(self, result: FieldDescriptorProto, kind: str) -> None:
         while not self.accept("]"):
             if self.accept("("):
                 self.skip_block("(")
@@ -232,23 +240,22 @@ class _Parser:
             raise self.error(repr(token), expected=f"a default of type {kind}") from None
         return token
 
-    def resolve(self, result: descriptor_pb2.FileDescriptorProto) -> None:
+    def resolve(self, result: FileDescriptorProto) -> None:
         """Give each field that names a type its kind and full name, searched from its own scope outwards."""
         kinds: dict[str, int] = {}
 
-        def collect(messages, enums, scope: str) -> None:
-            kinds.update((scope + enum.name, _Field.TYPE_ENUM) for enum in enums)
+        def collect(messages: Iterable[DescriptorProto], enums: Iterable[EnumDescriptorProto], scope: str) -> None:
+            kinds.update((scope + enum.name, FieldDescriptorProto.TYPE_ENUM) for enum in enums)
             for message in messages:
-                kinds[scope + message.name] = _Field.TYPE_MESSAGE
+                kinds[scope + message.name] = FieldDescriptorProto.TYPE_MESSAGE
                 collect(message.nested_type, message.enum_type, f"{scope}{message.name}.")
 
         collect(result.message_type, result.enum_type, "")
         for reference, scope, at in self.references:
             name = reference.type_name.removeprefix(".").removeprefix(f"{self.package}.")
-            while scope and f"{scope}.{name}" not in kinds:
-                scope = scope.rpartition(".")[0]
-            full = f"{scope}.{name}" if scope else name
-            if full not in kinds:
+            outwards = [f"{'.'.join(scope[:depth])}.{name}".lstrip(".") for depth in range(len(scope), -1, -1)]
+            full = next((candidate for candidate in outwards if candidate in kinds), None)
+            if full is None:
                 near = nearest(name, kinds)
                 raise self.error(
                     f"{name!r}, which the file does not define",

@@ -126,7 +126,7 @@ def _unknown_field(where: str, root: Any, message_name: str, field: str) -> Defi
     message = root.file.pool.FindMessageTypeByName(message_name)
     found = f"unknown field {field!r} of {message.name}"
     inside = [f.name for f in message.fields if f.message_type and field in f.message_type.fields_by_name]
-    near = nearest(field, message.fields_by_name)
+    near = nearest(field, (f.name for f in message.fields))
     if message is root:
         for other in ("NetParameter", "SolverParameter"):
             if other != message.name and field in root.file.message_types_by_name[other].fields_by_name:
@@ -148,7 +148,7 @@ def _unknown_value(where: str, root: Any, enum_name: str, value: str) -> Definit
         return DefinitionError(
             where, value, expected=V2_TO_V1[bare], remedy="layers {} takes a bare name, layer {} a string"
         )
-    near = nearest(value, enum.values_by_name)
+    near = nearest(value, (v.name for v in enum.values))
     return DefinitionError(
         where,
         f"unknown layer type {value}" + (f" (near: {near})" if near else ""),

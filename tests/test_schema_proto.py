@@ -83,7 +83,7 @@ def test_v2_layers_have_the_forks_blocks_under_private_numbers():
 
 def _rows(file: descriptor_pb2.FileDescriptorProto) -> list[str]:
     """Every field and enum value of a description as a line of text."""
-    rows = []
+    rows: list[str] = []
 
     def enums(scope: str, items) -> None:
         rows.extend(f"{scope}{e.name}.{v.name} = {v.number}" for e in items for v in e.value)
@@ -101,7 +101,7 @@ def _rows(file: descriptor_pb2.FileDescriptorProto) -> list[str]:
 
 def test_everything_else_is_bvlc():
     additions = {f"{p.values[0]}.{p.values[1]}" for p in _table(FORK + NVCAFFE + ENUMS)}
-    rows = []
+    rows: list[str] = []
     for row in _rows(SCHEMA.file):
         name, _, rest = row.partition(" = ")
         private = name.startswith("LayerParameter.") and int(rest.split()[0]) >= 2000
@@ -143,7 +143,7 @@ option java_package = "x.y";
 /* a comment
    of two lines */
 message A {
-  extensions 100 to max;
+  extensions 100 to max [declaration = { number: 100 }];
   reserved 7, 8;
   enum E { option allow_alias = true; X = 0; Y = -0x10; Z = -16 [deprecated = true]; };
   message Inner { optional their.caffe.A a = 1; }

@@ -120,8 +120,9 @@ class _Parser:
     def skip_statement(self) -> None:
         """Pass over everything to the statement's ``;`` or the end of its block."""
         while (token := self.next()) != ";":
-            if token == "{":
+            if token in _CLOSING:
                 self.skip_block(token)
+            if token == "{":
                 self.accept(";")
                 return
 

@@ -43,7 +43,12 @@ def test_reads_every_prototxt(path):
     if "solver" in path.name:
         assert read_solver(path).type
     else:
-        definition = read_net(path, phase="TRAIN")
+        try:
+            definition = read_net(path, phase="TRAIN")
+        except DefinitionError as error:
+            if "another phase, level or stage" in str(error):
+                pytest.skip(str(error))
+            raise
         assert len(definition.lines) == len(definition.net.layer) > 0
 
 

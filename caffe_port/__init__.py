@@ -19,6 +19,7 @@ _HOME = {
     "TEST": "caffe_port.pycaffe",
     "TRAIN": "caffe_port.pycaffe",
     "layer": "caffe_port.layers",
+    "set_random_seed": "caffe_port.random",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

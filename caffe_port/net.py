@@ -108,7 +108,7 @@ class Net(nn.Module):
             layer.align(self._alignment(node))
         self.nodes.append((node, layer))
         self._set_shapes(node, layer)
-        self._modules[node.key] = layer
+        _register(self, node.key, layer)
 
     def _set_shapes(self, node: Node, layer: Layer) -> None:
         shapes = layer.reshape(*(self.shapes[b] for b in node.bottoms))
@@ -300,6 +300,16 @@ class Net(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.definition.net.name}, dialect={self.dialect.name}, phase={self.phase}"
+
+
+def _register(net: nn.Module, key: str, layer: Layer) -> None:
+    """Make the layer a module of the net; a name with dots is a path, as torch has it."""
+    *path, last = key.split(".")
+    for part in path:
+        net = net._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+    if last in net._modules:
+        layer._modules.update(net._modules[last]._modules)  # type: ignore[union-attr]
+    net._modules[last] = layer
 
 
 def legacy(shape: Iterable[int]) -> Shape:

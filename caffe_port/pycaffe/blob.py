@@ -6,7 +6,7 @@ Source: blob.cpp, python/caffe/_caffe.cpp (both programs).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -22,28 +22,53 @@ __all__ = ["Blob", "BlobStore", "Parameter"]
 
 
 class BlobStore(dict[str, Tensor]):
-    """Tensors by blob name; one that nobody has written yet is zero, in the shape that the net knows."""
+    """Tensors by blob name; one that nobody has written yet is zero, in the shape that the net knows.
 
-    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+    Args:
+        shapes: every blob's shape, kept by the net.
+        like: gives a tensor of the device and dtype to use.
+    """
+
+    def __init__(self, shapes: dict[str, Shape], like: Callable[[], Tensor]) -> None:
         super().__init__()
-        self.shapes = shapes
+        self.shapes, self._like = shapes, like
+        self._host: dict[str, Tensor] = {}
+        """Copies in host memory of tensors on another device, handed out as arrays since the last run."""
 
     def __missing__(self, name: str) -> Tensor:
-        self[name] = torch.zeros(self.shapes[name])
+        self[name] = self._like().new_zeros(self.shapes[name])
         return self[name]
 
     def fitting(self, name: str) -> Tensor:
-        """The tensor, made anew where the net has been reshaped since."""
+        """The tensor, made anew where the net has been reshaped or moved since."""
         if tuple(self[name].shape) != self.shapes[name]:
-            self[name] = torch.zeros(self.shapes[name])
-        return self[name]
+            del self[name]
+        return self._moved(name)
+
+    def _moved(self, name: str) -> Tensor:
+        tensor, like = self[name], self._like()
+        if tensor.device != like.device or tensor.dtype != like.dtype:
+            tensor = self[name] = tensor.to(like)
+        return tensor
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor as a C-contiguous array that shares its memory."""
+        """The tensor as a C-contiguous array over its memory; over a copy of it if that is on another device."""
         tensor = self.fitting(name)
+        if tensor.device.type != "cpu":
+            if name not in self._host:
+                self._host[name] = tensor.cpu().contiguous()
+            return self._host[name].numpy()
         if not tensor.is_contiguous():
             tensor = self[name] = tensor.contiguous()
         return tensor.numpy()
+
+    def sync(self) -> None:
+        """Take over what was written to arrays over copies, and follow the net to its device; call it before a run."""
+        for name, copy in self._host.items():
+            self[name].copy_(copy)
+        self._host.clear()
+        for name in self:
+            self._moved(name)
 
 
 class _Shaped:
@@ -104,7 +129,7 @@ class Blob(_Shaped):
 
     def reshape(self, *shape: int) -> None:
         """Give the blob another shape; ``net.reshape()`` or the next forward brings the others after it."""
-        self._data.shapes[self.name] = tuple(shape)  # type: ignore[index]
+        self._data.shapes[self.name] = tuple(int(n) for n in shape)
         self._data.fitting(self.name)
 
 
@@ -120,7 +145,7 @@ class Parameter(_Shaped):
         return getattr(self._layer, self._name)
 
     def _seen(self, tensor: Tensor) -> np.ndarray:
-        array = tensor.detach().numpy()
+        array = tensor.detach().cpu().numpy()
         return array.reshape(legacy(array.shape)) if self._legacy_shape else array
 
     @property

@@ -63,8 +63,8 @@ class Net(core.Net):
         super().__init__(
             source, weights, _PHASES[TEST if phase is None else phase], dialect=dialect, level=level, stages=stages, proto=proto
         )
-        self._data = BlobStore(self.shapes)
-        self._diff = BlobStore(self.shapes)
+        self._data, self._diff = BlobStore(self.shapes, self._like), BlobStore(self.shapes, self._like)
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._tape: dict[int, tuple[list[Tensor], tuple[Tensor, ...]]] = {}
         self._records = self.training
         shown = [b for b in self.graph.blobs if not b.startswith("(automatic")]
@@ -79,6 +79,10 @@ class Net(core.Net):
         for top, weight in self.loss_weights.items():
             if weight:
                 self._diff[top].fill_(weight)
+
+    def _like(self) -> Tensor:
+        """A tensor of the net's device and dtype."""
+        return next(self.parameters(), self._anchor)
 
     # -- names -----------------------------------------------------------------------------------------------------------
 
@@ -129,6 +133,7 @@ class Net(core.Net):
 
     def _run(self, first: int, last: int) -> None:
         self._tape.clear()
+        self._data.sync()
         if self._records:
             for node, layer in self.nodes[first : last + 1]:
                 if node.type != "Input":
@@ -173,11 +178,12 @@ class Net(core.Net):
             # Until now nobody wanted gradients, and forward kept nothing for them.
             self._records = True
             self._run(0, len(self.nodes) - 1)
-        last, first = self._span(end, start)[0], self._span(end, start)[1]
-        for node, layer in reversed(self.nodes[last : first + 1]):
+        self._diff.sync()
+        low, high = self._span(end, start)
+        for node, layer in reversed(self.nodes[low : high + 1]):
             if self.needs.layer[node.index] and node.index in self._tape:
                 self._step_back(node, layer)
-        names = self.inputs if end is None else list(self.nodes[last][0].bottoms)
+        names = self.inputs if end is None else list(self.nodes[low][0].bottoms)
         return {name: self.blobs[name].diff for name in dict.fromkeys([*names, *(diffs or ())])}
 
     def _step_back(self, node: Node, layer: Layer) -> None:

@@ -43,7 +43,7 @@ class _Broadcast(Layer):
     def along(self, operand: Tensor, x: Tensor) -> Tensor:
         """``operand`` with as many axes behind as lay it over ``x`` at ``axis``."""
         behind = x.dim() - self.from_axis % x.dim() - operand.dim() if operand.dim() else 0
-        return operand.reshape(*operand.shape, *(1,) * behind)
+        return operand.reshape((*operand.shape, *(1,) * behind))
 
     def coord_map(self) -> CoordMap:
         return identity_map()

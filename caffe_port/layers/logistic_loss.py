@@ -99,4 +99,4 @@ class InfogainLoss(Loss):
             log_p = exact + (exact.clamp(min=math.log(LEAST)) - exact).detach()
         gain = (self.matrix if matrix is None else matrix).reshape(classes, classes)[label] * valid.unsqueeze(1)
         loss = serial_sum(-gain * log_p) / self.normalizer(outer, len(rows), valid.sum().to(x.dtype))
-        return loss if self.n_tops == 1 else (loss, torch.softmax(x, self.over))
+        return loss if self.n_tops == 1 else (loss, torch.softmax(x.detach(), self.over))

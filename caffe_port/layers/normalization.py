@@ -15,6 +15,11 @@ from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, identity_map
 
 
+def by_batch(x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+    """Each channel less its mean, by its standard deviation: F.batch_norm, but a channel of one number is well, too."""
+    return torch.batch_norm(x, scale, shift, None, None, True, 0, eps, torch.backends.cudnn.enabled)
+
+
 @layer("BN", param="bn_param", dialects=("noh",))
 class BN(Layer):
     """Batch normalization as the fork has it.
@@ -49,7 +54,7 @@ class BN(Layer):
         if not self.learn:
             return torch.addcmul(self.shift, x, self.scale)
         x = x.contiguous()  # channels-last, torch's sums over 10^5 pixels are off by 1e-4
-        y = F.batch_norm(x, None, None, self.scale.flatten(), self.shift.flatten(), training=True, eps=self.eps)
+        y = by_batch(x, self.scale.flatten(), self.shift.flatten(), self.eps)
         if self.n_tops == 1:
             return y
         with torch.no_grad():
@@ -96,7 +101,7 @@ class BatchNorm(Layer):
             self.scale_factor.mul_(self.fraction).add_(1)
             self.mean.mul_(self.fraction).add_(mean)
             self.variance.mul_(self.fraction).add_(variance, alpha=m / (m - 1) if m > 1 else 1)
-        return F.batch_norm(x, None, None, training=True, eps=self.eps)
+        return by_batch(x, None, None, self.eps)
 
     def uses_blobs(self) -> bool:
         """Whether the statistics are the blobs', not the batch's."""

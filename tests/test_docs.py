@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,17 +41,14 @@ class Block(NamedTuple):
         return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
 
 
-def blocks() -> list[Block]:
-    """Every fenced block of the documents."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for fence in re.finditer(r"^```(\w+)? ?(.*)\n((?s:.*?))^```$", text, re.MULTILINE):
-            found.append(Block(page, text.count("\n", 0, fence.start()) + 1, fence[1] or "", fence[2], fence[3]))
-    return found
+def blocks(page: Path) -> Iterator[Block]:
+    """Every fenced block of a document."""
+    text = page.read_text(encoding="utf-8")
+    for fence in re.finditer(r"^```(\w+)? ?(.*)\n((?s:.*?))^```$", text, re.MULTILINE):
+        yield Block(page, text.count("\n", 0, fence.start()) + 1, fence[1] or "", fence[2], fence[3])
 
 
-BLOCKS = blocks()
+BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 @pytest.fixture(scope="module")

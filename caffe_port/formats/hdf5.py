@@ -15,7 +15,6 @@ import numpy as np
 
 from caffe_port.errors import FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_path
-from caffe_port.formats.mapping import release
 from caffe_port.formats.naming import layers_of
 from caffe_port.formats.weights import LayerWeights, Weights
 from caffe_port.formats.wire import Buffer
@@ -154,7 +153,6 @@ def _write_blobs(
 
 def _write_array(group: h5py.Group, key: str, array: np.ndarray, progress: Callable[[int], object] | None) -> None:
     group.create_dataset(key, data=array)
-    release(array)
     if progress:
         progress(array.nbytes)
 

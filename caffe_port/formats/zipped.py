@@ -10,7 +10,6 @@ import numpy as np
 
 from caffe_port.errors import FormatError
 from caffe_port.formats.atomic import atomic_write
-from caffe_port.formats.mapping import release
 from caffe_port.formats.naming import layers_of
 from caffe_port.formats.weights import Weights
 
@@ -98,6 +97,5 @@ def write_npz(
         for key, array in arrays.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-            release(array)
             if progress:
                 progress(array.nbytes)

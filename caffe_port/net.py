@@ -179,22 +179,27 @@ class Net(nn.Module):
                 layer.share(blob, first)
 
     def _fill(self, layer: Layer, names: Iterable[str] | None = None) -> None:
-        """Draw a layer's parameters (all, or those named) from their fillers."""
+        """Draw a layer's parameters from their fillers: those named, or all and with them what Caffe draws and drops."""
         for name in layer.blob_names if names is None else names:
-            blob, filler = getattr(layer, name), layer.fillers[name]
-            if filler is None:
+            blob = getattr(layer, name)
+            if layer.fillers[name] is None:
                 blob.data.zero_()
-                continue
-            shape = legacy(blob.shape) if self.dialect.legacy_shapes else tuple(blob.shape)
-            drawn = random.fill(
-                filler,
-                shape,
-                random.default_stream(),
-                legacy=self.dialect.legacy_shapes,
-                fused=self.dialect.fused_draws,
-                where=f"{layer.where}: layer {layer.name}",
-            )
-            blob.data.copy_(torch.from_numpy(drawn).view(blob.shape))
+            else:
+                blob.data.copy_(self._drawn(layer, name).view(blob.shape))
+        for name in layer.drawn_again if names is None else ():
+            self._drawn(layer, name)
+
+    def _drawn(self, layer: Layer, name: str) -> Tensor:
+        shape = tuple(getattr(layer, name).shape)
+        numbers = random.fill(
+            layer.fillers[name],
+            legacy(shape) if self.dialect.legacy_shapes else shape,
+            random.default_stream(),
+            legacy=self.dialect.legacy_shapes,
+            fused=self.dialect.fused_draws,
+            where=f"{layer.where}: layer {layer.name}",
+        )
+        return torch.from_numpy(numbers)
 
     # -- weights ---------------------------------------------------------------------------------------------------------
 
@@ -219,7 +224,7 @@ class Net(nn.Module):
         if fill:
             copied = set(account.copied)
             for _, layer in self.nodes:
-                self._fill(layer, [n for n in layer.fillers if f"{layer.name}.{n}" not in copied])
+                self._fill(layer, [n for n in layer.fillers if n not in layer.shared and f"{layer.name}.{n}" not in copied])
         return account
 
     def save(self, path: str | Path) -> None:

@@ -74,9 +74,9 @@ class Layer(nn.Module):
         self.blob_names: list[str] = []
         self.fillers: dict[str, Any] = {}
         self.shared: set[str] = set()
-        """Blobs that are another layer's; Caffe fills them all the same, and drops what it drew."""
+        """Blobs that are another layer's."""
         self.drawn_again: list[str] = []
-        """Blobs that Caffe fills so many times more than once when it sets the layer up, keeping the first."""
+        """Blobs that Caffe draws again, and drops, when it has filled the layer (a recurrent layer's, once a step)."""
         self.lent: dict[str, weakref.ref[Any]] = {}
         """Arrays over parameters that were handed out and may be written to behind our back."""
         self.aliases: dict[str, nn.Parameter] = {}

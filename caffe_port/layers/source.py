@@ -73,6 +73,7 @@ class DummyData(Layer):
             random.default_stream(),
             torch.empty((), dtype=like.dtype).numpy().dtype,
             legacy=self.dialect.legacy_shapes,
+            fused=self.dialect.fused_draws,
             where=f"{self.where}: layer {self.name}",
         )
         return torch.from_numpy(numbers).to(like.device)

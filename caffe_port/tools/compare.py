@@ -12,7 +12,6 @@ import numpy as np
 
 __all__ = [
     "BACKWARD",
-    "BOUNDS",
     "FORWARD",
     "NEAR_TIES",
     "Comparison",
@@ -38,12 +37,6 @@ NEAR_TIES, NEAR_TIES_FROM = 1e-3, 1000
 last bits may fall either way."""
 SAMPLED = 4096
 """How many values of a large blob are kept."""
-
-BOUNDS = {
-    "out": FORWARD, "sample": FORWARD, "moments": FORWARD, "after": FORWARD, "switch": FORWARD, "masksum": FORWARD,
-    "diff": BACKWARD, "pdiff": BACKWARD,
-}  # fmt: skip
-"""The kinds of numbers that are compared, by the first part of a reference key, and their bounds."""
 
 
 @dataclass(frozen=True)

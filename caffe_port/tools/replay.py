@@ -16,12 +16,12 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError, nearest
+from caffe_port.errors import CaffeError, FormatError, ShapeError, nearest
 from caffe_port.formats.mapping import map_file
 from caffe_port.formats.sniff import refuse_others
 from caffe_port.tools import compare
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Reference", "maker", "ours", "prepare", "read_noise", "replay"]
 
 _GIVEN = ("in", "param", "seed")
-_FORWARD, _BACKWARD = ("out", "sample", "moments", "masksum", "after"), ("diff", "pdiff")
+_FORWARD = ("out", "sample", "moments", "masksum", "switch", "after")
+_BACKWARD = ("diff", "pdiff")
 _OF_PARAMETERS = ("param", "after", "pdiff")
 _UNCOMPARED = ("out2",)  # a second forward, which shows a fault of the original
 _EXPECTED = "keys such as in/BLOB, param/LAYER/I, out/BLOB, pdiff/LAYER/I"
@@ -46,14 +47,23 @@ class Reference:
     Args:
         path: the file.
         noise: key to real Caffe's distance from itself, see :func:`read_noise`.
+        forward, backward: what the error may be where no noise is known.
 
     Raises:
         FileError: it is missing or unreadable.
         FormatError: it is no .npz, or a key is not of the form above.
     """
 
-    def __init__(self, path: str | os.PathLike, noise: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        noise: Mapping[str, float] | None = None,
+        *,
+        forward: float = compare.FORWARD,
+        backward: float = compare.BACKWARD,
+    ) -> None:
         self.path, self.noise = os.fspath(path), noise or {}
+        self.bounds = dict.fromkeys(_FORWARD, forward) | dict.fromkeys(_BACKWARD, backward)
         refuse_others(map_file(path, writable=False), self.path, "a reference .npz")
         try:
             self._arrays = np.load(self.path, allow_pickle=False)
@@ -61,16 +71,30 @@ class Reference:
             raise FormatError(self.path, "something else, or the first part of one", expected="an .npz") from None
         for key in self._arrays.files:
             kind, _, name = key.partition("/")
-            if not name or kind not in (*_GIVEN, *compare.BOUNDS, *_UNCOMPARED):
+            if not name or kind not in (*_GIVEN, *self.bounds, *_UNCOMPARED):
                 raise FormatError(self.path, f"the key {key!r}", expected=_EXPECTED)
-        if not self.keys(*compare.BOUNDS):
+        if not self.keys(*self.bounds):
             raise FormatError(self.path, "no numbers to compare with", expected=_EXPECTED)
 
     def __getitem__(self, key: str) -> np.ndarray:
         try:
-            return self._arrays[key]
-        except (ValueError, OSError, zlib.error, zipfile.BadZipFile) as error:
+            array = self._arrays[key]
+        except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
             raise FormatError(self.path, f"{key} cannot be read: {error}", expected="a plain array") from None
+        if array.dtype.kind not in "buif":
+            raise FormatError(f"{self.path}: {key}", f"an array of {array.dtype}", expected="numbers")
+        return array
+
+    def fitted(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The array in the shape that the net has for it.
+
+        Raises:
+            ShapeError: it holds another number of values.
+        """
+        array = self[key]
+        if array.size != prod(shape):
+            raise ShapeError(f"{self.path}: {key}", f"shape {array.shape}", expected=f"{shape} as the net has")
+        return array.reshape(shape)
 
     def __contains__(self, key: str) -> bool:
         return key in self._arrays.files
@@ -81,7 +105,7 @@ class Reference:
 
     def bound(self, key: str) -> float:
         """What the error of ``key`` may be."""
-        bound, noise = compare.BOUNDS[key.partition("/")[0]], self.noise.get(key, 0.0)
+        bound, noise = self.bounds[key.partition("/")[0]], self.noise.get(key, 0.0)
         return compare.allowance(bound, noise, np.abs(self[key]).max(initial=0.0)) if noise else bound
 
     @property
@@ -96,9 +120,7 @@ def read_noise(path: str | os.PathLike, case: str) -> dict[str, float]:
         FileError: the file is missing or unreadable. FormatError: it is another's, or lacks the case.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(str(path), f"cannot be read: {error.strerror}", expected="a noise.json") from None
+        content = json.loads(bytes(map_file(path)))
     except ValueError as error:
         raise FormatError(str(path), f"no JSON: {error}", expected="a noise.json") from None
     entry = content.get(case) if isinstance(content, dict) else None
@@ -115,18 +137,15 @@ def prepare(net: Net, reference: Reference) -> None:
     Raises:
         CaffeError: the reference names something that the net has not. ShapeError: a parameter has another shape.
     """
-    for key in reference.keys(*_GIVEN, *compare.BOUNDS):
+    for key in reference.keys(*_GIVEN, *reference.bounds):
         _check(net, key, reference)
     for key in reference.keys("in"):
         blob, array = net.blobs[key.removeprefix("in/")], reference[key]
         blob.reshape(*array.shape)
         blob.data[...] = array
     for key in reference.keys("param"):
-        target, array = ours(net, key), reference[key]
-        if target.size != array.size:
-            where, found = f"{reference.path}: {key}", f"shape {array.shape}"
-            raise ShapeError(where, found, expected=f"{target.shape} as the net has")
-        target[...] = array.reshape(target.shape)
+        target = ours(net, key)
+        target[...] = reference.fitted(key, target.shape)
 
 
 def replay(net: Net, reference: Reference, *, forwards: int = 1, own_switches: bool = False) -> Iterator[Comparison]:
@@ -150,8 +169,9 @@ def replay(net: Net, reference: Reference, *, forwards: int = 1, own_switches: b
         yield from _forward_with_switches(net, reference)
     else:
         net.forward()
-    for key in reference.keys(*_FORWARD, *(() if own_switches else ("switch",))):
-        yield compare.compare(key, ours(net, key), reference[key], reference.bound(key), ties=not own_switches)
+    for key in reference.keys(*_FORWARD):
+        if not (own_switches and key.startswith("switch/")):
+            yield compare.compare(key, ours(net, key), reference[key], reference.bound(key), ties=not own_switches)
     if not reference.runs_backward:
         return
     if own_switches:
@@ -159,7 +179,7 @@ def replay(net: Net, reference: Reference, *, forwards: int = 1, own_switches: b
     net.clear_param_diffs()
     for key in reference.keys("seed"):
         diff = net.blobs[key.removeprefix("seed/")].diff
-        diff[...] = reference[key].reshape(diff.shape)
+        diff[...] = reference.fitted(key, diff.shape)
     net.backward()
     for key in reference.keys(*_BACKWARD):
         yield compare.compare(key, ours(net, key), reference[key], reference.bound(key))
@@ -176,7 +196,8 @@ def _forward_with_switches(net: Net, reference: Reference) -> Iterator[Compariso
         for key in keys:
             yield compare.compare(key, ours(net, key), reference[key], reference.bound(key))
             top = key.removeprefix("switch/")
-            net.blobs[top].data[...] = compare.flat_switches(reference[key], _pooled_width(net, top))
+            mask = net.blobs[top].data
+            mask[...] = compare.flat_switches(reference.fitted(key, mask.shape), _pooled_width(net, top))
         start = net.nodes[node.index + 1][0].name
     net.forward(start=start)
 
@@ -212,6 +233,8 @@ def _check(net: Net, key: str, reference: Reference) -> None:
     if kind not in _OF_PARAMETERS:
         if name not in net.blobs:
             raise _stranger(reference, key, "a blob of the net", nearest(name, net.blobs))
+        if kind == "in" and name not in net.inputs:
+            raise _stranger(reference, key, "an input of the net", ", ".join(net.inputs))
         if kind == "switch" and (maker(net, name).type != "Pooling" or len(net.shapes[name]) != 4):
             raise _stranger(reference, key, "the second top of a pooling", "")
         return

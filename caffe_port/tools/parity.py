@@ -1,0 +1,258 @@
+"""parity: a net beside the numbers that another Caffe computed for it, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from caffe_port.errors import CaffeError, WeightsError
+from caffe_port.formats.atomic import atomic_write, check_output
+from caffe_port.tools import compare
+from caffe_port.tools.cli import Parser, run, table
+from caffe_port.tools.compare import Comparison
+
+if TYPE_CHECKING:
+    from caffe_port.graph import Node
+    from caffe_port.pycaffe import Net
+    from caffe_port.tools.replay import Reference
+
+__all__ = ["Report", "Row", "main", "measure"]
+
+_TOP = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """One array of the reference, with the layer that made it.
+
+    Attributes:
+        index: the layer's place in the net. turn: when the array was computed, backward after forward.
+        layer, type: of an in-place blob those of the first and the last that wrote it, ``conv1 .. relu1``.
+    """
+
+    index: int
+    turn: int
+    layer: str
+    type: str
+    comparison: Comparison
+
+    @property
+    def severity(self) -> tuple[bool, float]:
+        """What makes one row worse than another: being over the bound, then the error on the bound's scale."""
+        return not self.comparison.ok, self.comparison.error / self.comparison.bound
+
+    @property
+    def verdict(self) -> str:
+        c = self.comparison
+        return c.found or ("over" if not c.ok else "near ties" if c.outside else "ok")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A net beside a reference. ``rows`` are in the order of the net, the backward pass after the forward pass."""
+
+    net: str
+    reference: str
+    setting: str
+    rows: list[Row]
+
+    @property
+    def over(self) -> list[Row]:
+        return [row for row in self.rows if not row.comparison.ok]
+
+    @property
+    def worst_first(self) -> list[Row]:
+        return sorted(self.rows, key=lambda row: row.severity, reverse=True)
+
+    @property
+    def layers(self) -> list[list[Row]]:
+        """The rows of each layer, in the order of the net."""
+        layers: dict[int, list[Row]] = {}
+        for row in sorted(self.rows, key=lambda row: row.index):
+            layers.setdefault(row.index, []).append(row)
+        return list(layers.values())
+
+    @property
+    def head(self) -> str:
+        """What was compared."""
+        size = f"{len(self.rows)} arrays of {len(self.layers)} layers"
+        return f"{self.net} beside {self.reference}: {size}, {self.setting}"
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether all is well, or where it first is not."""
+        if not self.over:
+            worst = max((row.comparison for row in self.rows if not row.comparison.outside), key=lambda c: c.error)
+            ties = sum(row.comparison.outside for row in self.rows)
+            return f"all within their bounds; the largest error is {worst.error:.1e} ({worst.key})" + (
+                f"; {ties} values lie outside, as near ties may" if ties else ""
+            )
+        first = min(self.over, key=lambda row: row.turn)
+        return (
+            f"{len(self.over)} of {len(self.rows)} arrays over their bounds, first at layer {first.layer}"
+            f" ({first.type}): {first.comparison}"
+        )
+
+
+def measure(net: Net, reference: Reference, *, forwards: int = 1, own_switches: bool = False) -> Report:
+    """Run ``net`` as the reference was run and compare; see :func:`caffe_port.tools.replay.replay`.
+
+    Raises:
+        CaffeError: the reference does not fit the net, or lacks one of its inputs.
+    """
+    from caffe_port.tools.replay import replay
+
+    for name in net.inputs:
+        if f"in/{name}" not in reference:
+            raise CaffeError(reference.path, f"no in/{name}", expected="a value for each input of the net")
+    rows = []
+    for comparison in replay(net, reference, forwards=forwards, own_switches=own_switches):
+        makers = _makers(net, comparison)
+        index = makers[-1].index
+        turn = 2 * len(net.nodes) - index if comparison.kind in ("diff", "pdiff") else index
+        names = [node.name or f"({node.type})" for node in makers]
+        rows.append(Row(index, turn, _from_to(names), _from_to([node.type for node in makers]), comparison))
+    rows.sort(key=lambda row: row.turn)
+    setting = f"phase {net.phase}, dialect {net.dialect.name}" + (", the reference's switches" if own_switches else "")
+    return Report(net.definition.path, reference.path, setting, rows)
+
+
+def _makers(net: Net, comparison: Comparison) -> list[Node]:
+    """The layers whose work an array is: several for an in-place blob."""
+    kind, name = comparison.kind, comparison.name
+    nodes = [node for node, _ in net.nodes]
+    if kind in ("pdiff", "after"):
+        return [node for node in nodes if node.name == name.rpartition("/")[0]][:1]
+    readers = [node for node in nodes if name in node.bottoms] if kind == "diff" else []
+    return readers[:1] or [node for node in nodes if name in node.tops]
+
+
+def _from_to(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+
+
+def listing(rows: Iterable[Row]) -> str:
+    """The rows as an aligned table."""
+    header = ("layer", "type", "array", "values", "error", "rms", "outside", "bound", "")
+    cells = [
+        (
+            row.layer,
+            row.type,
+            row.comparison.key,
+            f"{row.comparison.size:,}",
+            f"{row.comparison.error:.1e}",
+            f"{row.comparison.rms:.1e}",
+            row.comparison.outside or "",
+            f"{row.comparison.bound:.1e}",
+            row.verdict,
+        )
+        for row in rows
+    ]
+    return table(header, cells, right=(3, 4, 5, 6, 7))
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, 1 if something is over its bound, 2 after an error."""
+    parser = Parser(
+        "parity",
+        "Run a net on the inputs of a reference and compare every array that it holds, layer by layer. The reference is"
+        " an .npz that converters/dump_reference.py writes inside another Caffe. Exit status 1 if something is over.",
+    )
+    add = parser.add_argument
+    add("prototxt", metavar="NET.prototxt", help="the definition")
+    add("weights", metavar="MODEL.caffemodel", nargs="?", help="may be missing if the reference holds the parameters")
+    add("reference", metavar="REFERENCE.npz", help="what another Caffe computed")
+    add("--phase", choices=("TEST", "TRAIN"), default="TEST", help="default: TEST")
+    add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
+    add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields are then known")
+    add("--plugin", metavar="FILE", action="append", default=[], help="Python file with @layer classes")
+    forward, backward = f"default: {compare.FORWARD}", f"default: {compare.BACKWARD}"
+    add("--tolerance", type=_bound, default=compare.FORWARD, metavar="E", help=f"of max|ours-ref|/max|ref|; {forward}")
+    add("--backward-tolerance", type=_bound, default=compare.BACKWARD, metavar="E", help=f"of diffs; {backward}")
+    add("--noise", metavar="FILE", help="noise.json: real Caffe's distance from itself, of which ten times is allowed")
+    add("--case", metavar="NAME", help="the case in it; default: the reference's name")
+    add("--switches", action="store_true", help="unpool with the reference's switches: without near ties, all is close")
+    add("--forwards", type=_count, default=1, metavar="N", help="forward passes before comparing; default: 1")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--top", type=_count, default=_TOP, metavar="N", help="show the worst N; default: %(default)s")
+    shown.add_argument("--all", action="store_true", help="show all, in the order of the net")
+    add("--html", metavar="FILE", help="also write the report as a page of its own")
+    add("-f", "--force", action="store_true", help="overwrite an existing page")
+    run(_main, parser, argv)
+
+
+def _bound(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected 1, 2, ...")
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    if arguments.html:
+        check_output(arguments.html, overwrite=arguments.force)
+    from caffe_port.tools.replay import Reference, read_noise
+
+    case = arguments.case or Path(arguments.reference).stem
+    noise = read_noise(arguments.noise, case) if arguments.noise else None
+    bounds = {"forward": arguments.tolerance, "backward": arguments.backward_tolerance}
+    reference = Reference(arguments.reference, noise, **bounds)
+    net = _build(arguments, reference)
+    report = measure(net, reference, forwards=arguments.forwards, own_switches=arguments.switches)
+    print(report.head)
+    rows = report.rows if arguments.all else report.worst_first[: arguments.top]
+    print(listing(rows))
+    if len(rows) < len(report.rows):
+        over = max(0, len(report.over) - len(rows))
+        print(f"({len(report.rows) - len(rows)} more{f', {over} of them over' if over else ''}; --all shows them)")
+    print(report.verdict)
+    if report.over and not arguments.switches and reference.keys("switch"):
+        print("near ties may have moved the deeper layers: --switches takes them out of the comparison")
+    if arguments.html:
+        write_page(arguments.html, report, overwrite=arguments.force)
+        print(f"wrote {arguments.html}")
+    return 1 if report.over else 0
+
+
+def _build(arguments: argparse.Namespace, reference: Reference) -> Net:
+    from caffe_port.pycaffe import Net
+    from caffe_port.schema.plugins import load_plugin
+
+    for plugin in arguments.plugin:
+        load_plugin(plugin)
+    net = Net(
+        arguments.prototxt,
+        weights=arguments.weights,
+        phase=arguments.phase,
+        dialect=arguments.dialect,
+        proto=arguments.proto,
+    )
+    if net.params and not arguments.weights and not reference.keys("param"):
+        raise WeightsError(reference.path, "no parameters", expected="a MODEL.caffemodel before it")
+    return net
+
+
+def write_page(path: str | Path, report: Report, *, overwrite: bool = False) -> None:
+    """Writes the report as one self-contained page, atomically.
+
+    Raises:
+        FileError: the file is there already or cannot be written.
+    """
+    from caffe_port.tools.parity_page import page
+
+    with atomic_write(path, overwrite=overwrite) as file:
+        file.write(page(report).encode())
+
+
+if __name__ == "__main__":
+    main()

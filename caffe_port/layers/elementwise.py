@@ -28,7 +28,10 @@ class _UnstableProduct(torch.autograd.Function):
 
 @layer("Eltwise", param="eltwise_param")
 class Eltwise(Layer):
-    """PROD, SUM (with ``coeff``) or MAX of equally shaped bottoms. Of equal maxima the later bottom is taken."""
+    """PROD, SUM (with ``coeff``) or MAX of equally shaped bottoms.
+
+    Of equal maxima the second bottom is taken before the first, and both before the others in their order.
+    """
 
     bottoms = (2, None)
 
@@ -53,7 +56,9 @@ class Eltwise(Layer):
             if not self.coeff:
                 return reduce(torch.add, bottoms)
             return reduce(torch.add, (b if c == 1 else b * c for b, c in zip(bottoms, self.coeff, strict=True)))
-        return reduce(lambda top, b: torch.where(top > b, top, b), bottoms)
+        first, second, *others = bottoms
+        top = torch.where(first > second, first, second)
+        return reduce(lambda top, b: torch.where(b > top, b, top), others, top)
 
     def coord_map(self) -> CoordMap:
         return identity_map()

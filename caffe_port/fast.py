@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "keep_memory"]
 
-FEW_PIXELS = 64
-"""Up to so many output pixels in a batch a convolution with large weights is bound by reading them: a matrix product then."""
-
-LARGE_WEIGHT = 1 << 15
-"""Numbers in a weight that is worth a matrix product of its own."""
-
 Packed = Callable[[Tensor], Tensor]
 
 
@@ -67,10 +61,14 @@ class Step:
 
 
 class Plan:
-    """How a net runs forward without gradients."""
+    """How a net runs forward without gradients.
 
-    def __init__(self, net: Net) -> None:
-        self.net = net
+    Args:
+        lean: keep no second copy of large weights (those used as matrices), at some cost in time.
+    """
+
+    def __init__(self, net: Net, *, lean: bool = False) -> None:
+        self.net, self.lean = net, lean
         self.steps = {s.first: s for s in _steps(net)}
         self._runs = 0
         self._last_use = _last_uses(net)
@@ -91,27 +89,37 @@ class Plan:
         self._run(blobs, first, last, None)
 
     def _run(self, blobs: dict[str, Tensor], first: int, last: int, keep: set[str] | None) -> None:
-        keep_memory()
-        # Preparing weights costs about as much as it saves in one run, so that the first does without.
-        prepare = self._runs > 0
-        self._runs += 1
         i = first
+        prepare = self.start()
         while i <= last:
-            node, layer = self.net.nodes[i]
-            step = self.steps.get(i)
-            if step is not None and prepare and step.last <= last and _suits(blobs[step.bottom]):
-                function = self._function(step, blobs[step.bottom])
-                if function is not None:
-                    blobs[step.top] = self.net.blob_view(function(blobs[step.bottom]))
-                    i = step.last + 1
-                    self._let_go(blobs, node.index, step.last, keep)
-                    continue
-            if node.type != "Input":
-                self.net.run_layer(node, layer, blobs)
-            self._let_go(blobs, i, i, keep)
-            i += 1
+            done = self.advance(blobs, i, last, prepare=prepare)
+            self.let_go(blobs, i, done, keep)
+            i = done + 1
 
-    def _let_go(self, blobs: dict[str, Tensor], first: int, last: int, keep: set[str] | None) -> None:
+    def start(self) -> bool:
+        """To be called before each run; whether weights are to be prepared in it.
+
+        Preparing them costs about as much as it saves in one run, so that the first does without.
+        """
+        keep_memory()
+        self._runs += 1
+        return self._runs > 1
+
+    def advance(self, blobs: dict[str, Tensor], i: int, last: int, *, prepare: bool) -> int:
+        """Run node ``i``, and in one step with it what belongs to it as far as ``last``; the last node done."""
+        node, layer = self.net.nodes[i]
+        step = self.steps.get(i)
+        if step is not None and prepare and step.last <= last and _suits(blobs[step.bottom]):
+            function = self._function(step, blobs[step.bottom])
+            if function is not None:
+                blobs[step.top] = self.net.blob_view(function(blobs[step.bottom]))
+                return step.last
+        if node.type != "Input":
+            self.net.run_layer(node, layer, blobs)
+        return i
+
+    def let_go(self, blobs: dict[str, Tensor], first: int, last: int, keep: Collection[str] | None) -> None:
+        """Drop the blobs that no node after ``last`` reads, ``keep`` aside; None keeps all."""
         if keep is None:
             return
         for i in range(first, last + 1):
@@ -124,9 +132,10 @@ class Plan:
         if any(ref() is not None for layer in step.members for ref in layer.lent.values()):
             step.packed = step.state = None
             return None
-        state = (_as_product(step.layer, x), *(_state(t) for layer in step.members for t in layer.caffe_blobs))
+        product = isinstance(step.layer, InnerProduct) or step.layer.as_product(x)
+        state = (product, *(_state(t) for layer in step.members for t in layer.caffe_blobs))
         if step.state != state:
-            step.packed, step.state = _pack(step, x), state
+            step.packed, step.state = _pack(step, x, lean=self.lean), state
         return step.packed
 
 
@@ -203,94 +212,64 @@ def _state(t: Tensor) -> tuple[Any, ...]:
     return t.data_ptr(), t._version, t.dtype, tuple(flat[:: max(1, flat.numel() // 16)].tolist())
 
 
-def _as_product(layer: Layer, x: Tensor) -> bool:
-    """Whether the layer is done as a matrix product for an input of this shape."""
-    if isinstance(layer, InnerProduct):
-        return True
-    pixels = x.shape[0] * prod(x.shape[2:] if isinstance(layer, Deconvolution) else layer.reshape(tuple(x.shape))[0][2:])
-    return pixels <= FEW_PIXELS and layer.weight.numel() >= LARGE_WEIGHT and layer.group == 1
-
-
 # -- packing -------------------------------------------------------------------------------------------------------------
 
 
-def _pack(step: Step, x: Tensor) -> Packed:
+def _pack(step: Step, x: Tensor, *, lean: bool) -> Packed:
+    """The step as a function; ``lean``: without copies of the weights that are used as matrices."""
     layer = step.layer
     weight = layer.weight.detach()
-    outputs = layer.num_output
-    bias = weight.new_zeros(outputs) if layer.bias is None else layer.bias.detach()
+    bias = weight.new_zeros(layer.num_output) if layer.bias is None else layer.bias.detach()
     scale = None
     for other in step.affine:
         a, b = other.channel_affine()
         scale = a if scale is None else scale * a
         bias = bias * a + b
-    relu = "relu" if step.relu else "none"
     if isinstance(layer, InnerProduct):
         matrix = weight.t() if layer.transpose else weight
-        matrix = matrix if scale is None else matrix * scale[:, None]
-        return _inner_product(_linear(matrix, x.shape[0]), bias, relu)
+        linear = _linear(_scaled(matrix, scale, 0), bias, step.relu, x.shape[0], lean)
+        return lambda x: linear(x.flatten(1).contiguous())
     if isinstance(layer, Deconvolution):
-        if scale is not None:
-            weight = weight * scale.view(1, -1, 1, 1)
-        if _as_product(layer, x):
-            return _product_deconvolution(layer, _linear(weight.flatten(1).t(), x.shape[0] * prod(x.shape[2:])), bias, step.relu)
-        flipped = weight.flip(2, 3).transpose(0, 1)
+        weight = _scaled(weight, scale, 1)
+        if layer.as_product(x):
+            linear = _linear(weight.flatten(1).t(), None, False, x.shape[0] * prod(x.shape[2:]), lean)
+            return lambda x: _finished(layer.by_product(x, linear).add_(bias.view(1, -1, 1, 1)), step.relu)
         pad = [(k - 1) * d - p for k, d, p in zip(layer.kernel, layer.dilation, layer.pad, strict=True)]
-        return _convolution(layer, flipped, bias, pad, relu, x)
-    if scale is not None:
-        weight = weight * scale.view(-1, 1, 1, 1)
-    if _as_product(layer, x):
+        return _convolution(layer, weight.flip(2, 3).transpose(0, 1), bias, pad, step.relu, x)
+    weight = _scaled(weight, scale, 0)
+    if layer.as_product(x):
         pixels = x.shape[0] * prod(layer.reshape(tuple(x.shape))[0][2:])
-        return _product_convolution(layer, _linear(weight.flatten(1), pixels), bias, relu)
-    return _convolution(layer, weight, bias, list(layer.pad), relu, x)
+        linear = _linear(weight.flatten(1), bias, step.relu, pixels, lean)
+        return lambda x: layer.by_product(x, linear)
+    return _convolution(layer, weight, bias, list(layer.pad), step.relu, x)
 
 
-def _linear(matrix: Tensor, rows: int) -> Callable[[Tensor, Tensor | None, str], Tensor]:
-    """x M' + b with (outputs, inputs) ``matrix`` in oneDNN's layout for about so many rows."""
-    ops = _ops()
+def _scaled(weight: Tensor, scale: Tensor | None, axis: int) -> Tensor:
+    """The weight with its outputs, which lie along ``axis``, scaled."""
+    return weight if scale is None else weight * scale.view([-1 if i == axis else 1 for i in range(weight.dim())])
+
+
+def _finished(y: Tensor, relu: bool) -> Tensor:
+    return y.relu_() if relu else y
+
+
+def _linear(matrix: Tensor, bias: Tensor | None, relu: bool, rows: int, lean: bool) -> Callable[[Tensor], Tensor]:
+    """x M' + b for an (outputs, inputs) ``matrix``, in oneDNN's layout for about so many rows; lean, as it lies."""
+    if lean:
+        return lambda x: _finished(F.linear(x, matrix, bias), relu)
+    ops, after = _ops(), "relu" if relu else "none"
     packed = ops._reorder_linear_weight(matrix.contiguous(), rows)
-    return lambda x, bias, relu: ops._linear_pointwise(x, packed, bias, relu, [], "")
+    return lambda x: ops._linear_pointwise(x, packed, bias, after, [], "")
 
 
-def _inner_product(linear: Callable[..., Tensor], bias: Tensor, relu: str) -> Packed:
-    return lambda x: linear(x.flatten(1).contiguous(), bias, relu)
-
-
-def _convolution(layer: Any, weight: Tensor, bias: Tensor, pad: list[int], relu: str, x: Tensor) -> Packed:
+def _convolution(layer: Any, weight: Tensor, bias: Tensor, pad: list[int], relu: bool, x: Tensor) -> Packed:
     ops, stride, dilation, group = _ops(), list(layer.stride), list(layer.dilation), layer.group
-    packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
-        weight.contiguous().to_mkldnn(), pad, stride, dilation, group, list(x.shape)
-    )
+    dense, after = weight.contiguous().to_mkldnn(), "relu" if relu else "none"
+    packed = torch._C._nn.mkldnn_reorder_conv2d_weight(dense, pad, stride, dilation, group, list(x.shape))
 
     def run(x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        return ops._convolution_pointwise(x, packed, bias, pad, stride, dilation, group, relu, [], "")
-
-    return run
-
-
-def _product_convolution(layer: Any, linear: Callable[..., Tensor], bias: Tensor, relu: str) -> Packed:
-    """A convolution as columns times weights."""
-    plain = set(layer.kernel) == set(layer.stride) == {1} and not any(layer.pad)
-
-    def run(x: Tensor) -> Tensor:
-        n, size = x.shape[0], layer.reshape(tuple(x.shape))[0][2:]
-        columns = x.flatten(2) if plain else F.unfold(x.contiguous(), layer.kernel, layer.dilation, layer.pad, layer.stride)
-        y = linear(columns.transpose(1, 2).flatten(0, 1).contiguous(), bias, relu)
-        return y.view(n, *size, -1).permute(0, 3, 1, 2)
-
-    return run
-
-
-def _product_deconvolution(layer: Any, linear: Callable[..., Tensor], bias: Tensor, relu: bool) -> Packed:
-    """A deconvolution as pixels times weights, the results laid over one another."""
-
-    def run(x: Tensor) -> Tensor:
-        n, size = x.shape[0], layer.reshape(tuple(x.shape))[0][2:]
-        pixels = x.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
-        columns = linear(pixels, None, "none").view(n, prod(x.shape[2:]), -1).transpose(1, 2)
-        y = F.fold(columns, size, layer.kernel, layer.dilation, layer.pad, layer.stride).add_(bias.view(1, -1, 1, 1))
-        return y.relu_() if relu else y
+        return ops._convolution_pointwise(x, packed, bias, pad, stride, dilation, group, after, [], "")
 
     return run
 

@@ -86,8 +86,13 @@ class Net(nn.Module):
             for blob, need in zip(layer.caffe_blobs, needed, strict=True):
                 if isinstance(blob, nn.Parameter):
                     blob.requires_grad_(need)
+        self._frozen_until = [
+            next((j for j in range(i, len(self.nodes)) if self.needs.layer[j]), len(self.nodes)) - 1
+            for i in range(len(self.nodes))
+        ]
         self.train(phase == "TRAIN")
         self._plan: fast.Plan | None = None
+        self._lean: fast.Plan | None = None
         self._shaped_for: dict[str, Shape] | None = None
         self.accounts = [self._load_first(f, not fill) if i == 0 else self.load(f) for i, f in enumerate(files)]
 
@@ -284,6 +289,41 @@ class Net(nn.Module):
             if node.type != "Input":
                 self.run_layer(node, layer, blobs)
         return {name: blobs[name] for name in self.graph.outputs}
+
+    def losses(self, **inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One pass for training: the weighted sum of the losses, to call ``backward()`` on, and every output blob.
+
+        Layers that no gradient reaches run without autograd and keep nothing; ``propagate_down`` and frozen layers are
+        as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start anew.
+        """
+        if self._lean is None:
+            self._lean = fast.Plan(self, lean=True)
+        plan, keep = self._lean, {*self.graph.outputs, *(t for t, w in self.loss_weights.items() if w)}
+        self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
+        blobs, total, i = dict(inputs), torch.zeros((), device=self._device()), 0
+        prepare = plan.start()
+        while i < len(self.nodes):
+            node, layer = self.nodes[i]
+            done = i
+            if not self.needs.layer[i]:
+                with torch.no_grad():
+                    done = plan.advance(blobs, i, self._frozen_until[i], prepare=prepare)
+            else:
+                if layer.overwrites_diffs:
+                    for p in layer.parameters():
+                        p.grad = None
+                with torch.enable_grad():
+                    wanted = zip(node.bottoms, self.needs.bottoms[i], strict=True)
+                    blobs.update({b: blobs[b].detach() for b, need in wanted if not need})
+                    for name, top in zip(node.tops, self.run_layer(node, layer, blobs), strict=True):
+                        if self.loss_weights[name]:
+                            total = total + top.sum() * self.loss_weights[name]
+            plan.let_go(blobs, i, done, keep)
+            i = done + 1
+        return total, {name: blobs[name].detach() for name in self.graph.outputs}
+
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def run_layer(self, node: Node, layer: Layer, blobs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Run one layer from and into ``blobs``; returns its tops."""

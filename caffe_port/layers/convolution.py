@@ -5,6 +5,7 @@ Source: base_conv_layer.cpp, conv_layer.cpp, deconv_layer.cpp, im2col_layer.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -13,6 +14,13 @@ from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, filter_map, inverse, spatial
+
+
+FEW_PIXELS = 64
+"""Up to so many pixels in an image a layer with large weights is bound by reading them."""
+
+LARGE_WEIGHT = 1 << 15
+"""Numbers in a weight that is worth a matrix product of its own."""
 
 
 class _Convolve(torch.autograd.Function):
@@ -109,9 +117,28 @@ class _Windowed(Layer):
 
     def convolve(self, x: Tensor) -> Tensor:
         """(images, channels, ...) to (images, num_output, ...)."""
+        if self.as_product(x):
+            return self.by_product(x)
         zero = (0,) * len(self.kernel)
         how = (self.stride, self.pad, self.dilation, self.transposed, zero, self.group)
         return _Convolve.apply(x, self.weight, self.bias, *how)
+
+    def as_product(self, x: Tensor) -> bool:
+        """Whether one product with all weights is the better way: few pixels, large weights, on the CPU.
+
+        Such a layer is bound by reading its weights, which the convolution kernels would first lay out anew.
+        """
+        if x.device.type != "cpu" or len(self.kernel) != 2 or self.group != 1 or self.weight.numel() < LARGE_WEIGHT:
+            return False
+        pixels = x.shape[2:] if self.transposed else [
+            self._length(n, (k - 1) * d + 1, s, p)
+            for n, k, s, p, d in zip(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        ]
+        return prod(pixels) <= FEW_PIXELS
+
+    def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The layer as one product of rows with the weights; ``linear`` does it otherwise (packed, fused)."""
+        raise NotImplementedError
 
     def _length(self, n: int, extent: int, stride: int, pad: int) -> int:
         raise NotImplementedError
@@ -120,6 +147,16 @@ class _Windowed(Layer):
 @layer("Convolution", param="convolution_param")
 class Convolution(_Windowed):
     """Cross-correlation with learned filters."""
+
+    def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        size = self.reshape(tuple(x.shape))[0][2:]
+        if set(self.kernel) == set(self.stride) == {1} and not any(self.pad):
+            columns = x.flatten(2)
+        else:
+            columns = F.unfold(x.contiguous(), self.kernel, self.dilation, self.pad, self.stride)
+        rows = columns.transpose(1, 2).flatten(0, 1).contiguous()
+        y = linear(rows) if linear else F.linear(rows, self.weight.flatten(1), self.bias)
+        return y.view(len(x), *size, -1).permute(0, 3, 1, 2)
 
     def _length(self, n: int, extent: int, stride: int, pad: int) -> int:
         return (n + 2 * pad - extent) // stride + 1 if n + 2 * pad >= extent else 0
@@ -133,6 +170,15 @@ class Deconvolution(_Windowed):
     """The transpose of :class:`Convolution`: what its backward pass does to the data."""
 
     transposed = True
+
+    def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Without the bias if ``linear`` is given."""
+        size = self.reshape(tuple(x.shape))[0][2:]
+        rows = x.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
+        columns = linear(rows) if linear else rows @ self.weight.flatten(1)
+        columns = columns.view(len(x), prod(x.shape[2:]), -1).transpose(1, 2)
+        y = F.fold(columns, size, self.kernel, self.dilation, self.pad, self.stride)
+        return y if linear or self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
     def _length(self, n: int, extent: int, stride: int, pad: int) -> int:
         return stride * (n - 1) + extent - 2 * pad

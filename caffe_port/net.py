@@ -1,7 +1,7 @@
 """Net: a definition as an ``nn.Module``.
 
-``Net`` builds the layers of a definition, fills or loads their parameters, and runs them on tensors. What pycaffe adds (blobs,
-diffs, a backward pass of its own) is in ``caffe_port.pycaffe``.
+``Net`` builds the layers of a definition, fills or loads their parameters, and runs them on tensors. What pycaffe adds
+(blobs, diffs, a backward pass of its own) is in ``caffe_port.pycaffe``.
 
 Source: net.cpp (both programs).
 """
@@ -25,8 +25,12 @@ from caffe_port.layers.base import Layer, Shape
 from caffe_port.layers.geometry import compose, identity_map, inverse
 from caffe_port.loading import Account, load
 from caffe_port.schema import Definition, read_net
+from caffe_port.schema.messages import TEST, TRAIN
 
-__all__ = ["Net"]
+__all__ = ["PHASES", "Net"]
+
+PHASES = {TRAIN: "TRAIN", TEST: "TEST"}
+"""A phase's name by its number in the schema."""
 
 
 class Net(nn.Module):
@@ -65,8 +69,8 @@ class Net(nn.Module):
         self.dialect, self.phase = source.dialect, phase
         self.graph = connect(source, {t for t, cls in layers.REGISTRY.items() if cls.loss})
         files = [] if weights is None else [weights] if isinstance(weights, (str, Path)) else list(weights)
-        # Caffe draws every parameter, also those that a file then replaces; who has asked for a seed wants the stream to be
-        # where Caffe's would be.
+        # Caffe draws every parameter, also those that a file then replaces; who has asked for a seed wants the stream
+        # to be where Caffe's would be.
         fill = not files or (phase == "TRAIN" and random.default_stream().seeded)
         self.nodes: list[tuple[Node, Layer]] = []
         self.ignored: list[str] = []
@@ -78,7 +82,9 @@ class Net(nn.Module):
                 self._fill(self.nodes[-1][1])
         self._share()
         self.loss_weights = {
-            top: weight for node, layer in self.nodes for top, weight in zip(node.tops, self._weights(node, layer), strict=True)
+            top: weight
+            for node, layer in self.nodes
+            for top, weight in zip(node.tops, self._weights(node, layer), strict=True)
         }
         facts = [Facts(self._learns(n, lay), self._weights(n, lay), lay.labels) for n, lay in self.nodes]
         self.needs = needs_backward(self.graph, facts, force=source.net.force_backward)
@@ -96,7 +102,8 @@ class Net(nn.Module):
         self._shaped_for: dict[str, Shape] | None = None
         self.accounts = [self._load_first(f, not fill) if i == 0 else self.load(f) for i, f in enumerate(files)]
 
-    # -- building --------------------------------------------------------------------------------------------------------
+    # -- building
+    # --------------------------------------------------------------------------------------------------------
 
     def _build(self, node: Node) -> None:
         layer = layers.create(node.message, self.dialect, node.where)
@@ -106,6 +113,8 @@ class Net(nn.Module):
                 f"type {node.type}, which {self.dialect.name} does not have",
                 remedy=f"--dialect {layer.dialects[0]}",
             )
+        # A layer without a phase of its own has the net's (net.cpp, Init).
+        layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
         bottoms = [self.shapes[b] for b in node.bottoms]
         layer.setup(*bottoms)
         self.ignored += [f"{node.where}: {path} of layer {node.name} ({node.type})" for path in layer.check_fields()]
@@ -133,7 +142,8 @@ class Net(nn.Module):
                 layer = self.nodes[other.index][1]
                 if not hasattr(layer, "coord_map"):
                     raise DefinitionError(
-                        f"{node.where}: layer {node.name}", f"layer {other.name} ({other.type}) on its way has no alignment"
+                        f"{node.where}: layer {node.name}",
+                        f"layer {other.name} ({other.type}) on its way has no alignment",
                     )
                 m = compose(m, layer.coord_map())
             maps.append(m)
@@ -184,7 +194,8 @@ class Net(nn.Module):
                 layer.share(blob, first)
 
     def _fill(self, layer: Layer, names: Iterable[str] | None = None) -> None:
-        """Draw a layer's parameters from their fillers: those named, or all and with them what Caffe draws and drops."""
+        """Draw a layer's parameters from their fillers: those named, or all and with them what Caffe draws and
+        drops."""
         for name in layer.blob_names if names is None else names:
             blob = getattr(layer, name)
             if layer.fillers[name] is None:
@@ -206,7 +217,8 @@ class Net(nn.Module):
         )
         return torch.from_numpy(numbers)
 
-    # -- weights ---------------------------------------------------------------------------------------------------------
+    # -- weights
+    # ---------------------------------------------------------------------------------------------------------
 
     def load(self, path: str | Path, *, strict: bool = False, ignore_mismatched: bool = False) -> Account:
         """Load weights by layer name, of any format that ``caffe_port.formats`` reads.
@@ -229,7 +241,9 @@ class Net(nn.Module):
         if fill:
             copied = set(account.copied)
             for _, layer in self.nodes:
-                self._fill(layer, [n for n in layer.fillers if n not in layer.shared and f"{layer.name}.{n}" not in copied])
+                self._fill(
+                    layer, [n for n in layer.fillers if n not in layer.shared and f"{layer.name}.{n}" not in copied]
+                )
         return account
 
     def save(self, path: str | Path) -> None:
@@ -249,7 +263,8 @@ class Net(nn.Module):
         blobs = [[array(b) for b in layer.caffe_blobs] for _, layer in self.nodes]
         write_net(path, self.definition, blobs, format="h5" if hdf5 else "caffemodel", overwrite=True)
 
-    # -- running ---------------------------------------------------------------------------------------------------------
+    # -- running
+    # ---------------------------------------------------------------------------------------------------------
 
     def reshape_for(self, inputs: Mapping[str, Shape]) -> None:
         """Work out every blob's shape for these input shapes; layers refuse what cannot be."""
@@ -294,7 +309,8 @@ class Net(nn.Module):
         """One pass for training: the weighted sum of the losses, to call ``backward()`` on, and every output blob.
 
         Layers that no gradient reaches run without autograd and keep nothing; ``propagate_down`` and frozen layers are
-        as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start anew.
+        as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start
+        anew.
         """
         if self._lean is None:
             self._lean = fast.Plan(self, lean=True)

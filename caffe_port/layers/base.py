@@ -60,6 +60,8 @@ class Layer(nn.Module):
     """Bottoms that no gradient reaches (labels, switches)."""
     in_place: ClassVar[bool] = True
     """Whether its top may be its bottom."""
+    phase: str = "TEST"
+    """The phase it is built for, "TRAIN" or "TEST"; the net says so before ``setup``."""
     data_shaped: ClassVar[bool] = False
     """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
     overwrites_diffs: bool = False
@@ -87,7 +89,8 @@ class Layer(nn.Module):
         if self.param:
             self.p = getattr(self.fields, self.param)
 
-    # -- what a subclass writes ------------------------------------------------------------------------------------------
+    # -- what a subclass writes
+    # ------------------------------------------------------------------------------------------
 
     def setup(self, *shapes: Shape) -> None:
         """Read the parameters, make the blobs."""
@@ -104,7 +107,8 @@ class Layer(nn.Module):
         """(scale, shift), a number for each channel (axis 1), if that is all the layer does just now; else None."""
         return None
 
-    # -- what a subclass uses --------------------------------------------------------------------------------------------
+    # -- what a subclass uses
+    # --------------------------------------------------------------------------------------------
 
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
         """Make the next parameter blob; its memory stays untouched until filled or loaded.
@@ -171,7 +175,8 @@ class Layer(nn.Module):
     def extra_repr(self) -> str:
         return self.name
 
-    # -- what the net uses -----------------------------------------------------------------------------------------------
+    # -- what the net uses
+    # -----------------------------------------------------------------------------------------------
 
     @property
     def caffe_blobs(self) -> list[torch.Tensor]:
@@ -179,7 +184,8 @@ class Layer(nn.Module):
         return [getattr(self, n) for n in self.blob_names]
 
     def check_fields(self) -> list[str]:
-        """Blocks that belong to other layer types, which Caffe ignores here; raises for a set field that nobody read."""
+        """Blocks that belong to other layer types, which Caffe ignores here; raises for a set field that nobody
+        read."""
         ignored = []
         for path in self.fields.unread():
             if "." not in path and path.endswith("_param") and path != self.param:

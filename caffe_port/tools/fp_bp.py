@@ -1,0 +1,214 @@
+"""fp_bp: weights of the classification net for the net that holds its backward pass as layers.
+
+DecoupledNet's bridge needs the gradient of the class scores with respect to pool5 in its forward pass (section 4.3 of
+the paper). So the forward-backward net has, for some layers X of the classification net, a layer ``X-bp`` that does
+what X's backward pass does: a deconvolution with X's own weights, or for a 1x1 kernel a convolution with the transposed
+ones. Their biases are zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from caffe_port.errors import DefinitionError, WeightsError, nearest
+from caffe_port.formats import BLOB_NAMES, Weights, open_weights, write_net
+from caffe_port.formats.atomic import check_output
+from caffe_port.tools.cli import Parser, progress, run, table
+
+if TYPE_CHECKING:
+    from caffe_port.schema import Definition
+
+__all__ = ["Made", "convert", "main"]
+
+SUFFIX = "-bp"
+DEFINITION = Path(__file__).resolve().parents[2] / "prototxt" / "decouplednet" / "fp_bp_network.prototxt"
+_TYPES = ("Convolution", "Deconvolution")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A layer of the forward-backward net with its parameters: ``how`` they came from layer ``source``."""
+
+    layer: str
+    source: str
+    how: str
+    blobs: list[np.ndarray]
+
+
+def convert(definition: Definition, weights: Weights) -> list[Made]:
+    """The parameters of every layer of ``definition`` that has some.
+
+    Args:
+        definition: of a net of convolutions and deconvolutions, with layers ``X-bp`` beside layers ``X``.
+        weights: of the classification net; arrays of the result are views of them wherever that is possible.
+
+    Raises:
+        DefinitionError: no layer is called ``X-bp``, or one cannot be the backward pass of its X.
+        WeightsError: a layer or blob is missing, or has another shape than the net wants.
+    """
+    layers = {layer.name: layer for layer in definition.net.layer if layer.type in _TYPES}
+    sources = {source.name: source for source in weights.layers if source.blobs}
+    shapes = _shapes(definition)
+    if not any(_base(name, layers) for name in layers):
+        raise DefinitionError(
+            definition.path, f"no layer X{SUFFIX} beside a layer X", expected="a forward-backward net"
+        )
+    made = []
+    for index, layer in enumerate(definition.net.layer):
+        if layer.name not in layers:
+            continue
+        base = _base(layer.name, layers)
+        name = base or layer.name
+        if name not in sources:
+            near = nearest(name, sources)
+            remedy = f"near: {near}" if near else "is it the classification net's file?"
+            raise WeightsError(weights.path, f"no layer {name!r}", remedy=remedy)
+        blobs = [blob for blob in sources[name].blobs if blob is not None]
+        _check(weights.path, name, blobs, shapes[name], _n_blobs(layers[name]))
+        how = "copied"
+        if base:
+            how = _way_back(definition.where(index), layers[base], layer)
+            blobs = [blobs[0].transpose(1, 0, 2, 3) if how == "transposed" else blobs[0]]
+            if blobs[0].shape != shapes[layer.name]:
+                where = f"{definition.where(index)}: layer {layer.name}"
+                raise DefinitionError(
+                    where, f"weights {shapes[layer.name]}", expected=f"{blobs[0].shape} to undo {base}"
+                )
+            blobs += [np.zeros(layer.convolution_param.num_output, np.float32)] * (_n_blobs(layer) - 1)
+        made.append(Made(layer.name, name, how, blobs))
+    return made
+
+
+def _base(name: str, layers: dict[str, Any]) -> str:
+    """X, if ``name`` is ``X-bp``."""
+    base = name.removesuffix(SUFFIX)
+    return base if base != name and base in layers else ""
+
+
+def _n_blobs(layer: Any) -> int:
+    return 2 if layer.convolution_param.bias_term else 1
+
+
+def _way_back(where: str, forward: Any, backward: Any) -> str:
+    """How the weights of ``forward`` serve the layer that is its backward pass: "as they are" or "transposed".
+
+    Raises:
+        DefinitionError: ``backward`` is not that.
+    """
+    geometry = _geometry(forward)
+    if forward.type == "Convolution" and _geometry(backward) == geometry:
+        if backward.type == "Deconvolution":
+            return "as they are"
+        if geometry == ((1, 1), (1, 1), (0, 0), (1, 1), (1,)):
+            return "transposed"
+    raise DefinitionError(
+        f"{where}: layer {backward.name}",
+        f"a {backward.type} that is not the backward pass of {forward.name}, a {forward.type}",
+        expected="a Deconvolution with the same kernel, stride, pad, dilation and group (or, for 1x1, a Convolution)",
+    )
+
+
+def _geometry(layer: Any) -> tuple[tuple[int, ...], ...]:
+    """Kernel, stride, pad and dilation, each (height, width), and group."""
+    p = layer.convolution_param
+
+    def pair(values: Sequence[int], height: int, width: int, default: int) -> tuple[int, int]:
+        spread = (list(values) or [default]) * 2
+        return (height, width) if height or width else (spread[0], spread[1])
+
+    return (
+        pair(p.kernel_size, p.kernel_h, p.kernel_w, 0),
+        pair(p.stride, p.stride_h, p.stride_w, 1),
+        pair(p.pad, p.pad_h, p.pad_w, 0),
+        pair(p.dilation, 0, 0, 1),
+        (p.group,),
+    )
+
+
+def _shapes(definition: Definition) -> dict[str, tuple[int, ...]]:
+    """The weights' shape of each convolution and deconvolution, from the channels that reach it.
+
+    Raises:
+        DefinitionError: a layer has parameters of another kind.
+    """
+    channels: dict[str, int] = {}
+    shapes = {}
+    for index, layer in enumerate(definition.net.layer):
+        if layer.type == "Input":
+            dims = layer.input_param.shape
+            channels.update((top, shape.dim[1]) for top, shape in zip(layer.top, dims, strict=False))
+            continue
+        made = channels[layer.bottom[0]]
+        if layer.type in _TYPES:
+            p, group = layer.convolution_param, layer.convolution_param.group
+            one = (p.num_output, made // group) if layer.type == "Convolution" else (made, p.num_output // group)
+            shapes[layer.name] = (*one, *_geometry(layer)[0])
+            made = p.num_output
+        elif layer.type in BLOB_NAMES:
+            where = f"{definition.where(index)}: layer {layer.name}"
+            raise DefinitionError(where, f"a {layer.type} with parameters", expected=" or ".join(_TYPES))
+        channels.update(dict.fromkeys(layer.top, made))
+    return shapes
+
+
+def _check(path: str, name: str, blobs: Sequence[np.ndarray], weight: tuple[int, ...], count: int) -> None:
+    if len(blobs) != count:
+        raise WeightsError(f"{path}: {name}", f"{len(blobs)} blobs", expected=f"{count} as the net has")
+    for index, (blob, wanted) in enumerate(zip(blobs, (weight, weight[:1]), strict=False)):
+        if blob.shape != wanted and not (index and blob.size == wanted[0]):
+            raise WeightsError(
+                f"{path}: {name}[{index}]",
+                f"shape {blob.shape}",
+                expected=f"{wanted} as the net has",
+                remedy="give the net of the file's width with --prototxt (python prototxt/build.py --width ...)",
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "fp_bp", "Make the weights of the forward-backward net from those of the classification net. Needs no torch."
+    )
+    parser.add_argument("weights", metavar="CLASSIFICATION.caffemodel", help="or any other file of weights")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: CLASSIFICATION_fp_bp.caffemodel")
+    parser.add_argument("--prototxt", metavar="NET", default=str(DEFINITION), help="default: %(default)s")
+    parser.add_argument("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite an existing output")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    run(_convert, parser, argv)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from caffe_port.schema import read_net
+
+    source = Path(arguments.weights)
+    output = arguments.output or str(source.with_name(f"{source.stem}_fp_bp.caffemodel"))
+    check_output(output, overwrite=arguments.force)
+    weights = open_weights(source, writable=False)
+    definition = read_net(arguments.prototxt, dialect=arguments.dialect)
+    made = {layer.layer: layer for layer in convert(definition, weights)}
+    blobs = [made[layer.name].blobs if layer.name in made else [] for layer in definition.net.layer]
+    with progress(sum(b.nbytes for layer in blobs for b in layer), Path(output).name, quiet=arguments.quiet) as told:
+        write_net(output, definition, blobs, overwrite=arguments.force, progress=told)
+    if arguments.quiet:
+        return
+    derived = [m for m in made.values() if m.source != m.layer]
+    rows = [(m.layer, m.source, m.how, " x ".join(map(str, m.blobs[0].shape))) for m in derived]
+    print(table(("layer", "from", "weights", "shape"), rows))
+    print(f"and {len(made) - len(derived)} layers copied; biases of the {len(derived)} above are zero")
+    left = [
+        layer.name for layer in weights.layers if layer.blobs and layer.name not in {m.source for m in made.values()}
+    ]
+    if left:
+        print(f"not in the net, left out: {', '.join(left)}")
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

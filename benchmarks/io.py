@@ -8,7 +8,8 @@ of its own, task after task, round after round. Files are warm: in the page cach
 for the disk, and before each task the disk has taken what earlier ones wrote.
 
 Times are of the whole process, from its start to its end, or of the part that the task names. ``peak`` is the most
-memory that the process had, mapped file pages included; ``own`` leaves those out, since they can be dropped at any time.
+memory that the process had, mapped file pages included; ``own`` leaves those out, since they can be dropped at any
+time.
 """
 
 from __future__ import annotations

@@ -177,6 +177,16 @@ def test_generation_0(tmp_path: Path) -> None:
         "c.weight": (2, 3, 5, 7),
         "f.weight": (4, 6),
     }
+    again = tmp_path / "again.caffemodel"
+    write_caffemodel(again, weights.layers, generation=0)
+    written = parsed(again)
+    kind = SCHEMA.V1LayerParameter
+    assert [(m.HasField("layer"), m.type, list(m.bottom)) for m in written.layers] == [
+        (False, kind.CONVOLUTION, ["x"]),
+        (False, kind.POOLING, ["x"]),
+        (False, kind.INNER_PRODUCT, ["x"]),
+    ]
+    assert_same(weights.layers, written.layers)
 
 
 def test_diffs_are_read_and_written(tmp_path: Path) -> None:

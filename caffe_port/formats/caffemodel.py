@@ -12,9 +12,9 @@ from typing import NamedTuple
 from caffe_port.errors import FormatError
 from caffe_port.formats.blob import read_blob
 from caffe_port.formats.sniff import protobuf_kind
-from caffe_port.formats.typenames import V0_TYPES, V1_TYPES
+from caffe_port.formats.typenames import V0_TYPES, V1_NUMBERS, V1_TYPES
 from caffe_port.formats.weights import LayerWeights, Weights
-from caffe_port.formats.wire import BYTES, VARINT, Buffer, Reader, bytes_field
+from caffe_port.formats.wire import BYTES, VARINT, Buffer, Reader, bytes_field, varint_field
 
 __all__ = ["NET_NAME", "V0", "V1", "V1_LAYERS", "V2", "V2_LAYER", "LayerFields", "read_caffemodel"]
 
@@ -83,29 +83,30 @@ def _not_weights(buffer: Buffer, path: str, kind: str) -> FormatError:
 
 
 def _layer(reader: Reader, fields: LayerFields, generation: int) -> tuple[LayerWeights, int]:
-    """One layer message and the generation it turns out to be of."""
+    """One layer message and the generation it turns out to be of.
+
+    Of generation 0, whose parameters have other names, only name and type are kept, as generation 1 puts them: in a
+    generation-0 layer Caffe looks for the blobs elsewhere.
+    """
     layer = LayerWeights("")
     rest: list[bytes] = []
     for number, wire in reader:
-        if number == fields.name:
-            start = reader.field_start
-            layer.name = reader.text()
-            reader.what = f"layer {layer.name!r}"
-            rest.append(bytes(reader.buffer[start : reader.pos]))
-        elif number == fields.type:
-            start = reader.field_start
-            layer.type = _type(reader, generation, wire)
-            rest.append(bytes(reader.buffer[start : reader.pos]))
-        elif number == fields.blobs:
+        if number == fields.blobs:
             data, diff = read_blob(reader.message(f"blob {len(layer.blobs)} of {reader.what}"))
             layer.blobs.append(data)
             layer.diffs.append(diff)
-        elif generation == 1 and number == _V1_LAYER:
+            continue
+        if generation == 1 and number == _V1_LAYER:
             inner, generation = _layer(reader.message(reader.what), V0, 0)
             layer.name, layer.type, layer.blobs, layer.diffs = inner.name, inner.type, inner.blobs, inner.diffs
-            rest.append(bytes_field(_V1_LAYER, inner.definition))
-        else:
-            rest.append(reader.raw())
+            rest.append(bytes_field(V1.name, inner.name) + varint_field(V1.type, V1_NUMBERS.get(inner.type, 0)))
+            continue
+        if number == fields.name:
+            layer.name = reader.text()
+            reader.what = f"layer {layer.name!r}"
+        elif number == fields.type:
+            layer.type = _type(reader, generation, wire)
+        rest.append(reader.raw())
     if all(diff is None for diff in layer.diffs):
         layer.diffs = []
     layer.definition = b"".join(rest)

@@ -28,8 +28,8 @@ class LayerWeights:
     """For each blob its stored gradient, or None; empty when the file holds none at all."""
     names: tuple[str, ...] = ()
     """What the file itself calls each blob ("weight", "bias"); empty for Caffe's own files, which number them."""
-    definition: bytes = b""
-    """The layer's message without its blobs, in the file's generation; what writing the file again needs."""
+    definition: bytes = field(default=b"", repr=False)
+    """The layer's message without its blobs, in the file's generation (0 as 1); what writing the file again needs."""
 
 
 @dataclass
@@ -49,8 +49,8 @@ class Weights:
     kind: str
     name: str = ""
     generation: int = 2
-    layers: list[LayerWeights] = field(default_factory=list)
-    definition: bytes = b""
+    layers: list[LayerWeights] = field(default_factory=list, repr=False)
+    definition: bytes = field(default=b"", repr=False)
 
     def state_dict(self, types: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
         """The blobs under the names and in the shapes of PyTorch: ``conv1.weight`` (O,I,h,w), ``conv1.bias`` (O,).

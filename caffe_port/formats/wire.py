@@ -92,8 +92,9 @@ class Reader:
         return start
 
     def raw(self) -> bytes:
-        """The whole current field, tag and value, as bytes."""
-        self._skip()
+        """The whole current field, tag and value, as bytes; whether or not its value was taken."""
+        if self._wire >= 0:
+            self._skip()
         return bytes(self.buffer[self.field_start : self.pos])
 
     def _skip(self) -> None:

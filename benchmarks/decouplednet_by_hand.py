@@ -14,7 +14,9 @@ class DecoupledNet(nn.Module):
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.w = nn.ParameterDict({k.replace(".", "/"): nn.Parameter(v.clone(), requires_grad=False) for k, v in weights.items()})
+        self.w = nn.ParameterDict(
+            {k.replace(".", "/"): nn.Parameter(v.clone(), requires_grad=False) for k, v in weights.items()}
+        )
 
     def _of(self, name: str) -> tuple[Tensor, Tensor]:
         return self.w[f"{name}/weight"], self.w[f"{name}/bias"]

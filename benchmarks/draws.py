@@ -1,4 +1,4 @@
-"""How fast random numbers are drawn, next to the limit: the Mersenne Twister's own words, one or two of which a number needs.
+"""How fast random numbers are drawn, next to the limit: the Mersenne Twister's own words, one or two for a number.
 
     python benchmarks/draws.py [--count N] [--repeats R]
 

@@ -1,11 +1,11 @@
-"""One DecoupledNet deploy pass: this net, the same net written by hand in plain PyTorch, and the fork where it is built.
+"""One DecoupledNet deploy pass: this net, the same net by hand in plain PyTorch, and the fork where it is built.
 
     python benchmarks/forward.py [--width 1/1] [--rounds 15] [--threads 2] [--fork DIR]
 
-Runs the three in turn, round by round, in processes of their own, and prints medians and ratios of medians, with what limits
-them: the arithmetic of the pass at the speed that oneDNN reaches on this machine's best-sized convolution, and the reading of
-its weights. ``--fork`` is the folder of a built HyeonwooNoh/caffe (its ``python`` folder is imported with ``--fork-python``);
-OPENBLAS_CORETYPE decides which kernels its BLAS uses.
+Runs the three in turn, round by round, in processes of their own, and prints medians and ratios of medians, with what
+limits them: the arithmetic of the pass at the speed that oneDNN reaches on this machine's best-sized convolution, and
+the reading of its weights. ``--fork`` is the folder of a built HyeonwooNoh/caffe (its ``python`` folder is imported with
+``--fork-python``); OPENBLAS_CORETYPE decides which kernels its BLAS uses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GMAC = {"convolution": 66.2, "fully-connected and bridge": 6.4}
 """Of the full-width pass (SPEED in docs/)."""
 
 
-def serve(run) -> None:  # noqa: ANN001
+def serve(run) -> None:
     """Answer each line on stdin with the milliseconds of one run."""
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -118,9 +118,13 @@ def main() -> None:
     parser.add_argument("--width", default="1/1", help="of the net's layers (default 1/1, the published net)")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads for each (default 2)")
-    parser.add_argument("--weights", help="a .caffemodel of the net (default: random numbers, written to a temporary folder)")
+    parser.add_argument(
+        "--weights", help="a .caffemodel of the net (default: random numbers, written to a temporary folder)"
+    )
     parser.add_argument("--fork", help="the folder of a built HyeonwooNoh/caffe, to be timed too")
-    parser.add_argument("--fork-python", default="python3", help="the Python that its pycaffe was built for (default python3)")
+    parser.add_argument(
+        "--fork-python", default="python3", help="the Python that its pycaffe was built for (default python3)"
+    )
     parser.add_argument("--serve", choices=["port", "hand"], help=argparse.SUPPRESS)
     parser.add_argument("--prototxt", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -184,15 +188,18 @@ def compare(args: argparse.Namespace, prototxt: str, weights: str) -> None:
 
 def report(times: dict[str, list[float]], args: argparse.Namespace) -> None:
     ours = times["caffe_port"]
-    print(f"one deploy pass, {SIDE}x{SIDE}, width {args.width}, fp32, {args.threads} threads, {args.rounds} rounds in turn\n")
+    print(f"one deploy pass, {SIDE}x{SIDE}, width {args.width}, fp32, {args.threads} threads, {args.rounds} rounds\n")
     print(f"{'':16}{'median ms':>10}{'min ms':>9}{'times ours (median of rounds)':>32}")
     for name, t in times.items():
         ratio = statistics.median(a / b for a, b in zip(t, ours, strict=True))
         print(f"{name:16}{statistics.median(t):10.0f}{min(t):9.0f}{ratio:32.2f}")
     if Fraction(args.width) == 1:
         speed = ceiling(args.threads)
-        floor = 2 * sum(GMAC.values()) / speed * 1e3
-        print(f"\nlimit: {sum(GMAC.values()):.1f} GMAC at {speed:.0f} GFLOP/s = {floor:.0f} ms; best run {min(ours) / floor:.2f} times that")
+        work = sum(GMAC.values())
+        floor = 2 * work / speed * 1e3
+        print(
+            f"\nlimit: {work:.1f} GMAC at {speed:.0f} GFLOP/s = {floor:.0f} ms; best run {min(ours) / floor:.2f} of it"
+        )
 
 
 if __name__ == "__main__":

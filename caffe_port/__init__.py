@@ -22,7 +22,7 @@ _HOME = {
     "set_random_seed": "caffe_port.random",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

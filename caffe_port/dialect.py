@@ -1,7 +1,7 @@
 """The two Caffes as data.
 
-``BVLC`` is BVLC Caffe 1.0. ``NOH`` is the 2015 fork (``HyeonwooNoh/caffe``) that DecoupledNet and DeconvNet were released
-with. Every known difference between them is a named field below, read at the one place where it matters.
+``BVLC`` is BVLC Caffe 1.0. ``NOH`` is the 2015 fork (``HyeonwooNoh/caffe``) that DecoupledNet and DeconvNet were
+released with. Every known difference between them is a named field below, read at the one place where it matters.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Dialect:
     name: str
 
     legacy_shapes: bool
-    """Parameter and blob shapes are always four numbers (num, channels, height, width), padded with ones in front; weight
-    files carry these, never ``shape`` (noh: blob.cpp). Otherwise shapes have any number of axes."""
+    """Parameter and blob shapes are always four numbers (num, channels, height, width), padded with ones in front;
+    weight files carry these, never ``shape`` (noh: blob.cpp). Otherwise shapes have any number of axes."""
 
     inputs_are_layers: bool
     """``input:`` fields of a prototxt show as a layer named ``input`` (bvlc: upgrade_proto.cpp, UpgradeNetInput)."""
@@ -30,8 +30,8 @@ class Dialect:
     """Crop finds its offset from the layers between its bottoms and takes no parameters (noh: crop_layer.cpp)."""
 
     fused_draws: bool
-    """Draws scaled and shifted in single precision are rounded once (fused multiply-add), as the compiled bvlc did whose
-    numbers the tests hold; the fork was built without (fillers, uniform and gaussian with an offset)."""
+    """Draws scaled and shifted in single precision are rounded once (fused multiply-add), as the compiled bvlc did
+    whose numbers the tests hold; the fork was built without (fillers, uniform and gaussian with an offset)."""
 
     loss_guards_empty: bool
     """A loss normalised by its count of valid labels divides by at least 1 (bvlc: loss_layer.cpp)."""
@@ -45,11 +45,11 @@ class Dialect:
     contrastive_loss_layer.cpp)."""
 
     infogain_takes_probabilities: bool
-    """InfogainLoss is given probabilities, one label an item (noh: infogain_loss_layer.cpp). Otherwise scores, of which it
-    takes the softmax along an axis."""
+    """InfogainLoss is given probabilities, one label an item (noh: infogain_loss_layer.cpp). Otherwise scores, of which
+    it takes the softmax along an axis."""
 
     axes_by_dim: bool
-    """Concat and Slice know concat_dim and slice_dim, 0 or 1, in place of any axis (noh: concat_layer.cpp, slice_layer.cpp)."""
+    """Concat and Slice know concat_dim and slice_dim, 0 or 1, not any axis (noh: concat_layer.cpp, slice_layer.cpp)."""
 
     exp_shift_raises_minus_one: bool
     """Exp raises the base -1, which stands for e, to the power of ``shift`` as it is, which gives 1, -1 or nan (noh:
@@ -66,6 +66,12 @@ class Dialect:
 
     decay_before_iter_size: bool
     """The solver decays the summed gradient and divides by iter_size afterwards, in SGD only (noh: solver.cpp)."""
+
+    smooths_last_loss: bool
+    """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""
+
+    logs_speed: bool
+    """The log's loss lines tell iterations a second (bvlc: solver.cpp)."""
 
     snapshot_off_interval_adds_one: bool
     """A last snapshot that falls off the interval is named max_iter + 1 (noh: solver.cpp)."""
@@ -87,6 +93,8 @@ BVLC = Dialect(
     mvn_mean_gradient=True,
     bn_overwrites_diffs=False,
     decay_before_iter_size=False,
+    smooths_last_loss=True,
+    logs_speed=True,
     snapshot_off_interval_adds_one=False,
 )
 NOH = Dialect(
@@ -105,6 +113,8 @@ NOH = Dialect(
     mvn_mean_gradient=False,
     bn_overwrites_diffs=True,
     decay_before_iter_size=True,
+    smooths_last_loss=False,
+    logs_speed=False,
     snapshot_off_interval_adds_one=True,
 )
 DIALECTS = {d.name: d for d in (BVLC, NOH)}

@@ -1,14 +1,15 @@
 """The way through a net when nobody asks for gradients: the same numbers, sooner.
 
-Plain PyTorch loses time on this work in three places, none of them arithmetic (docs/speed.md has the figures). It lays every
-weight out anew for its kernels on each call; it takes fresh memory for every activation and pays a page fault for each 4 KiB
-of it; and it runs bias, normalization and ReLU as passes of their own. A :class:`Plan` keeps weights in the layout that
-oneDNN wants, fuses what follows a convolution in place into it, runs activations channels-last, and asks the C library to
-keep freed memory. Sums are taken in another order than without it and nothing else changes.
+Plain PyTorch loses time on this work in three places, none of them arithmetic (docs/speed.md has the figures). It lays
+every weight out anew for its kernels on each call; it takes fresh memory for every activation and pays a page fault for
+each 4 KiB of it; and it runs bias, normalization and ReLU as passes of their own. A :class:`Plan` keeps weights in the
+layout that oneDNN wants, fuses what follows a convolution in place into it, runs activations channels-last, and asks
+the C library to keep freed memory. Sums are taken in another order than without it and nothing else changes.
 
-The plan follows the parameters: whatever replaces or writes them through torch is seen before the next run, and a layer whose
-parameters have been handed out as arrays (``net.params[...].data``) runs without packed weights as long as such an array
-lives. Only a write through ``parameter.data`` that changes few numbers can go unseen; ``Plan.forget`` is for that.
+The plan follows the parameters: whatever replaces or writes them through torch is seen before the next run, and a layer
+whose parameters have been handed out as arrays (``net.params[...].data``) runs without packed weights as long as such
+an array lives. Only a write through ``parameter.data`` that changes few numbers can go unseen; ``Plan.forget`` is for
+that.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Plan:
                     blobs.pop(name, None)
 
     def _function(self, step: Step, x: Tensor) -> Packed | None:
-        """The step's prepared function, made anew if its parameters have changed; None while an array over them is out."""
+        """The step's prepared function, anew if its parameters changed; None while an array over them is out."""
         if any(ref() is not None for layer in step.members for ref in layer.lent.values()):
             step.packed = step.state = None
             return None
@@ -139,7 +140,7 @@ class Plan:
         return step.packed
 
 
-# -- which nodes go together ---------------------------------------------------------------------------------------------
+# -- which nodes go together -------------------------------------------------------------------------------------------
 
 
 def _steps(net: Net) -> list[Step]:
@@ -185,7 +186,7 @@ def _last_uses(net: Net) -> dict[int, list[str]]:
     return at
 
 
-# -- when packed weights are right ---------------------------------------------------------------------------------------
+# -- when packed weights are right -------------------------------------------------------------------------------------
 
 
 @cache
@@ -212,7 +213,7 @@ def _state(t: Tensor) -> tuple[Any, ...]:
     return t.data_ptr(), t._version, t.dtype, tuple(flat[:: max(1, flat.numel() // 16)].tolist())
 
 
-# -- packing -------------------------------------------------------------------------------------------------------------
+# -- packing -----------------------------------------------------------------------------------------------------------
 
 
 def _pack(step: Step, x: Tensor, *, lean: bool) -> Packed:
@@ -274,12 +275,12 @@ def _convolution(layer: Any, weight: Tensor, bias: Tensor, pad: list[int], relu:
     return run
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------
+# -- memory ------------------------------------------------------------------------------------------------------------
 
 
 @cache
 def keep_memory() -> bool:
-    """Ask glibc to keep freed memory instead of giving it back to the system: activations then reuse pages already mapped.
+    """Ask glibc to keep freed memory instead of giving it back: activations then reuse pages already mapped.
 
     Holds for the whole process; CAFFE_PORT_KEEP_MEMORY=0 in the environment forbids it. Returns whether it was done.
     """
@@ -291,4 +292,3 @@ def keep_memory() -> bool:
         return False
     trim_threshold, mmap_max = -1, -4
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
-

@@ -1,7 +1,7 @@
 """From a definition to the frozen graph: who reads what, which numbers need a gradient, how blobs lie over one another.
 
-A blob is a name. An in-place layer writes a new value under the name of its bottom; since every layer runs in the order of
-the definition, the name always stands for the value that the next reader wants.
+A blob is a name. An in-place layer writes a new value under the name of its bottom; since every layer runs in the order
+of the definition, the name always stands for the value that the next reader wants.
 
 Source: net.cpp (both programs), Init, AppendTop, AppendBottom; crop_layer.cpp (noh) for the alignment.
 """
@@ -17,6 +17,7 @@ from caffe_port.schema import Definition
 
 __all__ = ["Facts", "Graph", "Needs", "Node", "connect", "needs_backward", "path_between"]
 
+
 @dataclass(frozen=True)
 class Node:
     """One layer in its place.
@@ -24,7 +25,7 @@ class Node:
     Attributes:
         index: its position. message: the LayerParameter. where: "file:line".
         bottoms, tops: blob names. key: its name among the net's modules, unique.
-        shown: False for the Input layer that stands for a prototxt's ``input:`` fields in the fork, which has no such layer.
+        shown: False for the Input layer that stands for ``input:`` fields in the fork, which has no such layer.
     """
 
     index: int
@@ -142,8 +143,8 @@ class Needs:
 def needs_backward(graph: Graph, facts: Sequence[Facts], *, force: bool) -> Needs:
     """Which layers run backward and what they compute there (net.cpp, Init).
 
-    A layer runs if it learns or a bottom needs its gradient, and if it contributes to a loss; ``force_backward`` makes all
-    of them run.
+    A layer runs if it learns or a bottom needs its gradient, and if it contributes to a loss; ``force_backward`` makes
+    all of them run.
     """
     blob_needs = dict.fromkeys(graph.blobs, False)
     layer: list[bool] = []

@@ -1,7 +1,7 @@
 """Weights into a net, with an account of every blob.
 
-Source: net.cpp, CopyTrainedLayersFrom (both programs). Caffe passes over layers that the net lacks and layers that the file
-lacks; it refuses another number of blobs and other shapes.
+Source: net.cpp, CopyTrainedLayersFrom (both programs). Caffe passes over layers that the net lacks and layers that the
+file lacks; it refuses another number of blobs and other shapes.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ def _some(names: Sequence[str], limit: int = 12) -> str:
 def load(
     net: Net, path: str | Path, *, strict: bool = False, ignore_mismatched: bool = False, adopt: bool = False
 ) -> Account:
-    """Copy the blobs of a weight file into ``net`` by layer name; says on stderr what it did (unless GLOG_minloglevel > 0).
+    """Copy the blobs of a weight file into ``net`` by layer name.
+
+    Says on stderr what it did, unless GLOG_minloglevel is above 0.
 
     Args:
         strict: refuse a file that lacks blobs of the net, or has layers that the net lacks.
         ignore_mismatched: skip what does not fit instead of refusing it.
-        adopt: let the net's parameters be the file's memory-mapped arrays themselves (a private, writable view); only for
-            a net whose parameters nobody has seen yet.
+        adopt: let the net's parameters be the file's memory-mapped arrays themselves (a private, writable view); only
+            for a net whose parameters nobody has seen yet.
 
     Raises:
         WeightsError: another number of blobs, other shapes; with ``strict`` also missing or unexpected layers.
@@ -76,8 +78,8 @@ def load(
     weights = open_weights(path)
     account = Account(str(path))
     targets: dict[str, Layer] = {}
-    for _, layer in net.nodes:
-        targets.setdefault(layer.name, layer)
+    for _, target in net.nodes:
+        targets.setdefault(target.name, target)
     if not any(source.blobs for source in weights.layers):
         raise WeightsError(str(path), "a file without any parameter blob", expected="trained weights")
     for source in weights.layers:
@@ -148,7 +150,9 @@ def _in_order(layer: Layer, source: LayerWeights) -> list[np.ndarray | None]:
     if not source.names or not set(source.names) <= set(layer.blob_names):
         return list(source.blobs)
     by_name = dict(zip(source.names, source.blobs, strict=True))
-    return [by_name[n] for n in layer.blob_names if n in by_name] if len(by_name) == len(layer.blob_names) else list(source.blobs)
+    if len(by_name) != len(layer.blob_names):
+        return list(source.blobs)
+    return [by_name[n] for n in layer.blob_names]
 
 
 def _shapes(blobs: Iterable[np.ndarray | None]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from caffe_port import fast, layers, random
 from caffe_port.dialect import Dialect
-from caffe_port.errors import CaffeError, DefinitionError
+from caffe_port.errors import CaffeError, DefinitionError, WeightsError
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Shape
@@ -102,8 +102,7 @@ class Net(nn.Module):
         self._shaped_for: dict[str, Shape] | None = None
         self.accounts = [self._load_first(f, not fill) if i == 0 else self.load(f) for i, f in enumerate(files)]
 
-    # -- building
-    # --------------------------------------------------------------------------------------------------------
+    # -- building ------------------------------------------------------------------------------------------------------
 
     def _build(self, node: Node) -> None:
         layer = layers.create(node.message, self.dialect, node.where)
@@ -194,8 +193,7 @@ class Net(nn.Module):
                 layer.share(blob, first)
 
     def _fill(self, layer: Layer, names: Iterable[str] | None = None) -> None:
-        """Draw a layer's parameters from their fillers: those named, or all and with them what Caffe draws and
-        drops."""
+        """Draw a layer's parameters from their fillers: those named, or all, with what Caffe draws and drops."""
         for name in layer.blob_names if names is None else names:
             blob = getattr(layer, name)
             if layer.fillers[name] is None:
@@ -217,8 +215,7 @@ class Net(nn.Module):
         )
         return torch.from_numpy(numbers)
 
-    # -- weights
-    # ---------------------------------------------------------------------------------------------------------
+    # -- weights -------------------------------------------------------------------------------------------------------
 
     def load(self, path: str | Path, *, strict: bool = False, ignore_mismatched: bool = False) -> Account:
         """Load weights by layer name, of any format that ``caffe_port.formats`` reads.
@@ -246,6 +243,23 @@ class Net(nn.Module):
                 )
         return account
 
+    def share_parameters(self, other: Net) -> None:
+        """Let every layer that ``other`` has too, by name, use its parameters (net.cpp, ShareTrainedLayersWith).
+
+        Raises:
+            WeightsError: a layer of the same name has another number of blobs or other shapes.
+        """
+        theirs = {layer.name: layer for _, layer in reversed(other.nodes)}
+        for _, layer in self.nodes:
+            source = theirs.get(layer.name)
+            if source is None or source is layer:
+                continue
+            mine, shared = ([tuple(b.shape) for b in one.caffe_blobs] for one in (layer, source))
+            if mine != shared:
+                raise WeightsError(f"layer {layer.name}", f"blobs {shared} to share", expected=f"{mine} ({layer.where})")
+            for name, blob in zip(layer.blob_names, source.caffe_blobs, strict=True):
+                setattr(layer, name, blob)
+
     def save(self, path: str | Path) -> None:
         """Write the parameters as a file that real Caffe loads: HDF5 if the name ends in .h5, else a .caffemodel.
 
@@ -263,8 +277,7 @@ class Net(nn.Module):
         blobs = [[array(b) for b in layer.caffe_blobs] for _, layer in self.nodes]
         write_net(path, self.definition, blobs, format="h5" if hdf5 else "caffemodel", overwrite=True)
 
-    # -- running
-    # ---------------------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     def reshape_for(self, inputs: Mapping[str, Shape]) -> None:
         """Work out every blob's shape for these input shapes; layers refuse what cannot be."""
@@ -306,7 +319,7 @@ class Net(nn.Module):
         return {name: blobs[name] for name in self.graph.outputs}
 
     def losses(self, **inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass for training: the weighted sum of the losses, to call ``backward()`` on, and every output blob.
+        """One pass: the weighted sum of the losses, to call ``backward()`` on if gradients are enabled, and every output blob.
 
         Layers that no gradient reaches run without autograd and keep nothing; ``propagate_down`` and frozen layers are
         as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start
@@ -317,23 +330,23 @@ class Net(nn.Module):
         plan, keep = self._lean, {*self.graph.outputs, *(t for t, w in self.loss_weights.items() if w)}
         self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
         blobs, total, i = dict(inputs), torch.zeros((), device=self._device()), 0
-        prepare = plan.start()
+        prepare, learns = plan.start(), torch.is_grad_enabled()
         while i < len(self.nodes):
             node, layer = self.nodes[i]
-            done = i
-            if not self.needs.layer[i]:
-                with torch.no_grad():
-                    done = plan.advance(blobs, i, self._frozen_until[i], prepare=prepare)
-            else:
+            if learns and self.needs.layer[i]:
+                done = i
                 if layer.overwrites_diffs:
                     for p in layer.parameters():
                         p.grad = None
-                with torch.enable_grad():
-                    wanted = zip(node.bottoms, self.needs.bottoms[i], strict=True)
-                    blobs.update({b: blobs[b].detach() for b, need in wanted if not need})
-                    for name, top in zip(node.tops, self.run_layer(node, layer, blobs), strict=True):
-                        if self.loss_weights[name]:
-                            total = total + top.sum() * self.loss_weights[name]
+                wanted = zip(node.bottoms, self.needs.bottoms[i], strict=True)
+                blobs.update({b: blobs[b].detach() for b, need in wanted if not need})
+                self.run_layer(node, layer, blobs)
+            else:
+                with torch.no_grad():
+                    done = plan.advance(blobs, i, self._frozen_until[i] if learns else len(self.nodes) - 1, prepare=prepare)
+            for name in node.tops:
+                if self.loss_weights[name]:
+                    total = total + blobs[name].sum() * self.loss_weights[name]
             plan.let_go(blobs, i, done, keep)
             i = done + 1
         return total, {name: blobs[name].detach() for name in self.graph.outputs}

@@ -253,14 +253,34 @@ def test_permissive_sharing_asks_for_equal_counts_only() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        (SMALL.replace('bottom: "conv" top: "score"', 'bottom: "convv" top: "score"'), DefinitionError, r":\d+: .*convv.*conv"),
-        (SMALL.replace('bottom: "conv" top: "score"', 'bottom: "conv" top: "data"'), DefinitionError, r":\d+: .*'data' is made twice"),
-        (SMALL.replace("kernel_size: 3", "kernel_size: 9"), ShapeError, r":\d+: layer conv .*expected at least 1 .*kernel \(9, 9\)"),
+        (
+            SMALL.replace('bottom: "conv" top: "score"', 'bottom: "convv" top: "score"'),
+            DefinitionError,
+            r":\d+: .*convv.*conv",
+        ),
+        (
+            SMALL.replace('bottom: "conv" top: "score"', 'bottom: "conv" top: "data"'),
+            DefinitionError,
+            r":\d+: .*'data' is made twice",
+        ),
+        (
+            SMALL.replace("kernel_size: 3", "kernel_size: 9"),
+            ShapeError,
+            r":\d+: layer conv .*expected at least 1 .*kernel \(9, 9\)",
+        ),
         (SMALL.replace("kernel_size: 3", "kernel_size: 3 dilation: 0"), LayerError, "dilation"),
         (SMALL.replace("num_output: 4", "num_output: 4 group: 2"), LayerError, "group 2 for 3 channels"),
-        (SMALL.replace('type: "ReLU"', 'type: "ReLu"'), LayerError, r":\d+: layer relu: unknown layer type 'ReLu' .*near: ReLU.*--plugin"),
+        (
+            SMALL.replace('type: "ReLU"', 'type: "ReLu"'),
+            LayerError,
+            r":\d+: layer relu: unknown layer type 'ReLu' .*near: ReLU.*--plugin",
+        ),
         (SMALL.replace('top: "conv" }', 'top: "conv" top: "mask" }'), LayerError, "2 tops.*--dialect noh"),
-        (SMALL.replace('type: "ReLU" bottom: "conv" top: "conv"', 'type: "ReLU" top: "r"'), LayerError, "expected 1 bottom, found 0 bottoms"),
+        (
+            SMALL.replace('type: "ReLU" bottom: "conv" top: "conv"', 'type: "ReLU" top: "r"'),
+            LayerError,
+            "expected 1 bottom, found 0 bottoms",
+        ),
     ],
 )
 def test_wrong_definitions(text: str, error: type[CaffeError], message: str) -> None:

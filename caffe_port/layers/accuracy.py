@@ -1,6 +1,7 @@
 """Predictions and how good they are; none has a gradient.
 
-Source: accuracy_layer.cpp, argmax_layer.cpp; eltwise_accuracy_layer.cpp, red_accuracy_layer.cpp, binary_accuracy.cpp (noh).
+Source: accuracy_layer.cpp, argmax_layer.cpp; eltwise_accuracy_layer.cpp, red_accuracy_layer.cpp, binary_accuracy.cpp
+(noh).
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from caffe_port.layers.loss import grouped_sum
 
 
 def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:
-    """Whether each pixel's label is among its ``top_k`` best classes; of equal scores the later class is the better one.
+    """Whether each pixel's label is among its ``top_k`` best classes; of equal scores the later class is better.
 
     Args:
         score: (N, C, ...). label: (N, ...) of int64 within 0 .. C - 1.
     """
     own = score.gather(1, label.unsqueeze(1))
-    later = torch.arange(score.shape[1], device=score.device).view(1, -1, *(1,) * (score.dim() - 2)) > label.unsqueeze(1)
+    classes = torch.arange(score.shape[1], device=score.device).view(1, -1, *(1,) * (score.dim() - 2))
+    later = classes > label.unsqueeze(1)
     return ((score > own) | ((score == own) & later)).sum(1) < top_k
 
 
 @layer("Accuracy", param="accuracy_param")
 class Accuracy(Layer):
-    """The share of labels, ignored ones aside, that fewer than ``top_k`` other classes along ``axis`` outscore or equal.
+    """The share of labels not ignored that fewer than ``top_k`` other classes along ``axis`` outscore or equal.
 
     A second top gives the share for each class, 0 for a class without labels. In noh the classes are all numbers of an
     item, and of equal scores the later is the better one.
@@ -49,13 +51,17 @@ class Accuracy(Layer):
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
         classes = prod(x[1:]) if self.by_item else x[self.over]
         if prod(label) * classes != prod(x):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each place among the classes")
+            raise self.shape_error(
+                f"scores {x} with labels {label}", expected="a label for each place among the classes"
+            )
         if self.top_k > classes:
             raise self.error(f"top_k {self.top_k}", expected=f"no more than the {classes} classes")
         return [(), (classes,)][: self.n_tops]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        score = x.flatten(1) if self.by_item else x.flatten(self.over + 1) if self.over + 1 < x.dim() else x.unsqueeze(-1)
+        score = (
+            x.flatten(1) if self.by_item else x.flatten(self.over + 1) if self.over + 1 < x.dim() else x.unsqueeze(-1)
+        )
         if not self.by_item:
             score = score.reshape(-1, *score.shape[-2:])
         classes = score.shape[1]
@@ -105,7 +111,9 @@ class ArgMax(Layer):
         if self.top_k == 1:
             value, place = backwards.max(along, keepdim=True)
         else:
-            value, place = (t.narrow(along, 0, self.top_k) for t in backwards.sort(dim=along, descending=True, stable=True))
+            value, place = (
+                t.narrow(along, 0, self.top_k) for t in backwards.sort(dim=along, descending=True, stable=True)
+            )
         place = (backwards.shape[along] - 1 - place).to(x.dtype)
         if self.over is not None:
             return value if self.out_max_val else place
@@ -124,7 +132,9 @@ class _PixelAccuracy(Layer):
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
         if len(x) != 4 or label != (x[0], 1, *x[2:]):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="labels (num, 1, height, width) of the scores")
+            raise self.shape_error(
+                f"scores {x} with labels {label}", expected="labels (num, 1, height, width) of the scores"
+            )
         if self.top_k > x[1] * x[2] * x[3]:
             raise self.error(f"top_k {self.top_k}", expected="no more than there are classes")
         return [()]
@@ -148,7 +158,7 @@ class EltwiseAccuracy(_PixelAccuracy):
 
 @layer("RedAccuracy", param="red_accuracy_param", dialects=("noh",))
 class RedAccuracy(_PixelAccuracy):
-    """The same where ``class_num`` classes share the channels evenly: a class scores its channels' summed probability."""
+    """The same where ``class_num`` classes share the channels evenly: a class scores its channels' probabilities."""
 
     def setup(self, x: Shape, label: Shape) -> None:
         super().setup(x, label)

@@ -31,9 +31,10 @@ Shape = tuple[int, ...]
 REGISTRY: dict[str, type[Layer]] = {}
 
 # What the net itself reads of a layer's message.
-_NET_FIELDS = (
-    "name type bottom top phase loss_weight param blobs propagate_down include exclude blob_share_mode blobs_lr weight_decay"
-).split()
+_NET_FIELDS = [
+    *("name", "type", "bottom", "top", "phase", "include", "exclude", "loss_weight", "propagate_down", "blobs"),
+    *("param", "blob_share_mode", "blobs_lr", "weight_decay"),
+]
 
 
 class Layer(nn.Module):
@@ -89,8 +90,7 @@ class Layer(nn.Module):
         if self.param:
             self.p = getattr(self.fields, self.param)
 
-    # -- what a subclass writes
-    # ------------------------------------------------------------------------------------------
+    # -- what a subclass writes ----------------------------------------------------------------------------------------
 
     def setup(self, *shapes: Shape) -> None:
         """Read the parameters, make the blobs."""
@@ -107,8 +107,7 @@ class Layer(nn.Module):
         """(scale, shift), a number for each channel (axis 1), if that is all the layer does just now; else None."""
         return None
 
-    # -- what a subclass uses
-    # --------------------------------------------------------------------------------------------
+    # -- what a subclass uses ------------------------------------------------------------------------------------------
 
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
         """Make the next parameter blob; its memory stays untouched until filled or loaded.
@@ -175,8 +174,7 @@ class Layer(nn.Module):
     def extra_repr(self) -> str:
         return self.name
 
-    # -- what the net uses
-    # -----------------------------------------------------------------------------------------------
+    # -- what the net uses ---------------------------------------------------------------------------------------------
 
     @property
     def caffe_blobs(self) -> list[torch.Tensor]:
@@ -184,8 +182,7 @@ class Layer(nn.Module):
         return [getattr(self, n) for n in self.blob_names]
 
     def check_fields(self) -> list[str]:
-        """Blocks that belong to other layer types, which Caffe ignores here; raises for a set field that nobody
-        read."""
+        """Other layer types' blocks, which Caffe ignores here; raises for a set field that nobody read."""
         ignored = []
         for path in self.fields.unread():
             if "." not in path and path.endswith("_param") and path != self.param:

@@ -37,7 +37,9 @@ class Filter(Layer):
 
     def setup(self, *shapes: Shape) -> None:
         if self.n_tops != self.n_bottoms - 1:
-            raise self.error(f"{self.n_tops} tops", expected=f"{self.n_bottoms - 1}: one for each bottom but the selector")
+            raise self.error(
+                f"{self.n_tops} tops", expected=f"{self.n_bottoms - 1}: one for each bottom but the selector"
+            )
         self.labels = (self.n_bottoms - 1,)
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
@@ -46,7 +48,9 @@ class Filter(Layer):
             raise self.shape_error(f"a selector of shape {selector}", expected="one number for each item")
         for x in items:
             if x[:1] != selector[:1]:
-                raise self.shape_error(f"a bottom of shape {x} with {selector[0]} selectors", expected="one for each item")
+                raise self.shape_error(
+                    f"a bottom of shape {x} with {selector[0]} selectors", expected="one for each item"
+                )
         return items
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:

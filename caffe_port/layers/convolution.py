@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, filter_map, inverse, spatial
-
 
 FEW_PIXELS = 64
 """Up to so many pixels in an image a layer with large weights is bound by reading them."""
@@ -31,17 +31,19 @@ class _Convolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, *how):  # noqa: ANN001, ANN002, ANN205
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *how) -> tuple[Any, ...]:
         ctx.save_for_backward(x, weight)
         ctx.how = how
         return torch.convolution(x, weight, bias, *how)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False)
         dx, dw = (
-            torch.ops.aten.convolution_backward(grad, x, weight, None, *ctx.how, wanted)[:2] if any(wanted) else (None, None)
+            torch.ops.aten.convolution_backward(grad, x, weight, None, *ctx.how, wanted)[:2]
+            if any(wanted)
+            else (None, None)
         )
         db = grad.sum([0, *range(2, grad.dim())]) if ctx.needs_input_grad[2] else None
         return dx, dw, db, *[None] * len(ctx.how)
@@ -68,13 +70,16 @@ class _Windowed(Layer):
         self.pad = spatial(self, p, "pad", axes, 0)
         self.dilation = spatial(self, p, "dilation", axes, 1)
         if min(self.kernel) < 1 or min(self.stride) < 1 or min(self.dilation) < 1:
-            raise self.error(f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros")
+            raise self.error(
+                f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros"
+            )
         self.channels, self.num_output, self.group = x[self.channel_axis], p.num_output, p.group
         if self.num_output < 1:
             raise self.error(f"num_output {self.num_output}", expected="at least 1")
         if self.group < 1 or self.channels % self.group or self.num_output % self.group:
             raise self.error(
-                f"group {self.group} for {self.channels} channels in and {self.num_output} out", expected="a divisor of both"
+                f"group {self.group} for {self.channels} channels in and {self.num_output} out",
+                expected="a divisor of both",
             )
         out_in = (self.channels, self.num_output) if self.transposed else (self.num_output, self.channels)
         self.blob("weight", (out_in[0], out_in[1] // self.group, *self.kernel), p.weight_filler)
@@ -91,7 +96,8 @@ class _Windowed(Layer):
         x = shapes[0]
         if len(x) != self.channel_axis + 1 + len(self.kernel) or x[self.channel_axis] != self.channels:
             raise self.shape_error(
-                f"a bottom of shape {x}", expected=f"{self.channels} channels at axis {self.channel_axis}, as the weights have"
+                f"a bottom of shape {x}",
+                expected=f"{self.channels} channels at axis {self.channel_axis}, as the weights have",
             )
         out = tuple(
             self._length(n, (k - 1) * d + 1, s, p)
@@ -130,10 +136,14 @@ class _Windowed(Layer):
         """
         if x.device.type != "cpu" or len(self.kernel) != 2 or self.group != 1 or self.weight.numel() < LARGE_WEIGHT:
             return False
-        pixels = x.shape[2:] if self.transposed else [
-            self._length(n, (k - 1) * d + 1, s, p)
-            for n, k, s, p, d in zip(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        ]
+        pixels = (
+            x.shape[2:]
+            if self.transposed
+            else [
+                self._length(n, (k - 1) * d + 1, s, p)
+                for n, k, s, p, d in zip(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+            ]
+        )
         return prod(pixels) <= FEW_PIXELS
 
     def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -203,7 +213,9 @@ class Im2col(Layer):
         self.pad = spatial(self, p, "pad", axes, 0)
         self.dilation = spatial(self, p, "dilation", axes, 1)
         if min(*self.kernel, *self.stride, *self.dilation) < 1:
-            raise self.error(f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros")
+            raise self.error(
+                f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros"
+            )
 
     def reshape(self, x: Shape) -> list[Shape]:
         c = self.channel_axis
@@ -212,7 +224,9 @@ class Im2col(Layer):
             for n, k, s, p, d in zip(x[c + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
         ]
         if min(out) < 1:
-            raise self.shape_error(f"{tuple(out)} windows in a bottom of shape {x}", expected=f"at least 1 of {self.kernel}")
+            raise self.shape_error(
+                f"{tuple(out)} windows in a bottom of shape {x}", expected=f"at least 1 of {self.kernel}"
+            )
         return [(*x[:c], x[c] * prod(self.kernel), *out)]
 
     def forward(self, x: Tensor) -> Tensor:

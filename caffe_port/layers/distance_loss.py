@@ -1,4 +1,7 @@
-"""Losses of distances and margins. Source: euclidean_loss_layer.cpp, contrastive_loss_layer.cpp, hinge_loss_layer.cpp."""
+"""Losses of distances and margins.
+
+Source: euclidean_loss_layer.cpp, contrastive_loss_layer.cpp, hinge_loss_layer.cpp.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class EuclideanLoss(Loss):
 
 @layer("ContrastiveLoss", param="contrastive_loss_param")
 class ContrastiveLoss(Loss):
-    """For each pair of vectors d^2 if the third bottom says they are alike, else max(margin - d, 0)^2, halved and averaged.
+    """For each pair of vectors d^2 if the third bottom calls them alike, else max(margin - d, 0)^2; halved, averaged.
 
     ``legacy_version``, the only one in noh, takes max(margin - d^2, 0) for pairs that differ.
     """
@@ -44,7 +47,8 @@ class ContrastiveLoss(Loss):
     def reshape(self, x: Shape, y: Shape, alike: Shape) -> list[Shape]:
         if x != y or len(x) < 2 or prod(x[2:]) != 1 or prod(alike) != x[0] or alike[:1] != x[:1]:
             raise self.shape_error(
-                f"bottoms of shapes {x}, {y} and {alike}", expected="two of shape (num, channels), and a number for each pair"
+                f"bottoms of shapes {x}, {y} and {alike}",
+                expected="two of shape (num, channels), and a number for each pair",
             )
         return [()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,13 @@ class _UnstableProduct(torch.autograd.Function):
     """A product whose gradient is top / bottom * diff: quicker for many bottoms, infinite at zeros."""
 
     @staticmethod
-    def forward(ctx, *bottoms: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, *bottoms: Tensor) -> Tensor:
         top = reduce(torch.mul, bottoms)
         ctx.save_for_backward(top, *bottoms)
         return top
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         top, *bottoms = ctx.saved_tensors
         return tuple(top / b * grad for b in bottoms)
 

@@ -11,9 +11,10 @@ __all__ = ["Fields"]
 class Fields:
     """A protobuf message whose reads are counted.
 
-    ``fields.num_output`` gives the value (the schema's default when unset), a nested message as :class:`Fields`, a repeated
-    field as a list. ``has(name)`` asks whether an optional field is set, and counts as reading it. :meth:`unread` names every
-    field that is set and that nobody asked for: such a field would be a silent difference from Caffe.
+    ``fields.num_output`` gives the value (the schema's default when unset), a nested message as :class:`Fields`, a
+    repeated field as a list. ``has(name)`` asks whether an optional field is set, and counts as reading it.
+    :meth:`unread` names every field that is set and that nobody asked for: such a field would be a silent difference
+    from Caffe.
     """
 
     def __init__(self, message: Any, path: str = "") -> None:
@@ -60,7 +61,7 @@ class Fields:
 
     def unread(self) -> Iterator[str]:
         """The paths of all set fields that nobody read."""
-        for field, value in self._message.ListFields():
+        for field, _ in self._message.ListFields():
             path = f"{self._path}.{field.name}" if self._path else field.name
             if field.name not in self._read:
                 yield path

@@ -30,7 +30,9 @@ def spatial(layer: Layer, p: Fields, name: str, axes: int, default: int | None) 
     if not values and default is not None:
         return (default,) * axes
     if len(values) not in (1, axes):
-        raise layer.error(f"{name} given {len(values)} times", expected=f"once, or once for each of {axes} spatial axes")
+        raise layer.error(
+            f"{name} given {len(values)} times", expected=f"once, or once for each of {axes} spatial axes"
+        )
     return tuple(values) if len(values) == axes else tuple(values) * axes
 
 
@@ -51,7 +53,7 @@ def identity_map(axes: int = 2) -> CoordMap:
 
 
 def filter_map(kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> CoordMap:
-    """Where the centre of window t lies: the map of a deconvolution, and of a convolution the inverse (noh: coords.hpp)."""
+    """Where the centre of window t lies: a deconvolution's map, the inverse of a convolution's (noh: coords.hpp)."""
     return tuple((Fraction(s), Fraction(k - 1, 2) - p) for k, s, p in zip(kernel, stride, pad, strict=True))
 
 

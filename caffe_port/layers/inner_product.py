@@ -12,7 +12,7 @@ from caffe_port.layers.base import Layer, Shape, layer
 
 @layer("InnerProduct", param="inner_product_param")
 class InnerProduct(Layer):
-    """x W' + b; the axes from ``axis`` on are one vector. Weight: (num_output, K), or (K, num_output) with ``transpose``."""
+    """x W' + b; the axes from ``axis`` on are one vector. Weight: (num_output, K), turned with ``transpose``."""
 
     def setup(self, x: Shape) -> None:
         p = self.p
@@ -64,7 +64,8 @@ class Embed(Layer):
         index = x.long()
         if index.numel() and not (0 <= index.min() and index.max() < self.input_dim):
             raise self.shape_error(
-                f"rows {int(index.min())} to {int(index.max())} asked for", expected=f"numbers from 0 to {self.input_dim - 1}"
+                f"rows {int(index.min())} to {int(index.max())} asked for",
+                expected=f"numbers from 0 to {self.input_dim - 1}",
             )
         y = F.embedding(index, self.weight)
         return y if self.bias is None else y + self.bias

@@ -42,8 +42,8 @@ class MultinomialLogisticLoss(Loss):
 class InfogainLoss(Loss):
     """-sum of H[label, k] log p[k]: a logistic loss that weighs every class by how near it is to the label.
 
-    p is the softmax of the first bottom along ``axis``; a second top gives it. In noh the first bottom is p itself. H is
-    the third bottom, or the matrix in the file ``source`` (.binaryproto).
+    p is the softmax of the first bottom along ``axis``; a second top gives it. In noh the first bottom is p itself. H
+    is the third bottom, or the matrix in the file ``source`` (.binaryproto).
     """
 
     bottoms = (2, 3)

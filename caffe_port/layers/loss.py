@@ -1,11 +1,14 @@
 """Softmax and the losses.
 
-Source: softmax_layer.cpp, softmax_loss_layer.cpp, sigmoid_cross_entropy_loss_layer.cpp, red_softmax_loss_layer.cpp (noh).
+Source: softmax_layer.cpp, softmax_loss_layer.cpp, sigmoid_cross_entropy_loss_layer.cpp, red_softmax_loss_layer.cpp
+(noh).
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,28 +82,28 @@ def check_labels(loss: Loss, label: Tensor, classes: int) -> Tensor:
 def serial_sum(x: Tensor) -> Tensor:
     """The sum in raster order, rounded after every addition.
 
-    That is how Caffe's loss loops add; over 10^5 pixels the rounding reaches 4e-4 of the loss, so another order would show.
-    Elsewhere than on the CPU, where no Caffe computes losses this way, the sum is torch's. Differentiable.
+    That is how Caffe's loss loops add; over 10^5 pixels the rounding reaches 4e-4 of the loss, so another order would
+    show. Elsewhere than on the CPU, where no Caffe computes losses this way, the sum is torch's. Differentiable.
     """
     return _SerialSum.apply(x) if x.device.type == "cpu" and x.numel() else x.sum()
 
 
 class _SerialSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
         return torch.from_numpy(np.add.accumulate(x.contiguous().numpy().ravel())[-1:]).squeeze(0)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad.expand(ctx.shape)
 
 
 def grouped_sum(x: Tensor, groups: int) -> Tensor:
-    """(N, C, ...) to (N, groups, ...): sums of ``groups`` runs of channels, divided as red_softmax_loss_layer.cpp does."""
+    """(N, C, ...) to (N, groups, ...): sums of ``groups`` runs of channels, cut as red_softmax_loss_layer.cpp does."""
     channels = x.shape[1]
     edges = [k * channels // groups for k in range(groups + 1)]
-    return torch.stack([x[:, a:b].sum(1) for a, b in zip(edges, edges[1:], strict=False)], 1)
+    return torch.stack([x[:, a:b].sum(1) for a, b in pairwise(edges)], 1)
 
 
 class _LogProbability(torch.autograd.Function):
@@ -111,7 +114,7 @@ class _LogProbability(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, label: Tensor, keep: Tensor, classes: int):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, x: Tensor, label: Tensor, keep: Tensor, classes: int) -> tuple[Any, ...]:
         probability = torch.softmax(x, 1)
         index, redundant = label.unsqueeze(1), classes != x.shape[1]
         by_class = grouped_sum(probability, classes) if redundant else probability
@@ -123,7 +126,7 @@ class _LogProbability(torch.autograd.Function):
         return loss, probability
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         probability, index, keep, own = ctx.saved_tensors
         if ctx.redundant:
             channels = probability.shape[1]

@@ -1,8 +1,8 @@
 """Layers that act on each number by itself.
 
-Source: relu_layer.cpp, prelu_layer.cpp, sigmoid_layer.cpp, tanh_layer.cpp, absval_layer.cpp, bnll_layer.cpp, clip_layer.cpp,
-elu_layer.cpp, swish_layer.cpp, threshold_layer.cpp, exp_layer.cpp, log_layer.cpp, power_layer.cpp, dropout_layer.cpp,
-dropout_channel_layer.cpp (noh).
+Source: relu_layer.cpp, prelu_layer.cpp, sigmoid_layer.cpp, tanh_layer.cpp, absval_layer.cpp, bnll_layer.cpp,
+clip_layer.cpp, elu_layer.cpp, swish_layer.cpp, threshold_layer.cpp, exp_layer.cpp, log_layer.cpp, power_layer.cpp,
+dropout_layer.cpp, dropout_channel_layer.cpp (noh).
 """
 
 from __future__ import annotations

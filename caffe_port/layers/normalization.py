@@ -6,6 +6,7 @@ Source: bn_layer.cpp (noh), batch_norm_layer.cpp, mvn_layer.cpp, lrn_layer.cpp.
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ class BN(Layer):
     LEARN always normalises with the statistics of the batch at hand, in TEST too; tops two and three give its mean and
     (biased) variance, shape (1, C, 1, 1). INFERENCE is scale * x + shift. Parameters: scale and shift, (1, C, 1, 1).
 
-    The original takes the variance as E[x^2] - E[x]^2 in single precision, which for a channel of one repeated value can come
-    out negative and make it nan; here it is zero then.
+    The original takes the variance as E[x^2] - E[x]^2 in single precision, which for a channel of one repeated value
+    can come out negative and make it nan; here it is zero then.
     """
 
     tops = (1, 3)
@@ -67,9 +68,9 @@ class BatchNorm(Layer):
     """(x - mean) / sqrt(variance + eps) for each channel (axis 1).
 
     In TRAIN, or with ``use_global_stats: false``, by the statistics of the batch at hand, which also enter the layer's
-    blobs: mean and variance are sums that fade by ``moving_average_fraction`` a pass, ``scale_factor`` is the sum of their
-    weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the blobs,
-    divided by the scale factor, are the statistics.
+    blobs: mean and variance are sums that fade by ``moving_average_fraction`` a pass, ``scale_factor`` is the sum of
+    their weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the
+    blobs, divided by the scale factor, are the statistics.
     """
 
     def setup(self, x: Shape) -> None:
@@ -78,7 +79,9 @@ class BatchNorm(Layer):
         self.use_global_stats: bool | None = p.use_global_stats if p.has("use_global_stats") else None
         for spec in self.fields.param:
             if spec.lr_mult != 0:
-                raise self.error(f"a param with lr_mult {spec.lr_mult}", expected="lr_mult: 0: nobody learns statistics")
+                raise self.error(
+                    f"a param with lr_mult {spec.lr_mult}", expected="lr_mult: 0: nobody learns statistics"
+                )
         if len(x) < 2:
             raise self.shape_error(f"a bottom of shape {x}", expected="2 axes or more")
         self.blob("mean", (x[1],), learned=False)
@@ -124,10 +127,10 @@ class BatchNorm(Layer):
 
 
 class _Standardized(torch.autograd.Function):
-    """Rows without their mean, divided by their standard deviation + eps; the gradient takes eps for part of the latter."""
+    """Rows less their mean, divided by their standard deviation + eps; the gradient takes eps for part of it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         centred = x - x.mean(1, keepdim=True)
         scale = (centred * centred).mean(1, keepdim=True).sqrt() + eps
         y = centred / scale
@@ -135,7 +138,7 @@ class _Standardized(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         y, scale = ctx.saved_tensors
         along_y = y * (y * grad).mean(1, keepdim=True)
         return (grad - grad.mean(1, keepdim=True) - along_y) / scale, None
@@ -145,20 +148,20 @@ class _Centred(torch.autograd.Function):
     """Rows without their mean, whose gradient passes as it is (mvn_layer.cpp of noh forgets the mean there)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x - x.mean(1, keepdim=True)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 
 @layer("MVN", param="mvn_param")
 class MVN(Layer):
-    """Every channel of every item (``across_channels``: every item) less its mean, divided by its standard deviation + eps.
+    """Each item's channels (``across_channels``: items) less their mean, divided by their standard deviation + eps.
 
-    The top always has four axes. The fork takes the variance as E[x^2] - E[x]^2, which can come out negative; here it never
-    is.
+    The top always has four axes. The fork takes the variance as E[x^2] - E[x]^2, which can come out negative; here it
+    never is.
     """
 
     def setup(self, x: Shape) -> None:
@@ -185,7 +188,7 @@ class MVN(Layer):
 
 @layer("LRN", param="lrn_param")
 class LRN(Layer):
-    """x / (k + alpha / n * sum of squares)^beta over neighbouring channels, or over a square of pixels (there k is 1)."""
+    """x / (k + alpha / n * sum of squares)^beta over nearby channels, or over a square of pixels (there k is 1)."""
 
     def setup(self, x: Shape) -> None:
         p = self.p

@@ -1,12 +1,13 @@
 """Pooling with switches, pyramids of it, and its inverse.
 
-Source: pooling_layer.cpp, pooling_layer.cu, spp_layer.cpp; unpooling_layer.cpp (noh). Switches are flat indices y * W + x inside their own channel plane, kept
-as floating-point blobs.
+Source: pooling_layer.cpp, pooling_layer.cu, spp_layer.cpp; unpooling_layer.cpp (noh). Switches are flat indices
+y * W + x inside their own channel plane, kept as floating-point blobs.
 """
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +32,11 @@ def pooled_length(n: int, kernel: int, stride: int, pad: int, *, padded: bool, c
 
 @layer("Pooling", param="pooling_param")
 class Pooling(Layer):
-    """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does not),
-    STOCHASTIC (for numbers not below zero: in TRAIN one of the window's, each with a chance as large as its share of their
-    sum; in TEST the mean by these chances).
+    """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does
+    not), STOCHASTIC (for numbers not below zero: in TRAIN one of the window's, each with a chance as large as its share
+    of their sum; in TEST the mean by these chances).
 
-    Caffe has STOCHASTIC on the GPU only. Here a window's number comes from the stream that everything else is drawn from.
+    Caffe has STOCHASTIC on the GPU only. Here a window's number comes from the stream of all other draws.
     """
 
     tops = (1, 2)
@@ -55,12 +56,14 @@ class Pooling(Layer):
         self.stride, self.pad = single_or_pair(self, p, "stride"), single_or_pair(self, p, "pad")
         if self.global_pooling and (self.stride != (1, 1) or self.pad != (0, 0)):
             raise self.error(f"global_pooling with stride {self.stride}, pad {self.pad}", expected="stride 1, pad 0")
-        if not self.global_pooling and min(self.kernel) < 1 or min(self.stride) < 1:
+        if (not self.global_pooling and min(self.kernel) < 1) or min(self.stride) < 1:
             raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="no zeros")
         if any(self.pad) and any(p >= k for p, k in zip(self.pad, self.kernel, strict=True)):
             raise self.error(f"pad {self.pad} with kernel {self.kernel}", expected="less padding than kernel")
         if self.method == "STOCHASTIC" and (any(self.pad) or self.n_tops == 2):
-            raise self.error(f"pool: STOCHASTIC with pad {self.pad}, {self.n_tops} tops", expected="no padding, one top")
+            raise self.error(
+                f"pool: STOCHASTIC with pad {self.pad}, {self.n_tops} tops", expected="no padding, one top"
+            )
 
     def reshape(self, x: Shape) -> list[Shape]:
         if len(x) != 4:
@@ -70,7 +73,9 @@ class Pooling(Layer):
             for n, k, s, p in zip(x[2:], self._kernel(x), self.stride, self.pad, strict=True)
         )
         if min(out) < 1:
-            raise self.shape_error(f"an output of {out} pixels from {x}", expected=f"at least 1 (kernel {self._kernel(x)})")
+            raise self.shape_error(
+                f"an output of {out} pixels from {x}", expected=f"at least 1 (kernel {self._kernel(x)})"
+            )
         return [(*x[:2], *out)] * self.n_tops
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -124,7 +129,6 @@ class Pooling(Layer):
             counts.append(torch.clamp(start + k, max=n + p) - start)
         total = F.avg_pool2d(self._padded(x, kernel, size, 0.0)[0], kernel, self.stride, divisor_override=1)
         return total / (counts[0][:, None] * counts[1]).to(x.dtype)
-
 
     def _stochastic(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> Tensor:
         columns = F.unfold(self._padded(x, kernel, size, 0.0)[0], kernel, stride=self.stride)
@@ -184,7 +188,7 @@ class _PlaceLast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(index)
         flat, index = x.flatten(2), index.flatten(2)
         order = torch.arange(1, flat.shape[2] + 1, device=x.device).expand_as(index)
@@ -194,7 +198,7 @@ class _PlaceLast(torch.autograd.Function):
         return out.unflatten(2, size)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (index,) = ctx.saved_tensors
         return grad.flatten(2).gather(2, index.flatten(2)).view(index.shape), None, None
 
@@ -203,12 +207,12 @@ class _DividedGradient(torch.autograd.Function):
     """The identity, whose gradient is divided by ``by``."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, by: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, by: Tensor) -> Tensor:
         ctx.save_for_backward(by)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return grad / ctx.saved_tensors[0], None
 
 
@@ -216,8 +220,9 @@ class _DividedGradient(torch.autograd.Function):
 class Unpooling(Layer):
     """MAX puts each value back at its switch (or its window's top-left corner), AVE spreads it evenly, TILE repeats it.
 
-    The original's AVE and TILE add to what the output held before, so that a second forward pass adds to the first; here
-    the output starts from zero. TILE's backward pass divides by the window's size although its forward pass does not.
+    The original's AVE and TILE add to what the output held before, so that a second forward pass adds to the first;
+    here the output starts from zero. TILE's backward pass divides by the window's size although its forward pass does
+    not.
     """
 
     bottoms = (1, 2)
@@ -234,7 +239,9 @@ class Unpooling(Layer):
             raise self.error("a pad", expected="no padding: the original has none")
         both = p.has("unpool_h") and p.has("unpool_w")
         if p.has("unpool_size") == both or p.has("unpool_h") != p.has("unpool_w"):
-            raise self.error("the size of the output is not given once", expected="unpool_size, or unpool_h and unpool_w")
+            raise self.error(
+                "the size of the output is not given once", expected="unpool_size, or unpool_h and unpool_w"
+            )
         self.size = (p.unpool_h, p.unpool_w) if both else (p.unpool_size,) * 2
         if self.n_bottoms == 2 and self.method != "MAX":
             raise self.error(f"switches for unpool: {self.method}", expected="one bottom, or unpool: MAX")

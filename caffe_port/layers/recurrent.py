@@ -1,7 +1,7 @@
 """Recurrent layers over batches of sequences.
 
-Source: recurrent_layer.cpp, lstm_layer.cpp, lstm_unit_layer.cpp, rnn_layer.cpp. Caffe unrolls each into a net with one copy of
-the weights a time step; the blobs, their order and their names are that net's.
+Source: recurrent_layer.cpp, lstm_layer.cpp, lstm_unit_layer.cpp, rnn_layer.cpp. Caffe unrolls each into a net with one
+copy of the weights a time step; the blobs, their order and their names are that net's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def lstm_unit(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
     """One step of an LSTM: the new cell and hidden state.
 
     Args:
-        c: the cell before, (..., H). gates: what enters the input, forget and output gates and the candidate, (..., 4 H).
+        c: the cell before, (..., H).
+        gates: what enters the input, forget and output gates and the candidate, (..., 4 H).
         cont: 0 where a sequence begins, else 1, (..., 1).
     """
     i, f, o, g = gates.chunk(4, -1)
@@ -29,7 +30,7 @@ def lstm_unit(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
 
 @layer("LSTMUnit", dialects=("bvlc",))
 class LSTMUnit(Layer):
-    """One step of an LSTM on cells (1, N, H), gates (1, N, 4 H) and continuation marks (1, N): the new cells, the new states."""
+    """One LSTM step on cells (1, N, H), gates (1, N, 4 H), continuation marks (1, N): the new cells and states."""
 
     bottoms = (3, 3)
     tops = (2, 2)
@@ -47,12 +48,12 @@ class LSTMUnit(Layer):
 
 
 class _Recurrent(Layer):
-    """Bottoms: sequences (T, N, ...), continuation marks (T, N): 0 at a sequence's first step, else 1; a static input (N, ...)
-    that every step sees (optional); with ``expose_hidden`` the states to start from. Tops: outputs (T, N, H), and with
-    ``expose_hidden`` the last states, each (1, N, H).
+    """Bottoms: sequences (T, N, ...), continuation marks (T, N): 0 at a sequence's first step, else 1; a static input
+    (N, ...) that every step sees (optional); with ``expose_hidden`` the states to start from. Tops: outputs (T, N, H),
+    and with ``expose_hidden`` the last states, each (1, N, H).
 
-    Without ``expose_hidden`` a batch starts from the states that the one before left, at first from zeros. No gradient passes
-    between batches, nor through exposed states.
+    Without ``expose_hidden`` a batch starts from the states that the one before left, at first from zeros. No gradient
+    passes between batches, nor through exposed states.
     """
 
     bottoms = (2, None)
@@ -79,7 +80,9 @@ class _Recurrent(Layer):
         if self.size < 1:
             raise self.error(f"num_output {self.size}", expected="at least 1")
         if len(x) < 3 or (self.static and len(others[0]) < 2):
-            raise self.shape_error(f"bottoms of shapes {x}, {others[:1]}", expected="(steps, streams, ...) and (streams, ...)")
+            raise self.shape_error(
+                f"bottoms of shapes {x}, {others[:1]}", expected="(steps, streams, ...) and (streams, ...)"
+            )
         self.labels = (1, *range(self.n_bottoms - exposed, self.n_bottoms))
         self.steps = x[0]
         rows = self.gates * self.size
@@ -99,13 +102,16 @@ class _Recurrent(Layer):
             raise self.shape_error(f"{x[0]} steps", expected=f"{self.steps}, as when the net was built")
         if cont != x[:2] or any(s[0] != x[1] for s in static) or any(s != state for s in exposed):
             raise self.shape_error(
-                f"bottoms of shapes {(x, cont, *others)}", expected=f"marks {x[:2]}, {x[1]} static inputs, states {state}"
+                f"bottoms of shapes {(x, cont, *others)}",
+                expected=f"marks {x[:2]}, {x[1]} static inputs, states {state}",
             )
         inputs = [(x, self.names[0])] + [(s, self.names[2]) for s in static]
         for shape, name in inputs:
             lead = 2 if shape is x else 1
             if prod(shape[lead:]) != getattr(self, name).shape[1]:
-                raise self.shape_error(f"{shape}", expected=f"{getattr(self, name).shape[1]} numbers an item, as {name} has")
+                raise self.shape_error(
+                    f"{shape}", expected=f"{getattr(self, name).shape[1]} numbers an item, as {name} has"
+                )
         return [(*x[:2], self.size)] + [state] * len(exposed)
 
     def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -131,7 +137,7 @@ class _Recurrent(Layer):
         return tuple(s if len(s) == x.shape[1] else x.new_zeros(x.shape[1], self.size) for s in kept)
 
     def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One step's output and states, from what enters it (N, gates * H), marks (N, 1) and the states (N, H) before."""
+        """One step's output and states, from what enters it (N, gates * H), marks (N, 1), earlier states (N, H)."""
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ flatten_layer.cpp, reshape_layer.cpp, crop_layer.cpp (both programs).
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -69,7 +70,9 @@ class _AlongAxis(Layer):
     def read_axis(self, older: str, x: Shape) -> int:
         """The axis that ``axis``, or an older field, names."""
         if self.dialect.axes_by_dim and getattr(self.p, older) > 1:
-            raise self.error(f"{older} {getattr(self.p, older)}", expected="0 or 1", remedy="--dialect bvlc has all axes")
+            raise self.error(
+                f"{older} {getattr(self.p, older)}", expected="0 or 1", remedy="--dialect bvlc has all axes"
+            )
         if self.dialect.axes_by_dim or self.p.has(older):
             if not self.dialect.axes_by_dim and self.p.has("axis"):
                 raise self.error(f"both axis and {older}", remedy="keep one of them")
@@ -119,10 +122,12 @@ class Slice(_AlongAxis):
         n = x[self.along]
         if not self.points:
             if n % self.n_tops:
-                raise self.shape_error(f"{self.n_tops} equal parts of axis {self.along} of {x}", expected="a divisor of it")
+                raise self.shape_error(
+                    f"{self.n_tops} equal parts of axis {self.along} of {x}", expected="a divisor of it"
+                )
             return [n // self.n_tops] * self.n_tops
         edges = [0, *self.points, n]
-        lengths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        lengths = [b - a for a, b in pairwise(edges)]
         if min(lengths) < 1:
             raise self.shape_error(
                 f"slice_point {self.points} on axis {self.along} of {x}", expected="rising points inside the axis"
@@ -172,8 +177,8 @@ class Flatten(Layer):
 class Reshape(Layer):
     """The same numbers under another shape: ``num_axes`` axes from ``axis`` on give way to those of ``shape``.
 
-    A 0 in it keeps the bottom's axis at that place, a -1 takes what is left over. A negative ``axis`` counts from behind the
-    last one.
+    A 0 in it keeps the bottom's axis at that place, a -1 takes what is left over. A negative ``axis`` counts from
+    behind the last one.
     """
 
     in_place = False
@@ -196,7 +201,9 @@ class Reshape(Layer):
         if -1 in shape:
             known = -prod(shape)
             if not known or prod(x) % known:
-                raise self.shape_error(f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"a multiple of {known}")
+                raise self.shape_error(
+                    f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"a multiple of {known}"
+                )
             shape[shape.index(-1)] = prod(x) // known
         if prod(shape) != prod(x):
             raise self.shape_error(f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"{prod(shape)}")
@@ -221,7 +228,9 @@ class Crop(Layer):
     def setup(self, x: Shape, size: Shape) -> None:
         self.from_axis, self.offset = self.axis(self.p.axis, x), self.p.offset
         if len(self.offset) not in (0, 1, len(x) - self.from_axis):
-            raise self.error(f"{len(self.offset)} offsets", expected=f"one, or one for each axis from {self.from_axis} on")
+            raise self.error(
+                f"{len(self.offset)} offsets", expected=f"one, or one for each axis from {self.from_axis} on"
+            )
         if not self.offset:
             self.offset = [0]
         if len(self.offset) == 1:
@@ -237,7 +246,9 @@ class Crop(Layer):
             raise self.shape_error(f"bottoms of shapes {x} and {size}", expected="as many axes in both")
         for i, o in enumerate(self.offset, self.from_axis):
             if o < 0 or o + size[i] > x[i]:
-                raise self.shape_error(f"a crop from {o} to {o + size[i]} on axis {i} of {x}", expected="a crop inside the blob")
+                raise self.shape_error(
+                    f"a crop from {o} to {o + size[i]} on axis {i} of {x}", expected="a crop inside the blob"
+                )
         return [(*x[: self.from_axis], *size[self.from_axis :])]
 
     def forward(self, x: Tensor, size: Tensor) -> Tensor:

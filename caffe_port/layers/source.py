@@ -12,7 +12,7 @@ from caffe_port.schema.messages import FillerParameter
 
 @layer("Parameter", param="parameter_param", dialects=("bvlc",))
 class Parameter(Layer):
-    """A learned blob as a top. The two share data and diff: a backward pass replaces the diff instead of adding to it."""
+    """A learned blob as a top. They share data and diff: a backward pass replaces the diff, adding nothing."""
 
     bottoms = (0, 0)
     overwrites_diffs = True
@@ -29,7 +29,7 @@ class Parameter(Layer):
 
 @layer("DummyData", param="dummy_data_param")
 class DummyData(Layer):
-    """Blobs of given shapes from fillers: a constant one is filled once, and then is the user's; others anew in every pass."""
+    """Blobs from fillers: a constant one is filled once, and then is the user's; others anew in every pass."""
 
     bottoms = (0, 0)
     tops = (1, None)

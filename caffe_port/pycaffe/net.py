@@ -31,12 +31,12 @@ _PHASES = {TRAIN: "TRAIN", TEST: "TEST", "TRAIN": "TRAIN", "TEST": "TEST"}
 class Net(core.Net):
     """A net as pycaffe shows it, and an ``nn.Module`` beside.
 
-    ``Net(prototxt, phase)``, ``Net(prototxt, weights, phase)`` and ``Net(prototxt, phase, weights=...)`` all work; without a
-    phase it is TEST. Tensors in, tensors out: ``net(data=tensor)`` is the module of :class:`caffe_port.net.Net`. Arrays or
-    nothing in, arrays out: ``net.forward()`` runs on the blobs.
+    ``Net(prototxt, phase)``, ``Net(prototxt, weights, phase)`` and ``Net(prototxt, phase, weights=...)`` all work;
+    without a phase it is TEST. Tensors in, tensors out: ``net(data=tensor)`` is the module of
+    :class:`caffe_port.net.Net`. Arrays or nothing in, arrays out: ``net.forward()`` runs on the blobs.
 
-    Every blob has ``data`` and ``diff``, views that may be written to. Of an in-place blob, data is the last version and
-    diff, after backward, the first version's, as in Caffe, where all versions share their memory.
+    Every blob has ``data`` and ``diff``, views that may be written to. Of an in-place blob, data is the last version
+    and diff, after backward, the first version's, as in Caffe, where all versions share their memory.
 
     Raises:
         CaffeError: any fault of the definition or the weights.
@@ -61,7 +61,13 @@ class Net(core.Net):
             else:
                 raise CaffeError("Net", f"argument {arg!r}", expected="prototxt, weights, TRAIN or TEST")
         super().__init__(
-            source, weights, _PHASES[TEST if phase is None else phase], dialect=dialect, level=level, stages=stages, proto=proto
+            source,
+            weights,
+            _PHASES[TEST if phase is None else phase],
+            dialect=dialect,
+            level=level,
+            stages=stages,
+            proto=proto,
         )
         self._data, self._diff = BlobStore(self.shapes, self._like), BlobStore(self.shapes, self._like)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
@@ -84,7 +90,7 @@ class Net(core.Net):
         """A tensor of the net's device and dtype."""
         return next(self.parameters(), self._anchor)
 
-    # -- names -----------------------------------------------------------------------------------------------------------
+    # -- names ---------------------------------------------------------------------------------------------------------
 
     @property
     def inputs(self) -> list[str]:
@@ -105,7 +111,7 @@ class Net(core.Net):
     def _layer_names(self) -> list[str]:
         return [node.name for node, _ in self.nodes if node.shown]
 
-    # -- running ---------------------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     def forward(
         self, blobs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **inputs: Any
@@ -142,7 +148,9 @@ class Net(core.Net):
             with torch.no_grad():
                 self.plan.run_into(self._data, first, last)
         if any(layer.data_shaped for _, layer in self.nodes):
-            self.shapes.update((t, tuple(self._data[t].shape)) for node, _ in self.nodes[first : last + 1] for t in node.tops)
+            self.shapes.update(
+                (t, tuple(self._data[t].shape)) for node, _ in self.nodes[first : last + 1] for t in node.tops
+            )
 
     def _record(self, node: Node, layer: Layer) -> None:
         """One layer forward, keeping its own piece of autograd's graph for backward."""
@@ -151,7 +159,9 @@ class Net(core.Net):
             with torch.no_grad():
                 self.run_layer(node, layer, self._data)
             return
-        leaves = [b.detach().requires_grad_(need) for b, need in zip(bottoms, self.needs.bottoms[node.index], strict=True)]
+        leaves = [
+            b.detach().requires_grad_(need) for b, need in zip(bottoms, self.needs.bottoms[node.index], strict=True)
+        ]
         with torch.enable_grad():
             scratch = dict(zip(node.bottoms, leaves, strict=True))
             tops = self.run_layer(node, layer, scratch)
@@ -189,7 +199,8 @@ class Net(core.Net):
     def _step_back(self, node: Node, layer: Layer) -> None:
         leaves, tops = self._tape[node.index]
         learned = [
-            n for n, need in zip(layer.blob_names, self.needs.params[node.index], strict=True)
+            n
+            for n, need in zip(layer.blob_names, self.needs.params[node.index], strict=True)
             if need and getattr(layer, n).requires_grad
         ]
         wanted = [leaf for leaf in leaves if leaf.requires_grad] + [getattr(layer, n) for n in learned]
@@ -197,7 +208,11 @@ class Net(core.Net):
         if not wanted:
             return
         outputs, seeds = zip(*paths, strict=True) if paths else ((), ())
-        grads = torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, allow_unused=True) if paths else [None] * len(wanted)
+        grads = (
+            torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, allow_unused=True)
+            if paths
+            else [None] * len(wanted)
+        )
         found = iter(grads)
         for name, leaf in zip(node.bottoms, leaves, strict=True):
             if leaf.requires_grad:
@@ -227,7 +242,10 @@ class Net(core.Net):
         value = np.asarray(value)
         if value.shape[:1] != self.blobs[name].shape[:1]:
             raise ShapeError(
-                f"input {name}", f"shape {value.shape}", expected=f"{tuple(self.blobs[name].shape)}", remedy="reshape the blob first"
+                f"input {name}",
+                f"shape {value.shape}",
+                expected=f"{tuple(self.blobs[name].shape)}",
+                remedy="reshape the blob first",
             )
         self.blobs[name].data[...] = value
 
@@ -235,7 +253,7 @@ class Net(core.Net):
         """Bring every blob to the shape that the inputs' shapes ask for; layers refuse what cannot be."""
         self.reshape_for({name: tuple(self._data[name].shape) for name in self.inputs})
 
-    # -- weights ---------------------------------------------------------------------------------------------------------
+    # -- weights -------------------------------------------------------------------------------------------------------
 
     def copy_from(self, path: str | Path) -> Account:
         """Load weights by layer name; the account of what was copied."""
@@ -246,4 +264,3 @@ class Net(core.Net):
         for p in self.parameters():
             if p.grad is not None:
                 p.grad.zero_()
-

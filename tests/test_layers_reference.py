@@ -11,6 +11,8 @@ from caffe_port.tools.compare import FORWARD, compare
 from caffe_port.tools.replay import replay
 
 LAYERS = cases("noh_layers", "noh") + cases("bvlc_layers", "bvlc")
+CORNERS = cases("noh_corners", "noh") + cases("bvlc_corners", "bvlc")
+"""Ties, kinks, states, bounds, negative axes and other corners, each with its "why" in the manifest."""
 NETS = cases("noh_nets", "noh")
 
 
@@ -21,7 +23,7 @@ def wrong(case: Case, *, own_switches: bool = False) -> list[str]:
     return [str(c) for c in compared if not c.ok]
 
 
-@pytest.mark.parametrize("case", LAYERS + NETS, ids=str)
+@pytest.mark.parametrize("case", LAYERS + CORNERS + NETS, ids=str)
 def test_forward_and_backward(case: Case) -> None:
     assert not wrong(case)
 

@@ -18,7 +18,7 @@ demo: $(READY)
 
 # One thread a process: the tests run side by side instead.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

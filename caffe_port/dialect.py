@@ -64,6 +64,17 @@ class Dialect:
     bn_overwrites_diffs: bool
     """BN writes its parameter diffs where every other layer adds to them (noh: bn_layer.cpp)."""
 
+    data_seeded_each_batch: bool
+    """A data layer's transformations draw from a stream that is seeded anew for each batch, and the first time after its
+    list is shuffled (noh: base_data_layer.cpp). Otherwise it is seeded before that and once more after, and a word for the
+    thread's own stream is drawn then (bvlc: internal_thread.cpp)."""
+
+    data_skips_at_random: bool
+    """Data knows rand_skip (noh: data_layer.cpp); otherwise it is a field that nobody reads."""
+
+    decodes_in_color: bool
+    """An encoded Datum is decoded in colour, whatever it holds (noh: data_layer.cpp); otherwise as it is."""
+
     decay_before_iter_size: bool
     """The solver decays the summed gradient and divides by iter_size afterwards, in SGD only (noh: solver.cpp)."""
 
@@ -92,6 +103,9 @@ BVLC = Dialect(
     mvn_eps=None,
     mvn_mean_gradient=True,
     bn_overwrites_diffs=False,
+    data_seeded_each_batch=False,
+    data_skips_at_random=False,
+    decodes_in_color=False,
     decay_before_iter_size=False,
     smooths_last_loss=True,
     logs_speed=True,
@@ -112,6 +126,9 @@ NOH = Dialect(
     mvn_eps=1e-10,
     mvn_mean_gradient=False,
     bn_overwrites_diffs=True,
+    data_seeded_each_batch=True,
+    data_skips_at_random=True,
+    decodes_in_color=True,
     decay_before_iter_size=True,
     smooths_last_loss=False,
     logs_speed=False,

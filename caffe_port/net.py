@@ -115,7 +115,7 @@ class Net(nn.Module):
         # A layer without a phase of its own has the net's (net.cpp, Init).
         layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
         bottoms = [self.shapes[b] for b in node.bottoms]
-        layer.setup(*bottoms)
+        layer.train(self.phase == "TRAIN").setup(*bottoms)
         self.ignored += [f"{node.where}: {path} of layer {node.name} ({node.type})" for path in layer.check_fields()]
         if getattr(layer, "aligns", False):
             layer.align(self._alignment(node))
@@ -260,11 +260,14 @@ class Net(nn.Module):
             for name, blob in zip(layer.blob_names, source.caffe_blobs, strict=True):
                 setattr(layer, name, blob)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, diffs: bool = False, durable: bool = False) -> None:
         """Write the parameters as a file that real Caffe loads: HDF5 if the name ends in .h5, else a .caffemodel.
 
         The form is the definition's: ``layers`` with legacy dims where the prototxt says ``layers``, as the fork reads.
         An existing file is replaced once the new one is whole.
+
+        Args:
+            diffs: keep the parameters' diffs, too. durable: return when the disk has it.
         """
         hdf5, seen = str(path).endswith(".h5"), set()
 
@@ -275,7 +278,9 @@ class Net(nn.Module):
             return blob.detach().cpu().numpy()
 
         blobs = [[array(b) for b in layer.caffe_blobs] for _, layer in self.nodes]
-        write_net(path, self.definition, blobs, format="h5" if hdf5 else "caffemodel", overwrite=True)
+        kept = [[layer.diff(n).cpu().numpy() for n in layer.blob_names] for _, layer in self.nodes] if diffs else None
+        form = "h5" if hdf5 else "caffemodel"
+        write_net(path, self.definition, blobs, diffs=kept, format=form, overwrite=True, durable=durable)
 
     # -- running -------------------------------------------------------------------------------------------------------
 

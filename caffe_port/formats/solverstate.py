@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from caffe_port.errors import FormatError
-from caffe_port.formats.blob import read_blob
-from caffe_port.formats.mapping import map_file
+from caffe_port.formats.atomic import atomic_path, atomic_write
+from caffe_port.formats.blob import blob_chunks, blob_size, read_blob
+from caffe_port.formats.mapping import map_file, write_array
 from caffe_port.formats.sniff import kind_of, protobuf_kind, refuse_others
-from caffe_port.formats.wire import Buffer, Reader
+from caffe_port.formats.wire import BYTES, Buffer, Reader, bytes_field, tag, varint, varint_field
 
-__all__ = ["SolverHistory", "read_solverstate"]
+__all__ = ["SolverHistory", "read_solverstate", "write_solverstate"]
 
 _ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP = 1, 2, 3, 4
 
@@ -83,3 +84,40 @@ def _read_hdf5(buffer: Buffer, path: str) -> SolverHistory:
             current_step=int(file["current_step"][0]) if "current_step" in file else 0,
             history=[dataset_array(history[str(i)], buffer) for i in range(len(history))],
         )
+
+
+def write_solverstate(path: str | os.PathLike, state: SolverHistory, *, legacy: bool, overwrite: bool = False) -> None:
+    """Writes a state that real Caffe resumes from, atomically and durably: HDF5 if the name ends in .h5.
+
+    Args:
+        legacy: histories with num, channels, height and width, as the fork reads them, instead of ``shape``.
+
+    Raises:
+        FileError: the file exists already or cannot be written.
+    """
+    if os.fspath(path).endswith(".h5"):
+        _write_hdf5(path, state, overwrite)
+        return
+    with atomic_write(path, overwrite=overwrite, durable=True) as file:
+        file.write(varint_field(_ITER, state.iter) + bytes_field(_LEARNED_NET, state.learned_net))
+        for array in state.history:
+            file.write(tag(_HISTORY, BYTES) + varint(blob_size(array, None, legacy=legacy)))
+            for chunk in blob_chunks(array, None, legacy=legacy):
+                if isinstance(chunk, bytes):
+                    file.write(chunk)
+                else:
+                    write_array(file, chunk)
+        file.write(varint_field(_CURRENT_STEP, state.current_step))
+
+
+def _write_hdf5(path: str | os.PathLike, state: SolverHistory, overwrite: bool) -> None:
+    import h5py
+
+    with atomic_path(path, overwrite=overwrite, durable=True) as temporary, h5py.File(temporary, "x") as file:
+        file.create_dataset("iter", data=np.array([state.iter], np.int32))
+        name = state.learned_net.encode() + b"\0"  # H5LTmake_dataset_string counts the end
+        file.create_dataset("learned_net", data=np.array(name, f"S{len(name)}"))
+        file.create_dataset("current_step", data=np.array([state.current_step], np.int32))
+        history = file.create_group("history")
+        for i, array in enumerate(state.history):
+            history.create_dataset(str(i), data=array)

@@ -18,7 +18,7 @@ from caffe_port.schema.merge import load_proto
 from caffe_port.schema.messages import SCHEMA, TEST, TRAIN
 from caffe_port.schema.plugins import load_plugin
 from caffe_port.schema.splits import insert_splits
-from caffe_port.schema.state import filter_net, set_state
+from caffe_port.schema.state import filter_net, merge_state, set_state
 from caffe_port.schema.text import field_lines, parse_text, read_text
 from caffe_port.schema.upgrade import upgrade_net, upgrade_solver
 
@@ -67,6 +67,7 @@ def read_net(
     dialect: str | Dialect | None = None,
     proto: str | Path | None = None,
     plugins: Iterable[str | Path] = (),
+    state: Any = None,
 ) -> Definition:
     """A net's definition.
 
@@ -78,6 +79,7 @@ def read_net(
         dialect: ``"bvlc"`` or ``"noh"``; None finds out.
         proto: another Caffe's ``caffe.proto``, whose fields and types are then known.
         plugins: Python files with layers of other Caffes, which are run.
+        state: a solver's NetState for this net. It is merged over the net's own, which is merged over ``phase``.
 
     Raises:
         CaffeError: the file cannot be read, or the definition is wrong.
@@ -94,7 +96,10 @@ def read_net(
 
     upgraded = upgrade_net(read.message, read.where)
     net, lines = upgraded.net, [read.line(i) for i in upgraded.origins]
-    set_state(net, _PHASES[phase], level, stages)
+    if state is None:
+        set_state(net, _PHASES[phase], level, stages)
+    else:
+        merge_state(net, _PHASES[phase], state)
     absent = {blob: f"give input {blob} an input_shape" for blob in read.message.input}
     layers = [
         (_describe(read.path, line, layer), list(layer.top)) for line, layer in zip(lines, net.layer, strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from caffe_port.errors import DefinitionError
 
-__all__ = ["filter_net", "meets", "set_state"]
+__all__ = ["filter_net", "meets", "merge_state", "set_state"]
 
 
 def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) -> None:
@@ -20,6 +20,16 @@ def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) ->
     if phase is not None or level:
         net.state.level = level
     net.state.stage.extend(stages)
+
+
+def merge_state(net: Any, phase: int | None, state: Any) -> None:
+    """Give ``net`` the state that a solver does: ``phase`` first, the net's own over it, ``state`` last (solver.cpp)."""
+    merged = type(net.state)()
+    if phase is not None:
+        merged.phase = phase
+    merged.MergeFrom(net.state)
+    merged.MergeFrom(state)
+    net.state.CopyFrom(merged)
 
 
 def meets(state: Any, rule: Any) -> bool:

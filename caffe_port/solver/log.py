@@ -1,0 +1,63 @@
+"""Caffe's log: the same lines with glog's prefix, so that Caffe's own parse_log and plot tools read it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from caffe_port.solver.solver import Scores
+
+__all__ = ["Log"]
+
+
+class Log:
+    """Writes to ``file`` (stderr by default); GLOG_minloglevel above 0 in the environment silences it, as it does Caffe."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.file = file or sys.stderr
+        self.quiet = int(os.environ.get("GLOG_minloglevel") or 0) > 0
+
+    @staticmethod
+    def number(x: float) -> str:
+        """As C++ streams print a float: six significant digits."""
+        return f"{x:g}"
+
+    def line(self, text: str, source: str = "solver.cpp") -> None:
+        """One line: ``I1122 10:20:30.123456  4242 solver.cpp] text``."""
+        if self.quiet:
+            return
+        now = time.time()
+        stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
+        print(f"I{stamp} {threading.get_native_id():5d} {source}:1] {text}", file=self.file, flush=True)
+
+    def loss(self, iteration: int, loss: float, *, speed: tuple[float, float, int] | None = None) -> None:
+        """The loss of an iteration.
+
+        Args:
+            speed: iterations a second, seconds, and the ``display`` interval that they are for.
+        """
+        told = "({} iter/s, {}s/{} iters)".format(*map(self.number, speed)) if speed else ""
+        self.line(f"Iteration {iteration}{' ' if told else ''}{told}, loss = {self.number(loss)}")
+
+    def rate(self, iteration: int, rate: float) -> None:
+        """The learning rate of an iteration."""
+        self.line(f"Iteration {iteration}, lr = {self.number(rate)}", "sgd_solver.cpp")
+
+    def scores(self, phase: str, scores: Iterable[Scores]) -> None:
+        """The outputs of a net, each number on its line, a loss with its weight."""
+        for i, s in enumerate(scores):
+            weighted = f" (* {self.number(s.weight)} = {self.number(s.weight * s.value)} loss)" if s.weight else ""
+            self.line(f"    {phase} net output #{i}: {s.name} = {self.number(s.value)}{weighted}")
+
+    def clipped(self, norm: float, factor: float, limit: float) -> None:
+        """That the gradients were scaled down."""
+        self.line(
+            f"Gradient clipping: scaling down gradients (L2 norm {self.number(norm)} > {self.number(limit)}) "
+            f"by scale factor {self.number(factor)}",
+            "sgd_solver.cpp",
+        )

@@ -314,7 +314,7 @@ def test_gradients_that_only_their_caffe_has(row: Row, why: str) -> None:
 
 
 def test_every_layer_has_a_row_or_a_reason() -> None:
-    """Layers without bottoms or without tops have nothing to differentiate, but for the one whose top is a parameter."""
+    """Layers without bottoms or tops have nothing to differentiate, but for the one whose top is a parameter."""
     ours = {name: cls for name, cls in REGISTRY.items() if cls.__module__.startswith("caffe_port.")}
     differentiable = {name for name, cls in ours.items() if (0, 0) not in (cls.bottoms, cls.tops)} | {"Parameter"}
     assert differentiable == {row.type for row in ROWS} | EXEMPT.keys()

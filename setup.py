@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90"]
+DATA = ["lmdb>=1.0"]  # what Data layers read LMDB with
+LEVELDB = ["plyvel>=1.4"]  # and LevelDB; with wheels for Linux on x86-64 up to Python 3.12
 LINT = ["ruff>=0.6", "mypy>=1.11"]
 
 
@@ -37,5 +39,5 @@ setup(
         "tqdm>=4.64",
         "opencv-contrib-python-headless>=4.8,<5",
     ],
-    extras_require={"test": TEST, "lint": LINT},
+    extras_require={"data": DATA, "leveldb": LEVELDB, "test": TEST, "lint": LINT},
 )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 
+from caffe_port.random.crand import CRand
 from caffe_port.random.fillers import FILLERS, fill
 from caffe_port.random.stream import Stream
 
-__all__ = ["FILLERS", "Stream", "default_stream", "fill", "set_random_seed"]
+__all__ = ["FILLERS", "CRand", "Stream", "c_rand", "default_stream", "fill", "set_random_seed"]
 
 _thread = threading.local()
+_c_rand = CRand()
 
 
 def default_stream() -> Stream:
@@ -26,3 +28,8 @@ def default_stream() -> Stream:
 def set_random_seed(seed: int) -> None:
     """Start this thread's stream anew (Caffe::set_random_seed)."""
     default_stream().seed(seed)
+
+
+def c_rand() -> CRand:
+    """The process's rand(), which nobody seeds: HDF5Data shuffles with it."""
+    return _c_rand

@@ -1,0 +1,67 @@
+"""Where a definition's files lie, and the text files that list pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from caffe_port.errors import FileError, FormatError
+
+__all__ = ["WHOLE", "Places", "lines"]
+
+WHOLE = re.compile(r"[-+]?[0-9]+")
+"""A whole number as a list writes it."""
+
+
+class Places:
+    """The folders that a definition's relative names start from.
+
+    The working directory (as it was when this was made) is the first, as in Caffe. What is not there is looked for
+    beside the definition.
+
+    Args:
+        definition: the prototxt's path; one that is no file (text, a message) has no folder of its own.
+    """
+
+    def __init__(self, definition: str) -> None:
+        folders = [Path.cwd(), Path(definition).resolve().parent] if Path(definition).is_file() else [Path.cwd()]
+        self.folders = [str(folder) for folder in dict.fromkeys(folders)]
+
+    def find(self, name: str, what: str, where: str) -> str:
+        """The path of the file or folder ``name``.
+
+        Args:
+            what: what it is ("picture"), and ``where`` it is asked for ("train.txt:3"), for the error.
+
+        Raises:
+            FileError: it is in none of the places.
+        """
+        candidates = [str(Path(folder, name)) for folder in self.folders] if name else []
+        for path in candidates:
+            if os.path.exists(path):  # noqa: PTH110  a Path costs more than the question; this is asked for every picture
+                return path
+        looked = f" (looked for {' and for '.join(dict.fromkeys(candidates))})" if candidates else ""
+        raise FileError(where, f"no {what} {name!r}{looked}", remedy="names are relative to the working directory")
+
+
+def lines(path: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers from 1, without blank ones and white space around.
+
+    Raises:
+        FileError: the file cannot be read. FormatError: it has no such lines.
+    """
+    empty = True
+    try:
+        # File names are bytes: whatever encoding they are in comes out as it went in.
+        with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
+            for number, line in enumerate(file, 1):
+                text = line.strip()
+                if text:
+                    empty = False
+                    yield number, text
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}") from error
+    if empty:
+        raise FormatError(path, "an empty list", expected="a line for each item")

@@ -1,0 +1,143 @@
+"""Layers that take or write arrays: MemoryData, HDF5Data, HDF5Output.
+
+Source: memory_data_layer.cpp, hdf5_data_layer.cpp, hdf5_output_layer.cpp (both programs).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from caffe_port.data import State
+from caffe_port.data.rows import Rows
+from caffe_port.errors import CaffeError
+from caffe_port.formats.atomic import atomic_path, check_output
+from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.prefetching import Reading
+from caffe_port.random import c_rand, default_stream
+
+
+@layer("HDF5Data", param="hdf5_data_param")
+class HDF5Data(Reading):
+    """Rows of the data sets named as the tops are, from the HDF5 files that a text file lists.
+
+    The shuffle is Caffe's: by the C library's rand(), which starts from the same seed in every process.
+    """
+
+    tops = (1, None)
+
+    def setup(self) -> None:
+        if not self.dialect.legacy_shapes and self.fields.has("transform_param"):
+            raise self.error("a transform_param", expected="none: it does not transform")
+        self.count = self.batch_size()
+        rand = c_rand() if self.p.shuffle else None
+        source = self.find(self.p.source, "list of HDF5 files")
+        self.rows = Rows(source, self.places, self.fields.top, rand, four_axes=self.dialect.legacy_shapes)
+
+    def reshape(self) -> list[Shape]:
+        return [(self.count, *shape) for shape in self.rows.shapes]
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return self.tensors(self.rows.make(self.count))
+
+    def state(self) -> State:
+        """The position of the next row: arrays by name, for :meth:`restore`."""
+        return self.rows.get_state()
+
+    def restore(self, state: State) -> None:
+        """Continue from a :meth:`state`. Raises CaffeError if the files have changed since."""
+        try:
+            self.rows.set_state(state)
+        except (KeyError, CaffeError) as error:
+            raise self.error(f"a position that does not fit: {error}") from error
+
+
+@layer("MemoryData", param="memory_data_param")
+class MemoryData(Reading):
+    """Batches of arrays that the user sets."""
+
+    tops = (2, 2)
+
+    def setup(self) -> None:
+        p = self.p
+        self.item = (p.channels, p.height, p.width)
+        if min(p.batch_size, *self.item) < 1:
+            raise self.error(
+                f"batch_size {p.batch_size}, channels {p.channels}, height {p.height}, width {p.width}",
+                expected="all above 0",
+            )
+        t = self.fields.transform_param
+        self.transforms = self.fields.has("transform_param")
+        t.skip("scale", "mean_file", "mean_value", "force_color", "force_gray")
+        if t.mirror or (self.training and t.crop_size):
+            default_stream().words(1)  # the seed of transformations, which arrays never see
+        self.arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self.at = 0
+
+    def reshape(self) -> list[Shape]:
+        return [(self.p.batch_size, *self.item), (self.p.batch_size,)]
+
+    def set_input_arrays(self, data: Any, labels: Any) -> None:
+        """Take batches from these arrays from now on, from their first item, round and round. They are not copied.
+
+        Args:
+            data: float32 (items, channels, height, width). labels: float32, one for each item, in any shape.
+
+        Raises:
+            LayerError: another shape or type, or not a multiple of the batch size.
+        """
+        data, labels, batch = np.asarray(data), np.asarray(labels), self.p.batch_size
+        if data.dtype != np.float32 or labels.dtype != np.float32:
+            raise self.error(f"arrays of {data.dtype} and {labels.dtype}", expected="float32")
+        if data.shape[1:] != self.item or not len(data) or len(data) % batch or labels.size != len(data):
+            raise self.error(
+                f"data of shape {data.shape} and {labels.size} labels",
+                expected=f"(n, {', '.join(map(str, self.item))}) and n labels, n a multiple of the batch size {batch}",
+            )
+        if self.transforms:
+            print(f"layer {self.name}: arrays are not transformed, as in Caffe", file=sys.stderr)
+        self.arrays, self.at = (data, labels.reshape(-1)), 0
+
+    def forward(self) -> tuple[Tensor, ...]:
+        if self.arrays is None:
+            raise self.error("no arrays", remedy="give some by net.set_input_arrays(data, labels)")
+        here = slice(self.at, self.at + self.p.batch_size)
+        self.at = here.stop % len(self.arrays[0])
+        return self.tensors(tuple(a[here].copy() for a in self.arrays))
+
+
+@layer("HDF5Output", param="hdf5_output_param")
+class HDF5Output(Layer):
+    """Writes its bottoms to an HDF5 file as the data sets ``data`` and ``label``, with four axes, in the first pass.
+
+    Caffe's file holds one pass only, and so a second is refused.
+    """
+
+    bottoms = (2, 2)
+    tops = (0, 0)
+
+    def setup(self, data: Shape, label: Shape) -> None:
+        self.path = self.p.file_name
+        self.written = False
+        check_output(self.path, overwrite=True)
+
+    def reshape(self, data: Shape, label: Shape) -> list[Shape]:
+        if max(len(data), len(label)) > 4 or data[0] != label[0]:
+            raise self.shape_error(
+                f"bottoms of shapes {data} and {label}", expected="up to four axes, and items of equal number"
+            )
+        return []
+
+    def forward(self, data: Tensor, label: Tensor) -> tuple[()]:
+        import h5py
+
+        if self.written:
+            raise self.error(f"a second pass for {self.path}", expected="one: the file would lose the first")
+        with atomic_path(self.path, overwrite=True) as temporary, h5py.File(temporary, "x") as file:
+            for name, bottom in (("data", data), ("label", label)):
+                file[name] = bottom.detach().cpu().numpy().reshape(*bottom.shape, *(1,) * (4 - bottom.dim()))
+        self.written = True
+        return ()

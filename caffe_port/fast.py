@@ -222,8 +222,7 @@ def _pack(step: Step, x: Tensor, *, lean: bool) -> Packed:
     weight = layer.weight.detach()
     bias = weight.new_zeros(layer.num_output) if layer.bias is None else layer.bias.detach()
     scale = None
-    for other in step.affine:
-        a, b = other.channel_affine()
+    for a, b in filter(None, (other.channel_affine() for other in step.affine)):
         scale = a if scale is None else scale * a
         bias = bias * a + b
     if isinstance(layer, InnerProduct):
@@ -266,7 +265,8 @@ def _linear(matrix: Tensor, bias: Tensor | None, relu: bool, rows: int, lean: bo
 def _convolution(layer: Any, weight: Tensor, bias: Tensor, pad: list[int], relu: bool, x: Tensor) -> Packed:
     ops, stride, dilation, group = _ops(), list(layer.stride), list(layer.dilation), layer.group
     dense, after = weight.contiguous().to_mkldnn(), "relu" if relu else "none"
-    packed = torch._C._nn.mkldnn_reorder_conv2d_weight(dense, pad, stride, dilation, group, list(x.shape))
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its type stub lacks the shape
+    packed = reorder(dense, pad, stride, dilation, group, list(x.shape))
 
     def run(x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -130,7 +130,7 @@ def test_backward_gives_autograds_gradients_and_adds_parameter_diffs() -> None:
 def test_bn_of_the_fork_overwrites_its_diffs_where_others_add() -> None:
     n = net(BN)
     n.forward()
-    once = None
+    once: list[np.ndarray] = []
     for _ in range(2):
         n.backward(y=np.random.RandomState(5).standard_normal((3, 3, 5, 4)).astype(np.float32))
         diffs = [n.params["b"][0].diff.copy(), n.params["c"][0].diff.copy()]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ class Layer(nn.Module):
         blob_names: the names of its parameter blobs in Caffe's order; each is a parameter or a buffer of that name.
     """
 
-    type: ClassVar[str]
+    type: ClassVar[str]  # type: ignore[assignment]
     param: ClassVar[str | None] = None
     dialects: ClassVar[tuple[str, ...]] = ("bvlc", "noh")
     bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
@@ -65,8 +65,15 @@ class Layer(nn.Module):
     """The phase it is built for, "TRAIN" or "TEST"; the net says so before ``setup``."""
     data_shaped: ClassVar[bool] = False
     """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
+    keeps_state: bool = False
+    """Whether a pass leaves something behind that the next one finds."""
     overwrites_diffs: bool = False
     """Whether backward replaces the parameters' diffs instead of adding to them."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Blobs, by the names that :meth:`blob` gave them."""
 
     def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
         super().__init__()
@@ -149,12 +156,11 @@ class Layer(nn.Module):
     def diff(self, name: str) -> torch.Tensor:
         """A parameter's diff (its ``grad``), zero at first."""
         blob = getattr(self, name)
+        owner = self.aliases.get(name, blob)
+        if owner.grad is None:
+            owner.grad = torch.zeros_like(owner)
         if blob.grad is None:
-            owner = self.aliases.get(name, blob)
-            if owner.grad is None:
-                owner.grad = torch.zeros_like(owner)
-            if owner is not blob:
-                blob.grad = owner.grad.view(blob.shape)
+            blob.grad = owner.grad.view(blob.shape)
         return blob.grad
 
     def axis(self, axis: int, shape: Shape) -> int:

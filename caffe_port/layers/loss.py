@@ -43,7 +43,7 @@ class Loss(Layer):
 
     bottoms = (2, 2)
     loss = True
-    labels = (1,)
+    labels: tuple[int, ...] = (1,)
     ignore: int | None = None
 
     def read_loss_param(self, default: str) -> None:

@@ -72,7 +72,7 @@ class Net(core.Net):
         self._data, self._diff = BlobStore(self.shapes, self._like), BlobStore(self.shapes, self._like)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._tape: dict[int, tuple[list[Tensor], tuple[Tensor, ...]]] = {}
-        self._records = self.training
+        self._records = self.training or not self._repeats()
         shown = [b for b in self.graph.blobs if not b.startswith("(automatic")]
         self.blobs: OrderedDict[str, Blob] = OrderedDict((b, Blob(self._data, self._diff, b)) for b in shown)
         self.params: OrderedDict[str, list[Parameter]] = OrderedDict(
@@ -88,7 +88,7 @@ class Net(core.Net):
 
     def _like(self) -> Tensor:
         """A tensor of the net's device and dtype."""
-        return next(self.parameters(), self._anchor)
+        return next(self.parameters(), self.get_buffer("_anchor"))
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -137,12 +137,18 @@ class Net(core.Net):
         names = self.outputs if end is None else list(self.nodes[last][0].tops)
         return {name: self.blobs[name].data for name in dict.fromkeys([*names, *(blobs or ())])}
 
-    def _run(self, first: int, last: int) -> None:
+    def _repeats(self) -> bool:
+        """Whether a second pass on the blobs that the first one left gives the same, but for layers that make numbers."""
+        made = {top for node, _ in self.nodes if not node.bottoms for top in node.tops}
+        return not any(layer.keeps_state or made.intersection(node.bottoms, node.tops) for node, layer in self.nodes)
+
+    def _run(self, first: int, last: int, *, again: bool = False) -> None:
+        """Run layers; ``again`` on the numbers that inputs and data layers gave the pass before."""
         self._tape.clear()
         self._data.sync()
         if self._records:
             for node, layer in self.nodes[first : last + 1]:
-                if node.type != "Input":
+                if node.type != "Input" and (node.bottoms or layer.blob_names or not again):
                     self._record(node, layer)
         else:
             with torch.no_grad():
@@ -187,7 +193,7 @@ class Net(core.Net):
         if not self._records:
             # Until now nobody wanted gradients, and forward kept nothing for them.
             self._records = True
-            self._run(0, len(self.nodes) - 1)
+            self._run(0, len(self.nodes) - 1, again=True)
         self._diff.sync()
         low, high = self._span(end, start)
         for node, layer in reversed(self.nodes[low : high + 1]):

@@ -227,3 +227,23 @@ def test_what_the_fork_does_not_know(layer: str, said: str) -> None:
     with pytest.raises(CaffeError) as caught:
         caffe_port.Net(text + f"layers {{ name: 'l' top: 'y' {layer} }}", dialect="noh")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_backward_leaves_what_forward_made(phase: str) -> None:
+    """Also where forward kept nothing for it: what was drawn or carried over is not drawn or carried over once more."""
+    text = "force_backward: true\n" + inputs(x=(3, 2, 4), cont=(3, 2))
+    noise = "dummy_data_param { shape { dim: 3 dim: 2 dim: 4 } data_filler { type: 'uniform' } }"
+    text += one("DummyData", noise, "", "d") + one("Power", "power_param { scale: 2 }", "x", "x", "p")
+    text += one("Eltwise", "", "x d", "s", "sum")
+    text += one("BatchNorm", "batch_norm_param { use_global_stats: false }", "s", "b", "n")
+    text += one("LSTM", "recurrent_param { num_output: 5 weight_filler { type: 'gaussian' } }", "b cont", "y", "r")
+    net = caffe_port.Net(text, phase=phase)
+    net.blobs["cont"].data[...] = net.blobs["x"].data[...] = 1
+    for _ in range(2):
+        net.forward()
+        made = {name: blob.data.copy() for name, blob in net.blobs.items()}
+        kept = [p.data.copy() for p in net.params["n"]]
+        net.backward()
+        assert all(np.array_equal(blob.data, made[name]) for name, blob in net.blobs.items())
+        assert all(np.array_equal(p.data, k) for p, k in zip(net.params["n"], kept, strict=True))

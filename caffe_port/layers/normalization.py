@@ -106,6 +106,10 @@ class BatchNorm(Layer):
             self.variance.mul_(self.fraction).add_(variance, alpha=m / (m - 1) if m > 1 else 1)
         return by_batch(x, None, None, self.eps)
 
+    @property
+    def keeps_state(self) -> bool:
+        return not self.uses_blobs()
+
     def uses_blobs(self) -> bool:
         """Whether the statistics are the blobs', not the batch's."""
         return not self.training if self.use_global_stats is None else self.use_global_stats

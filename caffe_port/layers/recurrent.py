@@ -70,6 +70,7 @@ class _Recurrent(Layer):
         p = self.p
         p.skip("debug_info")
         self.size, self.exposes = p.num_output, p.expose_hidden
+        self.keeps_state = not self.exposes
         exposed = len(self.states) * self.exposes
         self.static = self.n_bottoms == 3 + exposed
         if self.n_bottoms not in (2 + exposed, 3 + exposed) or self.n_tops != 1 + exposed:

@@ -138,7 +138,7 @@ class Net(core.Net):
         return {name: self.blobs[name].data for name in dict.fromkeys([*names, *(blobs or ())])}
 
     def _repeats(self) -> bool:
-        """Whether a second pass on the blobs that the first one left gives the same, but for layers that make numbers."""
+        """Whether a second pass on the blobs as the first one left them gives the same, data layers aside."""
         made = {top for node, _ in self.nodes if not node.bottoms for top in node.tops}
         return not any(layer.keeps_state or made.intersection(node.bottoms, node.tops) for node, layer in self.nodes)
 

@@ -105,20 +105,21 @@ class Cursor:
 
     def get_state(self) -> State:
         """Where it stands."""
-        state = {"at": np.array(self._at), "order": self._order}
-        return state | ({"shuffle": self._stream.get_state()} if self._stream else {})
+        if self._stream is None:
+            return {"at": np.array([self._at, self._order.size])}
+        return {"at": np.array([self._at, self._order.size]), "order": self._order, "shuffle": self._stream.get_state()}
 
     def set_state(self, state: State) -> None:
         """Stand there. Raises CaffeError if the list has changed since."""
-        order = np.asarray(state["order"], np.int32)
-        if order.size != self._order.size or ("shuffle" in state) != (self._stream is not None):
-            shuffled = "shuffled " if "shuffle" in state else ""
+        at, count = state["at"].tolist()
+        if count != self._order.size or ("shuffle" in state) != (self._stream is not None):
             raise CaffeError(
                 "the data's position",
-                f"one among {order.size} {shuffled}items",
+                f"one among {count} {'shuffled ' if 'shuffle' in state else ''}items",
                 expected=f"one among {self._order.size} {'shuffled ' if self._stream else ''}items",
                 remedy="the list or its shuffle field has changed since it was saved",
             )
-        self._at, self._order = int(state["at"]), order
+        self._at = at
         if self._stream:
+            self._order = state["order"]
             self._stream.set_state(state["shuffle"])

@@ -221,7 +221,7 @@ class DatumBatches(Batches):
         return {"key": np.frombuffer(self._records.key, np.uint8)}
 
     def move(self, state: State) -> None:
-        key = np.asarray(state["key"], np.uint8).tobytes()
+        key = state["key"].tobytes()
         if not self._records.seek(key):
             raise CaffeError(
                 "the data's position",

@@ -61,9 +61,8 @@ class Rows:
     def get_state(self) -> State:
         """The position of the next row."""
         state = {
-            "file": np.array(self._file),
+            "at": np.array([self._file, self._row]),
             "files": np.array(self._order, np.int32),
-            "row": np.array(self._row),
             "rows": np.array(self._rows, np.int32),
         }
         return state | ({"rand": self._rand.get_state()} if self._rand else {})
@@ -77,14 +76,14 @@ class Rows:
                 expected=f"one in {len(self._files)}",
                 remedy="the list or its shuffle field has changed since it was saved",
             )
-        self._file, self._order = int(state["file"]), state["files"].tolist()
+        (self._file, row), self._order = state["at"].tolist(), state["files"].tolist()
         self._load()
         if len(state["rows"]) != len(self._rows):
             path = self._files[self._order[self._file]]
             raise CaffeError(
                 "the data's position", f"one in {len(state['rows'])} rows", expected=f"{path}'s {len(self._rows)}"
             )
-        self._row, self._rows = int(state["row"]), state["rows"].tolist()
+        self._row, self._rows = row, state["rows"].tolist()
         if self._rand:
             self._rand.set_state(state["rand"])
 

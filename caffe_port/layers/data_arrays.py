@@ -13,7 +13,6 @@ from torch import Tensor
 
 from caffe_port.data import State
 from caffe_port.data.rows import Rows
-from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import atomic_path, check_output
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.prefetching import Reading
@@ -43,16 +42,11 @@ class HDF5Data(Reading):
     def forward(self) -> tuple[Tensor, ...]:
         return self.tensors(self.rows.make(self.count))
 
-    def state(self) -> State:
-        """The position of the next row: arrays by name, for :meth:`restore`."""
+    def get_position(self) -> State:
         return self.rows.get_state()
 
-    def restore(self, state: State) -> None:
-        """Continue from a :meth:`state`. Raises CaffeError if the files have changed since."""
-        try:
-            self.rows.set_state(state)
-        except (KeyError, CaffeError) as error:
-            raise self.error(f"a position that does not fit: {error}") from error
+    def set_position(self, state: State) -> None:
+        self.rows.set_state(state)
 
 
 @layer("MemoryData", param="memory_data_param")
@@ -100,6 +94,12 @@ class MemoryData(Reading):
         if self.transforms:
             print(f"layer {self.name}: arrays are not transformed, as in Caffe", file=sys.stderr)
         self.arrays, self.at = (data, labels.reshape(-1)), 0
+
+    def get_position(self) -> State:
+        return {"at": np.array([self.at])}
+
+    def set_position(self, state: State) -> None:
+        self.at = int(state["at"][0])
 
     def forward(self) -> tuple[Tensor, ...]:
         if self.arrays is None:

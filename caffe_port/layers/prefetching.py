@@ -14,6 +14,7 @@ from torch import Tensor
 from caffe_port.data import Ahead, Batches, Places, State, Transformer
 from caffe_port.data.batches import Cursor
 from caffe_port.data.pictures import Reader
+from caffe_port.data.position import pack, unpack
 from caffe_port.errors import CaffeError
 from caffe_port.formats.meanfile import read_mean
 from caffe_port.layers.base import Layer, Shape
@@ -44,6 +45,31 @@ class Reading(Layer):
         if size < 1:
             raise self.error(f"batch_size {size}", expected="1 or more")
         return size
+
+    def state(self) -> dict[str, str]:
+        """The position of the next batch that ``forward`` gives, as text that JSON can hold, for :meth:`restore`."""
+        return pack(self.get_position())
+
+    def restore(self, state: dict[str, str]) -> None:
+        """Continue from a :meth:`state`; the net's stream of random numbers is the caller's to restore.
+
+        Raises:
+            LayerError: the data or the layer's parameters have changed since.
+        """
+        try:
+            self.set_position(unpack(state))
+        except KeyError as error:
+            raise self.error(f"a position without {error}", expected="a state of this layer's") from error
+        except CaffeError as error:
+            raise self.error(f"a position that does not fit: {error}") from error
+
+    def get_position(self) -> State:
+        """Where the next batch starts: arrays by name."""
+        raise NotImplementedError
+
+    def set_position(self, state: State) -> None:
+        """Go there."""
+        raise NotImplementedError
 
     def tensors(self, arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Arrays as the tops."""
@@ -85,20 +111,11 @@ class Prefetching(Reading):
         self.shapes = [a.shape for a in batch[: self.n_tops]]
         return self.tensors(batch)
 
-    def state(self) -> State:
-        """The position of the next batch that ``forward`` gives: arrays by name, for :meth:`restore`."""
+    def get_position(self) -> State:
         return self.ahead.get_state()
 
-    def restore(self, state: State) -> None:
-        """Continue from a :meth:`state`; the net's stream of random numbers is the caller's to restore.
-
-        Raises:
-            CaffeError: the data or the layer's parameters have changed since.
-        """
-        try:
-            self.ahead.set_state(state)
-        except (KeyError, CaffeError) as error:
-            raise self.error(f"a position that does not fit: {error}") from error
+    def set_position(self, state: State) -> None:
+        self.ahead.set_state(state)
 
     # -- what a subclass uses ------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@
 
 Runs the three in turn, round by round, in processes of their own, and prints medians and ratios of medians, with what
 limits them: the arithmetic of the pass at the speed that oneDNN reaches on this machine's best-sized convolution, and
-the reading of its weights. ``--fork`` is the folder of a built HyeonwooNoh/caffe (its ``python`` folder is imported with
-``--fork-python``); OPENBLAS_CORETYPE decides which kernels its BLAS uses.
+the reading of its weights. ``--fork`` is the folder of a built HyeonwooNoh/caffe (its ``python`` folder is imported
+with ``--fork-python``); OPENBLAS_CORETYPE decides which kernels its BLAS uses.
 """
 
 from __future__ import annotations

@@ -65,9 +65,9 @@ class Dialect:
     """BN writes its parameter diffs where every other layer adds to them (noh: bn_layer.cpp)."""
 
     data_seeded_each_batch: bool
-    """A data layer's transformations draw from a stream that is seeded anew for each batch, and the first time after its
-    list is shuffled (noh: base_data_layer.cpp). Otherwise it is seeded before that and once more after, and a word for the
-    thread's own stream is drawn then (bvlc: internal_thread.cpp)."""
+    """A data layer's transformations draw from a stream that is seeded anew for each batch, and the first time after
+    its list is shuffled (noh: base_data_layer.cpp). Otherwise it is seeded before that and once more after, and a word
+    for the thread's own stream is drawn then (bvlc: internal_thread.cpp)."""
 
     data_skips_at_random: bool
     """Data knows rand_skip (noh: data_layer.cpp); otherwise it is a field that nobody reads."""

@@ -256,7 +256,9 @@ class Net(nn.Module):
                 continue
             mine, shared = ([tuple(b.shape) for b in one.caffe_blobs] for one in (layer, source))
             if mine != shared:
-                raise WeightsError(f"layer {layer.name}", f"blobs {shared} to share", expected=f"{mine} ({layer.where})")
+                raise WeightsError(
+                    f"layer {layer.name}", f"blobs {shared} to share", expected=f"{mine} ({layer.where})"
+                )
             for name, blob in zip(layer.blob_names, source.caffe_blobs, strict=True):
                 setattr(layer, name, blob)
 
@@ -324,7 +326,7 @@ class Net(nn.Module):
         return {name: blobs[name] for name in self.graph.outputs}
 
     def losses(self, **inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass: the weighted sum of the losses, to call ``backward()`` on if gradients are enabled, and every output blob.
+        """One pass: the weighted sum of the losses, to call ``backward()`` on with gradients, and every output blob.
 
         Layers that no gradient reaches run without autograd and keep nothing; ``propagate_down`` and frozen layers are
         as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start
@@ -348,7 +350,9 @@ class Net(nn.Module):
                 self.run_layer(node, layer, blobs)
             else:
                 with torch.no_grad():
-                    done = plan.advance(blobs, i, self._frozen_until[i] if learns else len(self.nodes) - 1, prepare=prepare)
+                    done = plan.advance(
+                        blobs, i, self._frozen_until[i] if learns else len(self.nodes) - 1, prepare=prepare
+                    )
             for name in node.tops:
                 if self.loss_weights[name]:
                     total = total + blobs[name].sum() * self.loss_weights[name]

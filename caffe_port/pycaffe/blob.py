@@ -10,7 +10,6 @@ from collections.abc import Callable
 from math import prod
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from caffe_port.dialect import Dialect

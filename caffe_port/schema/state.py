@@ -23,7 +23,7 @@ def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) ->
 
 
 def merge_state(net: Any, phase: int | None, state: Any) -> None:
-    """Give ``net`` the state that a solver does: ``phase`` first, the net's own over it, ``state`` last (solver.cpp)."""
+    """Give ``net`` the state that a solver does: ``phase``, over it the net's own, ``state`` last (solver.cpp)."""
     merged = type(net.state)()
     if phase is not None:
         merged.phase = phase

@@ -16,7 +16,7 @@ __all__ = ["Log"]
 
 
 class Log:
-    """Writes to ``file`` (stderr by default); GLOG_minloglevel above 0 in the environment silences it, as it does Caffe."""
+    """Writes to ``file`` (stderr by default); GLOG_minloglevel above 0 in the environment silences it, as in Caffe."""
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file or sys.stderr

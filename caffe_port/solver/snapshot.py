@@ -1,9 +1,9 @@
 """Snapshots that real Caffe resumes from, with what an exact resume needs beside them.
 
 A snapshot is ``PREFIX_iter_N.caffemodel`` (the weights), ``PREFIX_iter_N.solverstate`` (iteration and histories), both
-Caffe's own formats (with ``.h5`` if ``snapshot_format: HDF5``), and ``PREFIX_iter_N.resume``: the checksums of the two, the
-random stream, and where every data layer stands. Weights are written before the state and the resume file last, each to a
-temporary file that is synced and renamed, so that a snapshot whose resume file is there is whole.
+Caffe's own formats (with ``.h5`` if ``snapshot_format: HDF5``), and ``PREFIX_iter_N.resume``: the checksums of the two,
+the random stream, and where every data layer stands. Weights are written before the state and the resume file last,
+each to a temporary file that is synced and renamed, so that a snapshot whose resume file is there is whole.
 
 Source: solver.cpp, sgd_solver.cpp (both programs) for names and contents.
 """
@@ -139,7 +139,8 @@ def _position(solver: Solver) -> dict[str, Any]:
         "losses": [solver._losses, solver._smoothed],
         "stream": _text(random.default_stream().get_state()),
         "data": [
-            {n.key: layer.state() for n, layer in net.nodes if hasattr(layer, "state")} for net in (solver.net, *solver.test_nets)
+            {n.key: layer.state() for n, layer in net.nodes if hasattr(layer, "state")}
+            for net in (solver.net, *solver.test_nets)
         ],
     }
 

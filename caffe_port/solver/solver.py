@@ -120,11 +120,15 @@ class Solver:
         generic = param.net if param.HasField("net") else param.net_param if param.HasField("net_param") else None
         wanted = len(param.test_iter)
         if wanted < len(sources) or (generic is None and wanted != len(sources)):
-            raise CaffeError(self.path, f"{wanted} test_iter for {len(sources)} test nets", expected="one for each test net")
+            raise CaffeError(
+                self.path, f"{wanted} test_iter for {len(sources)} test nets", expected="one for each test net"
+            )
         sources += [generic] * (wanted - len(sources))
         if param.test_state and len(param.test_state) != len(sources):
             raise CaffeError(
-                self.path, f"{len(param.test_state)} test_state for {len(sources)} test nets", expected="none, or one for each"
+                self.path,
+                f"{len(param.test_state)} test_state for {len(sources)} test nets",
+                expected="none, or one for each",
             )
         if sources and param.test_interval <= 0:
             raise CaffeError(self.path, "test nets without a test_interval", expected="a test_interval above 0")
@@ -137,7 +141,7 @@ class Solver:
         return read_net(source, phase=phase, state=state, dialect=dialect)
 
     def find(self, name: str) -> Path:
-        """A file that the solver names: from the working directory as Caffe takes it, or beside the solver's own file."""
+        """A file that the solver names: from the working directory as Caffe takes it, or beside the solver's file."""
         beside = Path(self.path).parent / name
         for path in (Path(name), beside):
             if path.exists():
@@ -188,7 +192,11 @@ class Solver:
         param, start = self.param, self.iter
         self._losses, self._smoothed, self._timed = [], 0.0, (time.monotonic(), self.iter)
         while self.iter < start + iterations and not self.stopped:
-            if param.test_interval and self.iter % param.test_interval == 0 and (self.iter or param.test_initialization):
+            if (
+                param.test_interval
+                and self.iter % param.test_interval == 0
+                and (self.iter or param.test_initialization)
+            ):
                 self.test_all()
                 if self.stopped:
                     return
@@ -334,5 +342,3 @@ def _learned(net: Net) -> Iterator[Learned]:
             frozen = not isinstance(blob, nn.Parameter)
             lr = 0.0 if frozen else spec.lr_mult if spec else 1.0
             yield Learned(f"{layer.name}.{name}", blob, lr, spec.decay_mult if spec else 1.0)
-
-

@@ -1,7 +1,7 @@
 """What an iteration does to the parameters, as functions over lists of tensors.
 
-Every rule turns gradients into steps: it rewrites ``grads`` to what is subtracted from the parameters, and moves the history
-on. All parameters are done at once (torch's _foreach), in Caffe's order of operations.
+Every rule turns gradients into steps: it rewrites ``grads`` to what is subtracted from the parameters, and moves the
+history on. All parameters are done at once (torch's _foreach), in Caffe's order of operations.
 
 Source: sgd_solver.cpp and its siblings under solvers/ (bvlc), solver.cpp (noh).
 """

@@ -1,0 +1,146 @@
+"""What pycaffe keeps for the whole process: the device, the log, who solves.
+
+Source: common.cpp (both programs), python/caffe/_caffe.cpp.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+
+import torch
+
+from caffe_port.errors import CaffeError
+
+__all__ = [
+    "NCCL",
+    "Timer",
+    "device",
+    "has_nccl",
+    "init_log",
+    "log",
+    "set_device",
+    "set_mode_cpu",
+    "set_mode_gpu",
+    "set_multiprocess",
+    "set_solver_count",
+    "set_solver_rank",
+    "solver_count",
+    "solver_rank",
+]
+
+_LOG_LEVEL = "GLOG_minloglevel"
+
+
+class _State:
+    gpu, index, warned, rank = False, 0, False, 0
+
+
+def device() -> torch.device:
+    """Where nets built from now on live."""
+    return torch.device("cuda", _State.index) if _State.gpu else torch.device("cpu")
+
+
+def set_mode_cpu() -> None:
+    """Nets built from now on live on the CPU."""
+    _State.gpu = False
+
+
+def set_mode_gpu() -> None:
+    """Nets built from now on live on the GPU, if torch has one; if not, on the CPU, with one warning."""
+    _State.gpu = torch.cuda.is_available()
+    if not _State.gpu and not _State.warned:
+        _State.warned = True
+        warnings.warn("set_mode_gpu: torch finds no GPU here; everything runs on the CPU", stacklevel=2)
+
+
+def set_device(device_id: int) -> None:
+    """The GPU that ``set_mode_gpu`` means.
+
+    Raises:
+        CaffeError: torch has GPUs, but not this one.
+    """
+    found = torch.cuda.device_count()
+    if found and not 0 <= device_id < found:
+        raise CaffeError("set_device", f"GPU {device_id}", expected=f"0 to {found - 1}")
+    _State.index = device_id
+
+
+def init_log(level: int = 0, stderr: bool = True) -> None:
+    """Say only what is of ``level`` or above: 0 everything, 1 warnings, 2 errors. The log is on stderr in any case."""
+    os.environ[_LOG_LEVEL] = str(int(level))
+
+
+def log(message: str) -> None:
+    """A line in the log, at level 0."""
+    if int(os.environ.get(_LOG_LEVEL) or 0) < 1:
+        print(message, file=sys.stderr)
+
+
+class Timer:
+    """Milliseconds between ``start`` and ``stop``; a GPU's work is waited for."""
+
+    def __init__(self) -> None:
+        self._start = self._stop = 0.0
+
+    def start(self) -> None:
+        self._start = self._now()
+
+    def stop(self) -> None:
+        self._stop = self._now()
+
+    @property
+    def ms(self) -> float:
+        return 1000 * (self._stop - self._start)
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+# -- several solvers ---------------------------------------------------------------------------------------------------
+
+
+def solver_count() -> int:
+    """How many solvers train together; here one."""
+    return 1
+
+
+def set_solver_count(count: int) -> None:
+    """Say how many solvers train together.
+
+    Raises:
+        CaffeError: more than one.
+    """
+    if count != 1:
+        raise CaffeError("set_solver_count", f"{count} solvers", expected="1", remedy="raise iter_size instead")
+
+
+def solver_rank() -> int:
+    """Which of the solvers this is."""
+    return _State.rank
+
+
+def set_solver_rank(rank: int) -> None:
+    """Say which of the solvers this is."""
+    _State.rank = rank
+
+
+def set_multiprocess(multiprocess: bool) -> None:
+    """Say whether solvers are processes, which makes no difference to one solver."""
+
+
+def has_nccl() -> bool:
+    """Whether there is NCCL: no."""
+    return False
+
+
+class NCCL:
+    """The name is here; what it stands for is not."""
+
+    def __init__(self, *_: object) -> None:
+        raise CaffeError("NCCL", "training on several GPUs", expected="one", remedy="raise iter_size instead")

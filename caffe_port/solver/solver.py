@@ -251,7 +251,7 @@ class Solver:
             self.log.rate(self.iter, rate)
         moving = [i for i, p in enumerate(self.learned) if p.parameter.requires_grad and p.parameter.grad is not None]
         weights = [self.learned[i].parameter for i in moving]
-        grads = [w.grad for w in weights]
+        grads = [grad for w in weights if (grad := w.grad) is not None]
         clipped = update.clip(param, grads)
         if clipped:
             self.log.clipped(*clipped, param.clip_gradients)

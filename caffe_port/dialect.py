@@ -75,6 +75,10 @@ class Dialect:
     decodes_in_color: bool
     """An encoded Datum is decoded in colour, whatever it holds (noh: data_layer.cpp); otherwise as it is."""
 
+    test_nets_crop_at_random: bool
+    """A solver's test nets crop at random, as in training: a data layer keeps the phase that the program is in when the
+    layer is made (noh: data_transformer.cpp). Otherwise they crop the middle."""
+
     decay_before_iter_size: bool
     """The solver decays the summed gradient and divides by iter_size afterwards, in SGD only (noh: solver.cpp)."""
 
@@ -106,6 +110,7 @@ BVLC = Dialect(
     data_seeded_each_batch=False,
     data_skips_at_random=False,
     decodes_in_color=False,
+    test_nets_crop_at_random=False,
     decay_before_iter_size=False,
     smooths_last_loss=True,
     logs_speed=True,
@@ -129,6 +134,7 @@ NOH = Dialect(
     data_seeded_each_batch=True,
     data_skips_at_random=True,
     decodes_in_color=True,
+    test_nets_crop_at_random=True,
     decay_before_iter_size=True,
     smooths_last_loss=False,
     logs_speed=False,

@@ -138,7 +138,12 @@ class Solver:
     def _definition(self, source: Any, phase: int, state: Any, dialect: str | Dialect | None) -> Definition:
         if isinstance(source, str):
             source = self.find(source)
-        return read_net(source, phase=phase, state=state, dialect=dialect)
+        definition = read_net(source, phase=phase, state=state, dialect=dialect)
+        if phase == TEST and definition.dialect.test_nets_crop_at_random:
+            for layer in definition.net.layer:
+                if not layer.bottom:
+                    layer.phase = TRAIN
+        return definition
 
     def find(self, name: str) -> Path:
         """A file that the solver names: from the working directory as Caffe takes it, or beside the solver's file."""

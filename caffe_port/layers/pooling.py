@@ -181,15 +181,19 @@ class SPP(Layer):
         return pooled[0] if self.height == 1 else torch.cat([y.flatten(1) for y in pooled], 1)
 
 
-class _PlaceLast(torch.autograd.Function):
-    """out[index] = value by assignment (the last in raster order wins); backward reads diff[index], without a sum.
+class _Place(torch.autograd.Function):
+    """out[switch] = value by assignment; backward reads diff[switch], without a sum.
 
-    Which writer comes last is worked out beforehand: a scatter with equal indices answers that anyhow.
+    If two values can have one switch (not ``unique``) the last in raster order wins. Which that is is worked out
+    beforehand: a scatter with equal indices answers it anyhow. What is kept for backward is the switches as they came.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(index)
+    def forward(ctx: Any, x: Tensor, switches: Tensor, size: tuple[int, int], unique: bool) -> Tensor:
+        ctx.save_for_backward(switches)
+        index = switches.to(torch.int64)
+        if unique:
+            return torch.ops.aten.max_unpool2d(x, index, size)
         flat, index = x.flatten(2), index.flatten(2)
         order = torch.arange(1, flat.shape[2] + 1, device=x.device).expand_as(index)
         last = torch.zeros((*x.shape[:2], size[0] * size[1]), dtype=torch.int64, device=x.device)
@@ -199,8 +203,9 @@ class _PlaceLast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (index,) = ctx.saved_tensors
-        return grad.flatten(2).gather(2, index.flatten(2)).view(index.shape), None, None
+        (switches,) = ctx.saved_tensors
+        index = switches.to(torch.int64).flatten(2)
+        return grad.flatten(2).gather(2, index).view(switches.shape), None, None, None
 
 
 class _DividedGradient(torch.autograd.Function):
@@ -259,13 +264,12 @@ class Unpooling(Layer):
                 (torch.arange(n, device=x.device) * s).clamp(max=m - 1)
                 for n, s, m in zip(x.shape[2:], self.stride, self.size, strict=True)
             )
-            index = (rows[:, None] * self.size[1] + columns).expand_as(x)
+            switches = (rows[:, None] * self.size[1] + columns).expand_as(x)
             unique = all((n - 1) * s < m for n, s, m in zip(x.shape[2:], self.stride, self.size, strict=True))
         else:
-            index = switches.to(torch.int64)
             unique = all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
         try:
-            return torch.ops.aten.max_unpool2d(x, index, self.size) if unique else _PlaceLast.apply(x, index, self.size)
+            return _Place.apply(x, switches, self.size, unique)
         except RuntimeError as e:
             if "out of bounds" not in str(e) and "invalid max index" not in str(e):
                 raise

@@ -106,18 +106,22 @@ class ArgMax(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         (shape,) = self.reshape(tuple(x.shape))
-        along = 1 if self.over is None else self.over
-        backwards = (x.flatten(1) if self.over is None else x).flip(along)
-        if self.top_k == 1:
-            value, place = backwards.max(along, keepdim=True)
-        else:
-            value, place = (
-                t.narrow(along, 0, self.top_k) for t in backwards.sort(dim=along, descending=True, stable=True)
-            )
-        place = (backwards.shape[along] - 1 - place).to(x.dtype)
+        value, place = self.ranked(x.flatten(1) if self.over is None else x, 1 if self.over is None else self.over)
         if self.over is not None:
             return value if self.out_max_val else place
         return (torch.stack((place, value), 1) if self.out_max_val else place).view(shape)
+
+    def ranked(self, x: Tensor, along: int) -> tuple[Tensor, Tensor]:
+        """The largest numbers and their places; among equal ones the last comes first, as it does first from behind."""
+        backwards, n = x.flip(along), x.shape[along]
+        if self.top_k == 1:
+            value, place = backwards.max(along, keepdim=True)
+        else:
+            value, place = backwards.topk(min(self.top_k + 1, n), along)
+            if (value.diff(dim=along) == 0).any():
+                value, place = backwards.sort(dim=along, descending=True, stable=True)
+            value, place = value.narrow(along, 0, self.top_k), place.narrow(along, 0, self.top_k)
+        return value, (n - 1 - place).to(x.dtype)
 
 
 class _PixelAccuracy(Layer):

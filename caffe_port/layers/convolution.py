@@ -232,6 +232,8 @@ class Im2col(Layer):
     def forward(self, x: Tensor) -> Tensor:
         (shape,) = self.reshape(tuple(x.shape))
         c, axes = self.channel_axis, len(self.kernel)
+        if axes == 2:  # for these torch has it ready
+            return F.unfold(x.reshape(-1, *x.shape[c:]), self.kernel, self.dilation, self.pad, self.stride).view(shape)
         windows = F.pad(x, [side for p in reversed(self.pad) for side in (p, p)])
         for i, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
             windows = windows.unfold(c + 1 + i, (k - 1) * d + 1, s)[..., ::d]

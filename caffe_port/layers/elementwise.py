@@ -27,6 +27,21 @@ class _UnstableProduct(torch.autograd.Function):
         return tuple(top / b * grad for b in bottoms)
 
 
+class _Larger(torch.autograd.Function):
+    """The larger of two, each with its own place's gradient; of equal ones the second has it all."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(first, second)
+        return torch.maximum(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = ctx.saved_tensors
+        from_first = grad * (first > second)
+        return from_first, grad - from_first
+
+
 @layer("Eltwise", param="eltwise_param")
 class Eltwise(Layer):
     """PROD, SUM (with ``coeff``) or MAX of equally shaped bottoms.
@@ -58,8 +73,7 @@ class Eltwise(Layer):
                 return reduce(torch.add, bottoms)
             return reduce(torch.add, (b if c == 1 else b * c for b, c in zip(bottoms, self.coeff, strict=True)))
         first, second, *others = bottoms
-        top = torch.where(first > second, first, second)
-        return reduce(lambda top, b: torch.where(b > top, b, top), others, top)
+        return reduce(lambda top, b: _Larger.apply(b, top), others, _Larger.apply(first, second))
 
     def coord_map(self) -> CoordMap:
         return identity_map()

@@ -5,7 +5,6 @@ Source: bn_layer.cpp (noh), batch_norm_layer.cpp, mvn_layer.cpp, lrn_layer.cpp.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -16,9 +15,22 @@ from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, identity_map
 
 
-def by_batch(x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-    """Each channel less its mean, by its standard deviation: F.batch_norm, but a channel of one number is well, too."""
-    return torch.batch_norm(x, scale, shift, None, None, True, 0, eps, torch.backends.cudnn.enabled)
+def by_batch(
+    x: Tensor,
+    eps: float,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    mean: Tensor | None = None,
+    variance: Tensor | None = None,
+) -> Tensor:
+    """Each channel less its mean, by its standard deviation; then times ``scale``, plus ``shift``.
+
+    Unlike F.batch_norm it takes a channel of one number, too. The batch's statistics, the variance unbiased, are
+    written to ``mean`` and ``variance``.
+    """
+    x = x.contiguous()  # channels-last, torch's sums over 10^5 pixels are off by 1e-4
+    return torch.batch_norm(x, scale, shift, mean, variance, True, 1, eps, torch.backends.cudnn.enabled)
 
 
 @layer("BN", param="bn_param", dialects=("noh",))
@@ -54,12 +66,11 @@ class BN(Layer):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         if not self.learn:
             return torch.addcmul(self.shift, x, self.scale)
-        x = x.contiguous()  # channels-last, torch's sums over 10^5 pixels are off by 1e-4
-        y = by_batch(x, self.scale.flatten(), self.shift.flatten(), self.eps)
+        y = by_batch(x, self.eps, scale=self.scale.flatten(), shift=self.shift.flatten())
         if self.n_tops == 1:
             return y
         with torch.no_grad():
-            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+            variance, mean = torch.var_mean(x.contiguous(), (0, 2, 3), correction=0, keepdim=True)
         return (y, mean, variance)[: self.n_tops]
 
 
@@ -97,14 +108,13 @@ class BatchNorm(Layer):
         if self.uses_blobs():
             mean, variance = self.statistics()
             return F.batch_norm(x, mean, variance, eps=self.eps)
-        x = x.contiguous()
+        mean, variance = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        y = by_batch(x, self.eps, mean=mean, variance=variance)
         with torch.no_grad():
-            variance, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
-            m = prod(x.shape) // x.shape[1]
             self.scale_factor.mul_(self.fraction).add_(1)
             self.mean.mul_(self.fraction).add_(mean)
-            self.variance.mul_(self.fraction).add_(variance, alpha=m / (m - 1) if m > 1 else 1)
-        return by_batch(x, None, None, self.eps)
+            self.variance.mul_(self.fraction).add_(variance if x.numel() > x.shape[1] else 0)
+        return y
 
     @property
     def keeps_state(self) -> bool:
@@ -135,17 +145,18 @@ class _Standardized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        centred = x - x.mean(1, keepdim=True)
-        scale = (centred * centred).mean(1, keepdim=True).sqrt() + eps
-        y = centred / scale
-        ctx.save_for_backward(y, scale)
-        return y
+        mean = x.mean(1, keepdim=True)
+        centred = x - mean
+        factor = 1 / ((centred * centred).mean(1, keepdim=True).sqrt() + eps)
+        ctx.save_for_backward(x, mean, factor)
+        return centred.mul_(factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        y, scale = ctx.saved_tensors
-        along_y = y * (y * grad).mean(1, keepdim=True)
-        return (grad - grad.mean(1, keepdim=True) - along_y) / scale, None
+        x, mean, factor = ctx.saved_tensors
+        wanted = (True, False, False)
+        backward = torch.ops.aten.native_layer_norm_backward
+        return backward(grad.contiguous(), x, x.shape[1:], mean, factor, None, None, wanted)[0], None
 
 
 class _Centred(torch.autograd.Function):

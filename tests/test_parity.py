@@ -290,7 +290,7 @@ WRONG_REFERENCES: list[tuple[str, Arrays, str]] = [
     (
         "blob",
         broken(out__pol=ONE),
-        "expected a blob of the net, found out/pol; is it this net's reference? (near: pool)",
+        "expected a blob of the net, found out/pol; is it this net's reference? (near: pool, unpool)",
     ),
     ("input", broken(in__pool=ONE), "expected an input of the net, found in/pool"),
     ("no input", broken(in__data=None), "expected a value for each input of the net, found no in/data"),

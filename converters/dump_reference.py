@@ -13,14 +13,15 @@ Then, where caffe_port is:
 The keys of the file: in/BLOB what was put in; out/BLOB every blob after one forward pass, of a large one instead
 sample/BLOB (4096 of its values) and moments/BLOB (mean, deviation, least, largest); switch/BLOB the switches of a 2x2
 pooling of stride 2, as 2 * dy + dx inside each window; after/LAYER/I a parameter that the forward pass changed. With
---backward also seed/BLOB, the diff that outputs were given, diff/BLOB of the inputs and pdiff/LAYER/I of the
-parameters. With --params also param/LAYER/I, so that no weight file is needed beside it.
+--backward also seed/BLOB, the diff that outputs were given, pdiff/LAYER/I of the parameters, and if the definition says
+force_backward diff/BLOB of the inputs. With --params also param/LAYER/I, so that no weight file is needed beside it.
 """
 
 from __future__ import print_function
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 
@@ -181,7 +182,13 @@ def forward(net, record, whole, keep_params):
             record["after/" + key] = blob.data.copy()
 
 
-def backward(net, record, seed):
+def forces_backward(prototxt):
+    """Whether the definition asks for the diffs of its inputs; without, Caffe leaves other things there."""
+    with open(prototxt) as file:
+        return re.search(r"^[^#\n]*\bforce_backward\s*:\s*(true|t|1)\b", file.read(), re.M | re.I) is not None
+
+
+def backward(net, record, seed, inputs):
     """One backward pass from the losses, and random diffs of the other outputs; returns what is too large to keep."""
     random = np.random.RandomState(seed + 1)
     for name in net.outputs:
@@ -192,11 +199,11 @@ def backward(net, record, seed):
     for _, blob in parameters(net):
         blob.diff[...] = 0
     net.backward()
-    diffs = [("diff/" + name, net.blobs[name]) for name in net.inputs]
+    diffs = [("diff/" + name, net.blobs[name]) for name in inputs]
     diffs += [("pdiff/" + key, blob) for key, blob in parameters(net)]
     record.update((key, blob.diff.copy()) for key, blob in diffs if blob.diff.size <= LARGEST_DIFF)
     if not any(blob.diff.any() for _, blob in diffs):
-        raise InputError("backward changed nothing: the net has no loss; add `force_backward: true` to the prototxt")
+        raise InputError("backward changed nothing: add `force_backward: true` to the prototxt (or give it weights)")
     return [key for key, blob in diffs if blob.diff.size > LARGEST_DIFF]
 
 
@@ -242,7 +249,8 @@ def run(arguments):
     record = {"in/" + name: value for name, value in fill_inputs(net, arrays, arguments.seed).items()}
     forward(net, record, arguments.whole, arguments.params)
     if arguments.backward:
-        for key in backward(net, record, arguments.seed):
+        inputs = net.inputs if forces_backward(arguments.prototxt) else []
+        for key in backward(net, record, arguments.seed, inputs):
             print("note: %s has more than %d values and was left out" % (key, LARGEST_DIFF))
     write(output, record)
     print("wrote %s: %d arrays, %d bytes" % (output, len(record), os.path.getsize(output)))

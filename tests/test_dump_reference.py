@@ -215,7 +215,7 @@ def test_one_file_that_needs_numpy_and_pycaffe_only() -> None:
     tree = ast.parse(SCRIPT.read_text(encoding="utf-8"))
     names = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names == {"__future__", "argparse", "os", "sys", "tempfile", "numpy", "caffe"}
+    assert names == {"__future__", "argparse", "os", "re", "sys", "tempfile", "numpy", "caffe"}
 
 
 def test_syntax_of_python_2() -> None:
@@ -254,7 +254,7 @@ WRONG = [
     (["net.prototxt", "--input", "data=there.npz"], "there.npz: expected one array of numbers"),
     (["net.prototxt", "--input", "dat=flat.npy"], "no input dat; this net's are: data"),
     (["net.prototxt", "--input", "data=flat.npy"], "input data: the array's shape is (3,), the net's (2, 3, 9, 11)"),
-    (["still.prototxt", "--backward"], "backward changed nothing: the net has no loss; add `force_backward: true`"),
+    (["still.prototxt", "--backward"], "backward changed nothing: add `force_backward: true` to the prototxt"),
 ]
 
 

@@ -163,7 +163,8 @@ def test_infogain_matrix_from_a_file(tmp_path: Path) -> None:
 
 
 def test_batch_norm_learns_nothing_but_keeps_count() -> None:
-    net = caffe_port.Net(inputs(x=(4, 3)) + one("BatchNorm"), phase="TRAIN")
+    fixed = "param { lr_mult: 0 decay_mult: 0 }"
+    net = caffe_port.Net(inputs(x=(4, 3)) + one("BatchNorm", f"{fixed} {fixed}"), phase="TRAIN")
     assert not list(net.parameters())
     x = torch.randn(4, 3)
     for _ in range(2):

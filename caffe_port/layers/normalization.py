@@ -89,7 +89,7 @@ class BatchNorm(Layer):
         self.fraction, self.eps = p.moving_average_fraction, p.eps
         self.use_global_stats: bool | None = p.use_global_stats if p.has("use_global_stats") else None
         for spec in self.fields.param:
-            if spec.lr_mult != 0:
+            if spec.message.lr_mult != 0:
                 raise self.error(
                     f"a param with lr_mult {spec.lr_mult}", expected="lr_mult: 0: nobody learns statistics"
                 )

@@ -33,12 +33,22 @@ class Dialect:
     """Draws scaled and shifted in single precision are rounded once (fused multiply-add), as the compiled bvlc did
     whose numbers the tests hold; the fork was built without (fillers, uniform and gaussian with an offset)."""
 
+    all_inputs_or_none: bool
+    """pycaffe's forward and backward want arrays for all inputs (outputs) if for any (bvlc: pycaffe.py)."""
+
     loss_guards_empty: bool
     """A loss normalised by its count of valid labels divides by at least 1 (bvlc: loss_layer.cpp)."""
 
     accuracy_by_item: bool
     """Accuracy compares an item's label with all numbers of the item, of equal ones the later the better (noh:
     accuracy_layer.cpp). Otherwise with the classes along an axis, where an equal score counts as a better one."""
+
+    relu_gives_mask: bool
+    """ReLU may have a second top, 1 where its bottom is above 0 and 0 elsewhere (noh: relu_layer.cpp)."""
+
+    sigmoid_loss_by_batch: bool
+    """SigmoidCrossEntropyLoss knows no loss_param and divides by the batch's size (noh:
+    sigmoid_cross_entropy_loss_layer.cpp)."""
 
     contrastive_legacy: bool
     """ContrastiveLoss always takes margin - d^2 for pairs that differ, which bvlc calls its legacy version (noh:
@@ -98,8 +108,11 @@ BVLC = Dialect(
     inputs_are_layers=True,
     crop_aligns=False,
     fused_draws=True,
+    all_inputs_or_none=True,
     loss_guards_empty=True,
     accuracy_by_item=False,
+    relu_gives_mask=False,
+    sigmoid_loss_by_batch=False,
     contrastive_legacy=False,
     infogain_takes_probabilities=False,
     axes_by_dim=False,
@@ -122,8 +135,11 @@ NOH = Dialect(
     inputs_are_layers=False,
     crop_aligns=True,
     fused_draws=False,
+    all_inputs_or_none=False,
     loss_guards_empty=False,
     accuracy_by_item=True,
+    relu_gives_mask=True,
+    sigmoid_loss_by_batch=True,
     contrastive_legacy=True,
     infogain_takes_probabilities=True,
     axes_by_dim=True,

@@ -22,7 +22,9 @@ from caffe_port.errors import CaffeError, DefinitionError, WeightsError
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Shape
+from caffe_port.layers.blobs import legacy
 from caffe_port.layers.geometry import compose, identity_map, inverse
+from caffe_port.layers.python import Python, python_layers_allowed
 from caffe_port.loading import Account, load
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
@@ -46,6 +48,8 @@ class Net(nn.Module):
         dialect: "bvlc", "noh", or None to tell from the definition.
         level, stages: the state that ``include`` and ``exclude`` rules ask for.
         proto: a fork's own caffe.proto whose fields are to be known too.
+        allow_python: let layers of type Python run the code that they name; None asks
+            :func:`caffe_port.layers.python.python_layers_allowed`.
 
     Raises:
         CaffeError: any fault of the definition or the weights, see :mod:`caffe_port.errors`.
@@ -61,6 +65,7 @@ class Net(nn.Module):
         level: int = 0,
         stages: Iterable[str] = (),
         proto: str | Path | None = None,
+        allow_python: bool | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(source, Definition):
@@ -76,6 +81,7 @@ class Net(nn.Module):
         self.ignored: list[str] = []
         """Parameter blocks of other layer types, which Caffe ignores and so do we."""
         self.shapes: dict[str, Shape] = {}
+        self._allows_python = python_layers_allowed() if allow_python is None else allow_python
         for node in self.graph.nodes:
             self._build(node)
             if fill:
@@ -114,6 +120,8 @@ class Net(nn.Module):
             )
         # A layer without a phase of its own has the net's (net.cpp, Init).
         layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
+        if isinstance(layer, Python):
+            layer.allowed = self._allows_python
         bottoms = [self.shapes[b] for b in node.bottoms]
         layer.train(self.phase == "TRAIN").setup(*bottoms)
         self.ignored += [f"{node.where}: {path} of layer {node.name} ({node.type})" for path in layer.check_fields()]
@@ -197,7 +205,8 @@ class Net(nn.Module):
         for name in layer.blob_names if names is None else names:
             blob = getattr(layer, name)
             if layer.fillers[name] is None:
-                blob.data.zero_()
+                if name not in layer.filled:
+                    blob.data.zero_()
             else:
                 blob.data.copy_(self._drawn(layer, name).view(blob.shape))
         for name in layer.drawn_again if names is None else ():
@@ -262,7 +271,7 @@ class Net(nn.Module):
             for name, blob in zip(layer.blob_names, source.caffe_blobs, strict=True):
                 setattr(layer, name, blob)
 
-    def save(self, path: str | Path, *, diffs: bool = False, durable: bool = False) -> None:
+    def save(self, path: str | Path, *, diffs: bool = False, durable: bool = False, hdf5: bool | None = None) -> None:
         """Write the parameters as a file that real Caffe loads: HDF5 if the name ends in .h5, else a .caffemodel.
 
         The form is the definition's: ``layers`` with legacy dims where the prototxt says ``layers``, as the fork reads.
@@ -270,8 +279,11 @@ class Net(nn.Module):
 
         Args:
             diffs: keep the parameters' diffs, too. durable: return when the disk has it.
+            hdf5: the form, whatever the name.
         """
-        hdf5, seen = str(path).endswith(".h5"), set()
+        seen = set()
+        if hdf5 is None:
+            hdf5 = str(path).endswith(".h5")
 
         def array(blob: Tensor) -> np.ndarray | None:
             if hdf5 and id(blob) in seen:
@@ -393,9 +405,3 @@ def _register(net: nn.Module, key: str, layer: Layer) -> None:
     if last in net._modules:
         layer._modules.update(net._modules[last]._modules)  # type: ignore[union-attr]
     net._modules[last] = layer
-
-
-def legacy(shape: Iterable[int]) -> Shape:
-    """A parameter's four-axis shape: ones in front (blob.hpp)."""
-    shape = tuple(shape)
-    return (*(1,) * (4 - len(shape)), *shape)

@@ -1,4 +1,10 @@
-"""The layers, a module for each family; importing this registers them all."""
+"""The layers, a module for each family; importing this registers them all.
+
+pycaffe has this name, too, and means something else by it: ``from caffe_port import layers as L`` gives the functions
+of :mod:`caffe_port.schema.net_spec`, such as ``L.Convolution(bottom, num_output=8)``.
+"""
+
+from typing import Any
 
 from caffe_port.layers import (  # noqa: F401
     accuracy,
@@ -16,11 +22,20 @@ from caffe_port.layers import (  # noqa: F401
     neuron,
     normalization,
     pooling,
+    python,
     recurrent,
     reduction,
     shape,
     source,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer
+from caffe_port.schema import net_spec
 
 __all__ = ["REGISTRY", "Layer", "create", "layer"]
+
+
+def __getattr__(name: str) -> Any:
+    """A type's name, which is capitalised, is pycaffe's function."""
+    if not name[0].isupper():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(net_spec.layers, name)

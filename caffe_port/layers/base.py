@@ -22,6 +22,7 @@ from torch import nn
 
 from caffe_port.dialect import Dialect
 from caffe_port.errors import DefinitionError, LayerError, ShapeError, nearest
+from caffe_port.layers.blobs import BlobVec, Copies
 from caffe_port.layers.fields import Fields
 
 __all__ = ["REGISTRY", "Layer", "Shape", "create", "layer"]
@@ -87,6 +88,10 @@ class Layer(nn.Module):
         """Blobs that are another layer's."""
         self.drawn_again: list[str] = []
         """Blobs that Caffe draws again, and drops, when it has filled the layer (a recurrent layer's, once a step)."""
+        self.filled: set[str] = set()
+        """Blobs that got their numbers when they were made."""
+        self.copies = Copies()
+        """Arrays over copies of parameters that lie on another device."""
         self.lent: dict[str, weakref.ref[Any]] = {}
         """Arrays over parameters that were handed out and may be written to behind our back."""
         self.aliases: dict[str, nn.Parameter] = {}
@@ -186,6 +191,11 @@ class Layer(nn.Module):
     def caffe_blobs(self) -> list[torch.Tensor]:
         """The parameter blobs in Caffe's order."""
         return [getattr(self, n) for n in self.blob_names]
+
+    @property
+    def blobs(self) -> BlobVec:
+        """The parameter blobs as arrays that may be written to, as pycaffe shows them."""
+        return BlobVec(self)
 
     def check_fields(self) -> list[str]:
         """Other layer types' blocks, which Caffe ignores here; raises for a set field that nobody read."""

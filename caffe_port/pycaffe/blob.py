@@ -1,23 +1,19 @@
-"""Blobs: numpy's view of what the net's tensors hold.
+"""Blobs of a net: numpy's view of what its tensors hold.
 
 Source: blob.cpp, python/caffe/_caffe.cpp (both programs).
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from math import prod
 
 import numpy as np
 from torch import Tensor
 
-from caffe_port.dialect import Dialect
-from caffe_port.errors import ShapeError
-from caffe_port.layers.base import Layer, Shape
-from caffe_port.net import legacy
+from caffe_port.layers.base import Shape
+from caffe_port.layers.blobs import Copies, Shaped
 
-__all__ = ["Blob", "BlobStore", "Parameter"]
+__all__ = ["Blob", "BlobStore"]
 
 
 class BlobStore(dict[str, Tensor]):
@@ -30,9 +26,9 @@ class BlobStore(dict[str, Tensor]):
 
     def __init__(self, shapes: dict[str, Shape], like: Callable[[], Tensor]) -> None:
         super().__init__()
-        self.shapes, self._like = shapes, like
-        self._host: dict[str, Tensor] = {}
-        """Copies in host memory of tensors on another device, handed out as arrays since the last run."""
+        self.shapes, self._like, self._copies = shapes, like, Copies()
+        self.reshaped = False
+        """Whether the user has given a blob another shape since the last run."""
 
     def __missing__(self, name: str) -> Tensor:
         self[name] = self._like().new_zeros(self.shapes[name])
@@ -47,68 +43,25 @@ class BlobStore(dict[str, Tensor]):
     def _moved(self, name: str) -> Tensor:
         tensor, like = self[name], self._like()
         if tensor.device != like.device or tensor.dtype != like.dtype:
+            self._copies.flush()
             tensor = self[name] = tensor.to(like)
         return tensor
 
     def array(self, name: str) -> np.ndarray:
         """The tensor as a C-contiguous array over its memory; over a copy of it if that is on another device."""
         tensor = self.fitting(name)
-        if tensor.device.type != "cpu":
-            if name not in self._host:
-                self._host[name] = tensor.cpu().contiguous()
-            return self._host[name].numpy()
         if not tensor.is_contiguous():
             tensor = self[name] = tensor.contiguous()
-        return tensor.numpy()
+        return self._copies.array(name, tensor)
 
     def sync(self) -> None:
         """Take over what was written to arrays over copies, and follow the net to its device; call it before a run."""
-        for name, copy in self._host.items():
-            self[name].copy_(copy)
-        self._host.clear()
+        self._copies.flush()
         for name in self:
             self._moved(name)
 
 
-class _Shaped:
-    """What shape-like questions pycaffe answers about blobs."""
-
-    @property
-    def data(self) -> np.ndarray:
-        raise NotImplementedError
-
-    @property
-    def shape(self) -> Shape:
-        return tuple(self.data.shape)
-
-    @property
-    def count(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def num(self) -> int:
-        return self._legacy(0)
-
-    @property
-    def channels(self) -> int:
-        return self._legacy(1)
-
-    @property
-    def height(self) -> int:
-        return self._legacy(2)
-
-    @property
-    def width(self) -> int:
-        return self._legacy(3)
-
-    def _legacy(self, axis: int) -> int:
-        """A blob of up to four axes seen as four, ones behind (blob.hpp, LegacyShape)."""
-        if len(self.shape) > 4:
-            raise ShapeError("blob", f"{len(self.shape)} axes", expected="4 or fewer for num, channels, height, width")
-        return self.shape[axis] if axis < len(self.shape) else 1
-
-
-class Blob(_Shaped):
+class Blob(Shaped):
     """A blob of the net: ``data`` and ``diff`` are arrays over its memory; what is written there is used."""
 
     def __init__(self, data: BlobStore, diff: BlobStore, name: str) -> None:
@@ -129,31 +82,5 @@ class Blob(_Shaped):
     def reshape(self, *shape: int) -> None:
         """Give the blob another shape; ``net.reshape()`` or the next forward brings the others after it."""
         self._data.shapes[self.name] = tuple(int(n) for n in shape)
+        self._data.reshaped = True
         self._data.fitting(self.name)
-
-
-class Parameter(_Shaped):
-    """A parameter blob of a layer. Its shape is the dialect's: always four axes in noh."""
-
-    def __init__(self, layer: Layer, index: int, dialect: Dialect) -> None:
-        self._layer, self._name, self._legacy_shape = layer, layer.blob_names[index], dialect.legacy_shapes
-
-    @property
-    def tensor(self) -> Tensor:
-        """The parameter itself."""
-        return getattr(self._layer, self._name)
-
-    def _seen(self, tensor: Tensor) -> np.ndarray:
-        array = tensor.detach().cpu().numpy()
-        return array.reshape(legacy(array.shape)) if self._legacy_shape else array
-
-    @property
-    def data(self) -> np.ndarray:
-        array = self._seen(self.tensor)
-        # Views of views keep their root alive, not one another.
-        self._layer.lent[self._name] = weakref.ref(array.base if isinstance(array.base, np.ndarray) else array)
-        return array
-
-    @property
-    def diff(self) -> np.ndarray:
-        return self._seen(self._layer.diff(self._name))

@@ -6,21 +6,26 @@ Source: net.cpp, python/caffe/_caffe.cpp, python/caffe/pycaffe.py (both programs
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from caffe_port import net as core
 from caffe_port.dialect import Dialect
-from caffe_port.errors import CaffeError, ShapeError, nearest
-from caffe_port.graph import Node
+from caffe_port.errors import CaffeError, ShapeError, WeightsError, nearest
 from caffe_port.layers.base import Layer
+from caffe_port.layers.blobs import BlobVec
+from caffe_port.layers.data_arrays import MemoryData
+from caffe_port.layers.python import Python, PythonLayer
 from caffe_port.loading import Account
-from caffe_port.pycaffe.blob import Blob, BlobStore, Parameter
+from caffe_port.pycaffe import mode
+from caffe_port.pycaffe.batching import Batching
+from caffe_port.pycaffe.blob import Blob
+from caffe_port.pycaffe.older import Older
+from caffe_port.pycaffe.passes import Passes
 from caffe_port.schema.messages import TEST, TRAIN
 
 __all__ = ["Blob", "Net"]
@@ -28,15 +33,17 @@ __all__ = ["Blob", "Net"]
 _PHASES = {TRAIN: "TRAIN", TEST: "TEST", "TRAIN": "TRAIN", "TEST": "TEST"}
 
 
-class Net(core.Net):
+class Net(Passes, Batching, Older, core.Net):
     """A net as pycaffe shows it, and an ``nn.Module`` beside.
 
-    ``Net(prototxt, phase)``, ``Net(prototxt, weights, phase)`` and ``Net(prototxt, phase, weights=...)`` all work;
-    without a phase it is TEST. Tensors in, tensors out: ``net(data=tensor)`` is the module of
+    ``Net(prototxt, phase, level, stages, weights)``, ``Net(prototxt, weights, phase)`` and ``Net(prototxt, weights)``
+    all work; without a phase it is TEST. Tensors in, tensors out: ``net(data=tensor)`` is the module of
     :class:`caffe_port.net.Net`. Arrays or nothing in, arrays out: ``net.forward()`` runs on the blobs.
 
     Every blob has ``data`` and ``diff``, views that may be written to. Of an in-place blob, data is the last version
     and diff, after backward, the first version's, as in Caffe, where all versions share their memory.
+
+    The net lives where :func:`caffe_port.pycaffe.mode.device` says when it is built, and moves by ``net.to(device)``.
 
     Raises:
         CaffeError: any fault of the definition or the weights.
@@ -46,49 +53,33 @@ class Net(core.Net):
         self,
         source: Any,
         *args: Any,
-        weights: str | Path | Iterable[str | Path] | None = None,
-        phase: int | str | None = None,
-        level: int = 0,
-        stages: Iterable[str] = (),
         dialect: str | Dialect | None = None,
         proto: str | Path | None = None,
+        allow_python: bool | None = None,
+        **named: Any,
     ) -> None:
-        for arg in args:
-            if arg in _PHASES and phase is None:
-                phase = arg
-            elif isinstance(arg, (str, Path)) and weights is None:
-                weights = arg
-            else:
-                raise CaffeError("Net", f"argument {arg!r}", expected="prototxt, weights, TRAIN or TEST")
+        given = _arguments(args, named)
+        phase = given.get("phase", TEST)
+        if not isinstance(phase, (int, str)) or phase not in _PHASES:
+            raise CaffeError("Net", f"phase {phase!r}", expected="TRAIN or TEST")
         super().__init__(
             source,
-            weights,
-            _PHASES[TEST if phase is None else phase],
+            given.get("weights"),
+            _PHASES[phase],
             dialect=dialect,
-            level=level,
-            stages=stages,
+            level=given.get("level", 0),
+            stages=given.get("stages", ()),
             proto=proto,
+            allow_python=allow_python,
         )
-        self._data, self._diff = BlobStore(self.shapes, self._like), BlobStore(self.shapes, self._like)
-        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
-        self._tape: dict[int, tuple[list[Tensor], tuple[Tensor, ...]]] = {}
-        self._records = self.training or not self._repeats()
-        shown = [b for b in self.graph.blobs if not b.startswith("(automatic")]
-        self.blobs: OrderedDict[str, Blob] = OrderedDict((b, Blob(self._data, self._diff, b)) for b in shown)
-        self.params: OrderedDict[str, list[Parameter]] = OrderedDict(
-            (layer.name, [Parameter(layer, i, self.dialect) for i in range(len(layer.blob_names))])
-            for _, layer in self.nodes
-            if layer.blob_names
+        self.to(mode.device())
+        self._start_passes()
+        self.mean, self.input_scale, self.raw_scale, self.channel_swap = {}, {}, {}, {}
+        self.blobs: OrderedDict[str, Blob] = OrderedDict(zip(self._blob_names, self._blobs, strict=True))
+        self.params: OrderedDict[str, BlobVec] = OrderedDict(
+            (layer.name, layer.blobs) for _, layer in self.nodes if layer.blob_names
         )
-        for node, layer in self.nodes:
-            self._data.update(zip(node.tops, layer.initial_tops(), strict=False))
-        for top, weight in self.loss_weights.items():
-            if weight:
-                self._diff[top].fill_(weight)
-
-    def _like(self) -> Tensor:
-        """A tensor of the net's device and dtype."""
-        return next(self.parameters(), self.get_buffer("_anchor"))
+        self.register_state_dict_pre_hook(lambda *_: self.sync())
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -103,13 +94,59 @@ class Net(core.Net):
         return list(self.graph.outputs)
 
     @property
-    def layers(self) -> list[Layer]:
-        """The layers in running order, the inserted splits among them."""
-        return [layer for node, layer in self.nodes if node.shown]
+    def layers(self) -> list[Layer | PythonLayer]:
+        """The layers in running order, the inserted splits among them; of a layer in Python, the user's object."""
+        return [layer.user if isinstance(layer, Python) else layer for node, layer in self.nodes if node.shown]
+
+    @property
+    def layer_dict(self) -> OrderedDict[str, Layer | PythonLayer]:
+        """The layers by name."""
+        return OrderedDict(zip(self._layer_names, self.layers, strict=True))
+
+    @property
+    def top_names(self) -> OrderedDict[str, list[str]]:
+        """The names of each layer's tops."""
+        return OrderedDict((node.name, [_shown(top) for top in node.tops]) for node, _ in self.nodes if node.shown)
+
+    @property
+    def bottom_names(self) -> OrderedDict[str, list[str]]:
+        """The names of each layer's bottoms."""
+        return OrderedDict((node.name, list(node.bottoms)) for node, _ in self.nodes if node.shown)
+
+    @property
+    def blob_loss_weights(self) -> OrderedDict[str, float]:
+        """How much each blob counts as a loss."""
+        return OrderedDict(zip(self._blob_names, self._blob_loss_weights, strict=True))
 
     @property
     def _layer_names(self) -> list[str]:
         return [node.name for node, _ in self.nodes if node.shown]
+
+    @property
+    def _blob_names(self) -> list[str]:
+        return [_shown(name) for name in self.graph.blobs]
+
+    @property
+    def _blobs(self) -> list[Blob]:
+        return [Blob(self._data, self._diff, name) for name in self.graph.blobs]
+
+    @property
+    def _blob_loss_weights(self) -> list[float]:
+        return [self.loss_weights[name] for name in self.graph.blobs]
+
+    @property
+    def _inputs(self) -> list[int]:
+        return [self.graph.blobs.index(name) for name in self.graph.inputs]
+
+    @property
+    def _outputs(self) -> list[int]:
+        return [self.graph.blobs.index(name) for name in self.graph.outputs]
+
+    def _top_ids(self, layer: int) -> list[int]:
+        return [self.graph.blobs.index(name) for name in self._node(layer).tops]
+
+    def _bottom_ids(self, layer: int) -> list[int]:
+        return [self.graph.blobs.index(name) for name in self._node(layer).bottoms]
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -124,56 +161,20 @@ class Net(core.Net):
             inputs: values for input blobs; all arrays (their data is set), or all tensors (the module's way).
 
         Returns:
-            Output blobs by name: arrays, or tensors if tensors were given.
+            Output blobs by name, those of layer ``end`` if that is given: arrays, or tensors if tensors were given.
+
+        Raises:
+            CaffeError: an unknown layer or input; in bvlc, where pycaffe wants all inputs or none, one that is missing.
+            ShapeError: a value that does not fit its blob.
         """
         if inputs and all(isinstance(v, Tensor) for v in inputs.values()) and blobs is None and start is None is end:
-            return super().forward(**inputs)
-        for name, value in inputs.items():
-            self._set_input(name, value)
+            return core.Net.forward(self, **inputs)
+        if inputs:
+            self._set("data", inputs, self.inputs)
         first, last = self._span(start, end)
-        if start is None:
-            self.reshape()
-        self._run(first, last)
+        self._run_forward(first, last)
         names = self.outputs if end is None else list(self.nodes[last][0].tops)
-        return {name: self.blobs[name].data for name in dict.fromkeys([*names, *(blobs or ())])}
-
-    def _repeats(self) -> bool:
-        """Whether a second pass on the blobs as the first one left them gives the same, data layers aside."""
-        made = {top for node, _ in self.nodes if not node.bottoms for top in node.tops}
-        return not any(layer.keeps_state or made.intersection(node.bottoms, node.tops) for node, layer in self.nodes)
-
-    def _run(self, first: int, last: int, *, again: bool = False) -> None:
-        """Run layers; ``again`` on the numbers that inputs and data layers gave the pass before."""
-        self._tape.clear()
-        self._data.sync()
-        if self._records:
-            for node, layer in self.nodes[first : last + 1]:
-                if node.type != "Input" and (node.bottoms or layer.blob_names or not again):
-                    self._record(node, layer)
-        else:
-            with torch.no_grad():
-                self.plan.run_into(self._data, first, last)
-        if any(layer.data_shaped for _, layer in self.nodes):
-            self.shapes.update(
-                (t, tuple(self._data[t].shape)) for node, _ in self.nodes[first : last + 1] for t in node.tops
-            )
-
-    def _record(self, node: Node, layer: Layer) -> None:
-        """One layer forward, keeping its own piece of autograd's graph for backward."""
-        bottoms = [self._data[b] for b in node.bottoms]
-        if not self.needs.layer[node.index]:
-            with torch.no_grad():
-                self.run_layer(node, layer, self._data)
-            return
-        leaves = [
-            b.detach().requires_grad_(need) for b, need in zip(bottoms, self.needs.bottoms[node.index], strict=True)
-        ]
-        with torch.enable_grad():
-            scratch = dict(zip(node.bottoms, leaves, strict=True))
-            tops = self.run_layer(node, layer, scratch)
-        self._tape[node.index] = leaves, tops
-        for name, top in zip(node.tops, tops, strict=True):
-            self._data[name] = top.detach()
+        return {name: self.blobs[_shown(name)].data for name in dict.fromkeys([*names, *(blobs or ())])}
 
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **seeds: Any
@@ -187,53 +188,80 @@ class Net(core.Net):
 
         Returns:
             The diffs of the inputs (of ``end``'s bottoms) by blob name.
+
+        Raises:
+            CaffeError, ShapeError: as :meth:`forward`.
         """
-        for name, value in seeds.items():
-            self.blobs[name].diff[...] = value
-        if not self._records:
-            # Until now nobody wanted gradients, and forward kept nothing for them.
-            self._records = True
-            self._run(0, len(self.nodes) - 1, again=True)
-        self._diff.sync()
+        if seeds:
+            self._set("diff", seeds, self.outputs)
         low, high = self._span(end, start)
-        for node, layer in reversed(self.nodes[low : high + 1]):
-            if self.needs.layer[node.index] and node.index in self._tape:
-                self._step_back(node, layer)
+        self._run_backward(high, low)
         names = self.inputs if end is None else list(self.nodes[low][0].bottoms)
         return {name: self.blobs[name].diff for name in dict.fromkeys([*names, *(diffs or ())])}
 
-    def _step_back(self, node: Node, layer: Layer) -> None:
-        leaves, tops = self._tape[node.index]
-        learned = [
-            n
-            for n, need in zip(layer.blob_names, self.needs.params[node.index], strict=True)
-            if need and getattr(layer, n).requires_grad
-        ]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad] + [getattr(layer, n) for n in learned]
-        paths = [(t, self._diff[name]) for name, t in zip(node.tops, tops, strict=True) if t.requires_grad]
-        if not wanted:
-            return
-        outputs, seeds = zip(*paths, strict=True) if paths else ((), ())
-        grads = (
-            torch.autograd.grad(outputs, wanted, seeds, retain_graph=True, allow_unused=True)
-            if paths
-            else [None] * len(wanted)
-        )
-        found = iter(grads)
-        for name, leaf in zip(node.bottoms, leaves, strict=True):
-            if leaf.requires_grad:
-                grad = next(found)
-                self._diff[name] = torch.zeros_like(leaf) if grad is None else grad.detach()
-        for name in learned:
-            grad = next(found)
-            if grad is not None:
-                layer.add_diff(name, grad)
+    def _forward(self, start: int, end: int) -> float:
+        """Run the layers from number ``start`` to number ``end``; the sum of the losses, weighted."""
+        return self._run_forward(self._node(start).index, self._node(end).index)
+
+    def _backward(self, start: int, end: int) -> None:
+        """Run the layers backward from number ``start`` down to number ``end``."""
+        self._run_backward(self._node(start).index, self._node(end).index)
+
+    def before_forward(self, run: Callable[[int], object]) -> None:
+        """Call ``run`` with a layer's number before it runs forward, every time, after what was registered earlier."""
+        self._callbacks["before forward"].append(run)
+
+    def after_forward(self, run: Callable[[int], object]) -> None:
+        """Call ``run`` with a layer's number after it ran forward."""
+        self._callbacks["after forward"].append(run)
+
+    def before_backward(self, run: Callable[[int], object]) -> None:
+        """Call ``run`` with a layer's number before its turn in backward, also if it has nothing to do there."""
+        self._callbacks["before backward"].append(run)
+
+    def after_backward(self, run: Callable[[int], object]) -> None:
+        """Call ``run`` with a layer's number after its turn in backward."""
+        self._callbacks["after backward"].append(run)
+
+    def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Give the net's MemoryData layer, its first layer, what to take batches from.
+
+        Args:
+            data: float32, (items, channels, height, width). labels: float32, one for each item.
+
+        Raises:
+            CaffeError: the first layer is another. LayerError: arrays of another shape or type.
+        """
+        first = self.nodes[0][1]
+        if not isinstance(first, MemoryData):
+            raise CaffeError("set_input_arrays", f"a net that starts with {first.type}", expected="MemoryData")
+        first.set_input_arrays(data, labels)
+
+    def _set(self, what: str, given: dict[str, Any], names: list[str]) -> None:
+        """Write to the data or diffs of inputs or outputs."""
+        noun = "input" if what == "data" else "output"
+        for name in given:
+            if name not in names:
+                raise CaffeError("net", f"no {noun} {name!r}", expected=", ".join(names) or f"no {noun}s")
+        missing = [name for name in names if name not in given]
+        if missing and self.dialect.all_inputs_or_none:
+            raise CaffeError(
+                "net", f"nothing for {', '.join(missing)}", expected=f"values for all {noun}s, or for none"
+            )
+        for name, value in given.items():
+            array, target = np.asarray(value), getattr(self.blobs[name], what)
+            try:
+                if array.shape[:1] != target.shape[:1]:
+                    raise ValueError
+                target[...] = array
+            except ValueError:
+                where, fits = f"{noun} {name}", f"{target.shape}"
+                found = f"shape {array.shape}"
+                raise ShapeError(where, found, expected=fits, remedy="reshape the blob first") from None
 
     def _span(self, start: str | None, end: str | None) -> tuple[int, int]:
-        return (
-            0 if start is None else self._index(start),
-            len(self.nodes) - 1 if end is None else self._index(end),
-        )
+        first = 0 if start is None else self._index(start)
+        return first, len(self.nodes) - 1 if end is None else self._index(end)
 
     def _index(self, name: str) -> int:
         for node, _ in self.nodes:
@@ -242,31 +270,70 @@ class Net(core.Net):
         near = nearest(name, self._layer_names)
         raise CaffeError("net", f"no layer {name!r}", remedy=f"near: {near}" if near else "")
 
-    def _set_input(self, name: str, value: Any) -> None:
-        if name not in self.graph.inputs:
-            raise CaffeError("forward", f"no input {name!r}", expected=", ".join(self.inputs))
-        value = np.asarray(value)
-        if value.shape[:1] != self.blobs[name].shape[:1]:
-            raise ShapeError(
-                f"input {name}",
-                f"shape {value.shape}",
-                expected=f"{tuple(self.blobs[name].shape)}",
-                remedy="reshape the blob first",
-            )
-        self.blobs[name].data[...] = value
-
-    def reshape(self) -> None:
-        """Bring every blob to the shape that the inputs' shapes ask for; layers refuse what cannot be."""
-        self.reshape_for({name: tuple(self._data[name].shape) for name in self.inputs})
-
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def copy_from(self, path: str | Path) -> Account:
         """Load weights by layer name; the account of what was copied."""
         return self.load(path)
 
+    def load(self, path: str | Path, **options: Any) -> Account:
+        """Load weights as :meth:`caffe_port.net.Net.load` does."""
+        self.sync()
+        return super().load(path, **options)
+
+    def load_hdf5(self, path: str | Path) -> Account:
+        """Load weights; the same as :meth:`copy_from`, which knows HDF5 when it sees it."""
+        return self.load(path)
+
+    def save(self, path: str | Path, **options: Any) -> None:
+        """Write the parameters as :meth:`caffe_port.net.Net.save` does."""
+        self.sync()
+        super().save(path, **options)
+
+    def save_hdf5(self, path: str | Path, *, diffs: bool = False) -> None:
+        """Write the parameters as HDF5, whatever the name."""
+        self.save(path, diffs=diffs, hdf5=True)
+
+    def share_with(self, other: core.Net) -> None:
+        """Use the numbers of the parameters of ``other``, layer by layer of the same name; diffs stay apart.
+
+        Raises:
+            WeightsError: a layer has another number of blobs there, or other shapes.
+        """
+        mine: dict[str, Layer] = {}
+        for _, layer in self.nodes:
+            mine.setdefault(layer.name, layer)
+        for _, source in other.nodes:
+            if source.name not in mine:
+                continue
+            target = mine[source.name]
+            shapes, wanted = ([tuple(b.shape) for b in one.caffe_blobs] for one in (source, target))
+            if shapes != wanted:
+                raise WeightsError(f"layer {source.name}", f"blobs of shapes {shapes} to share", expected=f"{wanted}")
+            for blob, shared in zip(target.caffe_blobs, source.caffe_blobs, strict=True):
+                blob.data = shared.data
+
     def clear_param_diffs(self) -> None:
         """Set every parameter's diff to zero."""
+        self.sync()
         for p in self.parameters():
             if p.grad is not None:
                 p.grad.zero_()
+
+
+def _shown(blob: str) -> str:
+    """A blob's name for the user: that of a loss's unnamed top has no number in Caffe."""
+    return "(automatic)" if blob.startswith("(automatic") else blob
+
+
+def _arguments(args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """The arguments after the prototxt by name: BVLC's order, or the older one where weights come first."""
+    older = bool(args) and isinstance(args[0], (str, Path)) and args[0] not in _PHASES
+    order = ("weights", "phase") if older else ("phase", "level", "stages", "weights")
+    unknown = [name for name in named if name not in ("weights", "phase", "level", "stages")]
+    twice = [name for name in order[: len(args)] if name in named]
+    if unknown or twice or len(args) > len(order):
+        found = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in named.items())])
+        raise CaffeError("Net", f"arguments {found}", expected="prototxt, phase, level, stages, weights")
+    given = {**dict(zip(order, args, strict=False)), **named}
+    return {name: value for name, value in given.items() if value is not None}

@@ -24,7 +24,7 @@ from caffe_port import random
 from caffe_port.errors import FileError, FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
-from caffe_port.net import legacy
+from caffe_port.layers.blobs import legacy
 
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Solver

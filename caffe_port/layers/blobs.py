@@ -1,0 +1,165 @@
+"""Blobs as numpy arrays: a layer's parameters as its user sees them, and the bottoms and tops of layers in Python.
+
+Source: blob.hpp, python/caffe/_caffe.cpp (both programs).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from caffe_port.errors import LayerError, ShapeError
+
+if TYPE_CHECKING:
+    from caffe_port.layers.base import Layer, Shape
+
+__all__ = ["ArrayBlob", "BlobVec", "Copies", "Parameter", "Shaped", "legacy"]
+
+
+def legacy(shape: Iterable[int]) -> Shape:
+    """A shape of four axes, with ones in front (blob.hpp)."""
+    shape = tuple(shape)
+    return (*(1,) * (4 - len(shape)), *shape)
+
+
+class Shaped:
+    """What shape-like questions pycaffe answers about blobs."""
+
+    @property
+    def data(self) -> np.ndarray:
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.data.shape)
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num(self) -> int:
+        return self._four(0)
+
+    @property
+    def channels(self) -> int:
+        return self._four(1)
+
+    @property
+    def height(self) -> int:
+        return self._four(2)
+
+    @property
+    def width(self) -> int:
+        return self._four(3)
+
+    def _four(self, axis: int) -> int:
+        """A blob of up to four axes seen as four, ones behind (blob.hpp, LegacyShape)."""
+        if len(self.shape) > 4:
+            raise ShapeError("blob", f"{len(self.shape)} axes", expected="4 or fewer for num, channels, height, width")
+        return self.shape[axis] if axis < len(self.shape) else 1
+
+
+class Copies:
+    """Host copies of another device's tensors, handed out as arrays; what was written there comes back by ``flush``."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def array(self, key: str, tensor: Tensor) -> np.ndarray:
+        """The tensor's numbers; its memory itself if numpy can see it."""
+        tensor = tensor.detach()
+        if tensor.device.type == "cpu":
+            return tensor.numpy()
+        if key not in self._copies or self._copies[key][0].data_ptr() != tensor.data_ptr():
+            self._copies[key] = tensor, tensor.cpu().contiguous()
+        return self._copies[key][1].numpy()
+
+    def flush(self) -> None:
+        """Bring the copies back to their tensors and forget them."""
+        for tensor, copy in self._copies.values():
+            tensor.copy_(copy)
+        self._copies.clear()
+
+
+class Parameter(Shaped):
+    """A parameter blob of a layer: ``data`` and ``diff`` are arrays over its memory. It always has four axes in noh."""
+
+    def __init__(self, layer: Layer, name: str) -> None:
+        self._layer, self._name = layer, name
+
+    @property
+    def tensor(self) -> Tensor:
+        """The parameter itself."""
+        return getattr(self._layer, self._name)
+
+    def _seen(self, what: str, tensor: Tensor) -> np.ndarray:
+        array = self._layer.copies.array(f"{self._name}.{what}", tensor)
+        return array.reshape(legacy(array.shape)) if self._layer.dialect.legacy_shapes else array
+
+    @property
+    def data(self) -> np.ndarray:
+        array = self._seen("data", self.tensor)
+        # Views of views keep their root alive, not one another.
+        self._layer.lent[self._name] = weakref.ref(array.base if isinstance(array.base, np.ndarray) else array)
+        return array
+
+    @property
+    def diff(self) -> np.ndarray:
+        return self._seen("diff", self._layer.diff(self._name))
+
+
+class BlobVec(list[Any]):
+    """A layer's parameter blobs."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(Parameter(layer, name) for name in layer.blob_names)
+        self._layer = layer
+
+    def add_blob(self, *shape: int) -> None:
+        """Make another one, zero at first: for layers in Python, in their ``setup``.
+
+        Raises:
+            LayerError: the layer is of another type.
+        """
+        if self._layer.type != "Python":
+            raise LayerError(f"layer {self._layer.name}", f"add_blob on a layer of type {self._layer.type}")
+        name = f"blob{len(self)}"
+        self._layer.blob(name, tuple(int(n) for n in shape))
+        self._layer.get_parameter(name).data.zero_()
+        self._layer.filled.add(name)
+        self.append(Parameter(self._layer, name))
+
+
+class ArrayBlob(Shaped):
+    """A blob in host memory: a bottom or top as a layer in Python sees it."""
+
+    def __init__(self) -> None:
+        self._data = np.zeros(0, np.float32)
+        self._diff: np.ndarray | None = None
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @property
+    def diff(self) -> np.ndarray:
+        if self._diff is None or self._diff.shape != self._data.shape:
+            self._diff = np.zeros_like(self._data)
+        return self._diff
+
+    def reshape(self, *shape: int) -> None:
+        """Give it another shape; its numbers stay where their count does."""
+        size = tuple(int(n) for n in shape)
+        if size != self._data.shape:
+            fits = prod(size) == self._data.size
+            self._data = self._data.reshape(size) if fits else np.zeros(size, self._data.dtype)
+
+    def hold(self, data: np.ndarray, diff: np.ndarray | None = None) -> None:
+        """Lie over these arrays from now on; a diff that is not given is zero."""
+        self._data, self._diff = data, diff

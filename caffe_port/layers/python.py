@@ -1,0 +1,192 @@
+"""Layers that users write in Python, pycaffe's way.
+
+    import caffe_port
+
+    class Tenfold(caffe_port.Layer):
+        def setup(self, bottom, top):
+            self.factor = float(self.param_str or 10)
+
+        def reshape(self, bottom, top):
+            top[0].reshape(*bottom[0].shape)
+
+        def forward(self, bottom, top):
+            top[0].data[...] = self.factor * bottom[0].data
+
+        def backward(self, top, propagate_down, bottom):
+            bottom[0].diff[...] = self.factor * top[0].diff
+
+A definition names the module and the class: ``python_param { module: "mine" layer: "Tenfold" param_str: "10" }``. Since
+opening a file must not run what it names, such a layer is refused until the caller allows it.
+
+Source: python_layer.hpp, layer_factory.cpp, python/caffe/_caffe.cpp.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.blobs import ArrayBlob, BlobVec, Copies
+from caffe_port.schema.messages import TEST, TRAIN
+
+__all__ = ["Python", "PythonLayer", "allow_python_layers", "python_layers_allowed"]
+
+_ENVIRONMENT = "CAFFE_PORT_PYTHON_LAYERS"
+
+
+def allow_python_layers(allow: bool = True) -> None:
+    """Let nets run Python layers' code in this process, as CAFFE_PORT_PYTHON_LAYERS=1 in the environment does."""
+    os.environ[_ENVIRONMENT] = "1" if allow else "0"
+
+
+def python_layers_allowed() -> bool:
+    """Whether nets may run Python layers that are not told otherwise."""
+    return os.environ.get(_ENVIRONMENT, "0") not in ("", "0")
+
+
+class PythonLayer:
+    """The base class of users' layers, ``caffe.Layer``.
+
+    Subclasses have ``setup``, ``reshape``, ``forward`` and, where a gradient may be asked for, ``backward``. Exceptions
+    that these raise reach the caller as they are.
+
+    Attributes:
+        blobs: the parameters; ``setup`` makes them by ``blobs.add_blob(*shape)``.
+        param_str: ``python_param``'s field of that name. phase: TRAIN (0) or TEST (1).
+        type: "Python".
+    """
+
+    type = "Python"
+    blobs: BlobVec
+    param_str: str
+    phase: int
+
+    def __init__(self, layer_param: Any) -> None:
+        self.layer_param = layer_param
+
+    @property
+    def param_str_(self) -> str:
+        """What ``param_str`` was called before BVLC Caffe 1.0."""
+        return self.param_str
+
+
+@layer("Python", param="python_param", dialects=("bvlc",))
+class Python(Layer):
+    """A user's layer: his object over numpy arrays, as one step of autograd's.
+
+    Attributes:
+        allowed: whether its code may run; the net says so before ``setup``.
+        user: the user's object.
+    """
+
+    bottoms = (0, None)
+    tops = (0, None)
+    data_shaped = True
+    keeps_state = True
+    allowed = False
+
+    def setup(self, *shapes: Shape) -> None:
+        p = self.p
+        p.skip("share_in_parallel")
+        if not self.allowed:
+            raise self.error(
+                f"it runs the code of Python module {p.module!r}",
+                remedy=f"if you trust that: allow_python=True, --python-layers, or {_ENVIRONMENT}=1 in the environment",
+            )
+        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.bottom = [ArrayBlob() for _ in range(self.n_bottoms)]
+        names = self.fields.bottom
+        own = [ArrayBlob() for _ in range(self.n_tops)]
+        self.top = [self.bottom[names.index(n)] if n in names else b for n, b in zip(self.fields.top, own, strict=True)]
+        self.user = self._class(p.module, p.layer)(self.fields.message)
+        self.user.blobs, self.user.param_str = BlobVec(self), p.param_str
+        self.user.phase = TRAIN if self.phase == "TRAIN" else TEST
+        self._shape_bottoms(shapes)
+        self.user.setup(self.bottom, self.top)
+        for method in ("reshape", "forward"):
+            if not callable(getattr(self.user, method, None)):
+                raise self.error(f"class {p.layer} without {method}", expected="setup, reshape, forward and backward")
+
+    def _class(self, module: str, name: str) -> type[PythonLayer]:
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise self.error(f"no Python module {module!r}", remedy="put its folder on PYTHONPATH") from None
+        if not (isinstance(found, type) and issubclass(found, PythonLayer)):
+            raise self.error(f"{module}.{name}: {found}", expected="a class derived from caffe.Layer")
+        return found
+
+    def _shape_bottoms(self, shapes: Sequence[Shape]) -> None:
+        for blob, shape in zip(self.bottom, shapes, strict=True):
+            blob.reshape(*shape)
+
+    def reshape(self, *shapes: Shape) -> list[Shape]:
+        self._shape_bottoms(shapes)
+        self.user.reshape(self.bottom, self.top)
+        return [tuple(blob.shape) for blob in self.top]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        tops = _Island.apply(self, *bottoms, *self.parameters()) if self.n_tops else self.run(bottoms)
+        return tops if isinstance(tops, tuple) else (tops,)
+
+    def run(self, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The user's ``reshape`` and ``forward``, which Caffe calls one after the other in every pass."""
+        for blob, tensor in zip(self.bottom, bottoms, strict=True):
+            array = self._host(tensor)
+            blob.hold(array.copy() if blob in self.top else array)
+        for blob in self.top:
+            blob.hold(blob.data.astype(torch.empty((), dtype=self.like.dtype).numpy().dtype, copy=False))
+        self.user.reshape(self.bottom, self.top)
+        self.user.forward(self.bottom, self.top)
+        self.copies.flush()
+        return tuple(self._tensor(blob.data) for blob in self.top)
+
+    def run_back(self, bottoms: Sequence[Tensor], grads: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+        """The user's ``backward``: the bottoms' gradients. The parameters' it adds to their diffs itself."""
+        if not callable(getattr(self.user, "backward", None)):
+            raise self.error(f"class {self.p.layer} without backward", expected="one, since a gradient is asked for")
+        for blob, tensor in zip(self.bottom, bottoms, strict=True):
+            if blob not in self.top:
+                blob.hold(self._host(tensor))
+        for blob, grad in zip(self.top, grads, strict=True):
+            blob.hold(blob.data, self._host(grad).copy())
+        self.user.backward(self.top, list(wanted), self.bottom)
+        self.copies.flush()
+        return [self._tensor(blob.diff) for blob in self.bottom]
+
+    @staticmethod
+    def _host(tensor: Tensor) -> np.ndarray:
+        return Copies().array("", tensor.contiguous())
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        """A copy: the user's arrays live on from pass to pass."""
+        return torch.from_numpy(array.copy()).to(self.like)
+
+
+class _Island(Function):
+    """The user's forward and backward as one step; parameters are inputs only so that backward is called for them."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: Python, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.owner, ctx.spare = owner, len(inputs) - owner.n_bottoms
+        bottoms = inputs[: owner.n_bottoms]
+        ctx.save_for_backward(*bottoms)
+        return owner.run(bottoms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        bottoms = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1 : 1 + len(bottoms)]
+        found = ctx.owner.run_back(bottoms, grads, wanted)
+        return (None, *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * ctx.spare)

@@ -187,9 +187,10 @@ class SigmoidCrossEntropyLoss(Loss):
     """The cross-entropy of independent yes-or-no predictions sigmoid(x) against targets in [0, 1]."""
 
     def setup(self, x: Shape, target: Shape) -> None:
-        self.read_loss_param("BATCH_SIZE")
-        if self.dialect.name == "noh":
-            self.ignore, self.normalization = None, "BATCH_SIZE"
+        if self.dialect.sigmoid_loss_by_batch:
+            self.normalization = "BATCH_SIZE"
+        else:
+            self.read_loss_param("BATCH_SIZE")
 
     def reshape(self, x: Shape, target: Shape) -> list[Shape]:
         if prod(x) != prod(target):

@@ -36,7 +36,7 @@ class ReLU(Neuron):
     def setup(self, x: Shape) -> None:
         self.p.skip("engine")
         self.slope = self.p.negative_slope
-        if self.n_tops == 2 and self.dialect.name == "bvlc":
+        if self.n_tops == 2 and not self.dialect.relu_gives_mask:
             raise self.error("2 tops", expected="1 top", remedy="the mask is the fork's: --dialect noh")
 
     def reshape(self, x: Shape) -> list[Shape]:

@@ -33,6 +33,9 @@ BUILT = {  # suite, case: the file of prototxt/ that it is a narrow form of, and
 """Cases of published nets: a choice, to stay small."""
 WIDTH = "1/32"
 
+NUMBERS = {"bvlc_solvers": ["data.h5", "init.caffemodel", "*/trajectory.npz", "*/snap_iter_10.*"]}
+"""Suites of which these files are embedded; the definitions are in their tests."""
+
 
 def read(suite: str, name: str) -> dict[str, Any]:
     return json.loads((SOURCE / suite / f"{name}.json").read_text(encoding="utf-8"))
@@ -68,6 +71,9 @@ def embedded() -> dict[str, bytes]:
     for suite, chosen in BUILT.items():
         orders = {name: {"path": path, "width": WIDTH, "batch": batch} for name, (path, batch) in chosen.items()}
         made |= files(suite, {name: {"built": order} for name, order in orders.items()})
+    for suite, patterns in NUMBERS.items():
+        found = sorted(path for pattern in patterns for path in (SOURCE / suite).glob(pattern))
+        made |= {path.relative_to(SOURCE).as_posix(): path.read_bytes() for path in found}
     return made
 
 

@@ -115,8 +115,10 @@ def _write_hdf5(path: str | os.PathLike, state: SolverHistory, overwrite: bool) 
 
     with atomic_path(path, overwrite=overwrite, durable=True) as temporary, h5py.File(temporary, "x") as file:
         file.create_dataset("iter", data=np.array([state.iter], np.int32))
-        name = state.learned_net.encode() + b"\0"  # H5LTmake_dataset_string counts the end
-        file.create_dataset("learned_net", data=np.array(name, f"S{len(name)}"))
+        name = state.learned_net.encode()
+        text = h5py.h5t.C_S1.copy()  # what H5LTmake_dataset_string makes: it ends with a 0, which counts
+        text.set_size(len(name) + 1)
+        file.create_dataset("learned_net", (), dtype=h5py.Datatype(text))[()] = np.bytes_(name)
         file.create_dataset("current_step", data=np.array([state.current_step], np.int32))
         history = file.create_group("history")
         for i, array in enumerate(state.history):

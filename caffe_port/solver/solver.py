@@ -97,6 +97,8 @@ class Solver:
             self.load(weights.split(","))
         self.learned = list(_learned(self.net))
         self.history = [[torch.zeros_like(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
+        self._idle: set[int] = set()
+        """Parameters without a gradient whose updates are found to do nothing."""
         self._losses: list[float] = []
         self._smoothed = 0.0
         self._timed = (time.monotonic(), 0)
@@ -254,20 +256,36 @@ class Solver:
         rate = schedule.rate(param, self.iter, self.current_step)
         if display:
             self.log.rate(self.iter, rate)
-        moving = [i for i, p in enumerate(self.learned) if p.parameter.requires_grad and p.parameter.grad is not None]
+        decays = [param.weight_decay * p.decay_mult for p in self.learned]
+        moving = [i for i, decay in enumerate(decays) if self._moves(i, decay)]
         weights = [self.learned[i].parameter for i in moving]
-        grads = [grad for w in weights if (grad := w.grad) is not None]
+        grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         clipped = update.clip(param, grads)
         if clipped:
             self.log.clipped(*clipped, param.clip_gradients)
-        decays = [param.weight_decay * self.learned[i].decay_mult for i in moving]
-        update.prepare(param, self.dialect, weights, grads, decays)
+        update.prepare(param, self.dialect, weights, grads, [decays[i] for i in moving])
         late = self.dialect.decay_before_iter_size and param.type == "SGD"
         local = [rate * self.learned[i].lr_mult / (param.iter_size if late else 1) for i in moving]
         histories = [[h[i] for i in moving] for h in self.history]
         self.rule.update(param, grads, histories, update.Rates(local, self.iter))
         torch._foreach_sub_(weights, grads)
         self.iter += 1
+
+    def _moves(self, i: int, decay: float) -> bool:
+        """Whether an update changes parameter ``i`` or its history.
+
+        Caffe updates all. One without a gradient can still decay (into a history of gradients even if its rate is 0),
+        or go on by its momentum.
+        """
+        learned = self.learned[i]
+        if learned.parameter.grad is not None:
+            return True
+        if i not in self._idle:
+            decays = bool(decay) and bool(learned.lr_mult or not self.rule.of_steps)
+            if decays or any(h[i].any() for h in self.history):
+                return True
+            self._idle.add(i)
+        return False
 
     # -- testing -------------------------------------------------------------------------------------------------------
 
@@ -323,6 +341,7 @@ class Solver:
         from caffe_port.solver.snapshot import read
 
         read(self, path)
+        self._idle.clear()
 
 
 def scores(net: Net, outputs: dict[str, Tensor]) -> list[Scores]:

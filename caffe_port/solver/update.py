@@ -39,10 +39,16 @@ class Rates:
 
 @dataclass(frozen=True)
 class Rule:
-    """A solver type: its update and how many histories it keeps for each parameter."""
+    """A solver type.
+
+    Attributes:
+        update: what it does. histories: how many it keeps for each parameter.
+        of_steps: whether these hold steps, to which a rate of 0 adds nothing, not gradients.
+    """
 
     update: Callable[[Any, Tensors, list[Tensors], Rates], None]
     histories: int
+    of_steps: bool = False
     dialects: tuple[str, ...] = ("bvlc", "noh")
 
 
@@ -145,12 +151,12 @@ def _divide(grads: Tensors, squares: Tensors, delta: float, rates: Sequence[floa
 
 
 RULES = {
-    "SGD": Rule(_sgd, 1),
-    "Nesterov": Rule(_nesterov, 1),
+    "SGD": Rule(_sgd, 1, of_steps=True),
+    "Nesterov": Rule(_nesterov, 1, of_steps=True),
     "AdaGrad": Rule(_adagrad, 1),
-    "RMSProp": Rule(_rmsprop, 1, ("bvlc",)),
-    "AdaDelta": Rule(_adadelta, 2, ("bvlc",)),
-    "Adam": Rule(_adam, 2, ("bvlc",)),
+    "RMSProp": Rule(_rmsprop, 1, dialects=("bvlc",)),
+    "AdaDelta": Rule(_adadelta, 2, dialects=("bvlc",)),
+    "Adam": Rule(_adam, 2, dialects=("bvlc",)),
 }
 
 

@@ -59,8 +59,19 @@ def _noise(suite: str) -> dict[str, dict[str, float]]:
 def _definition(where: Path, name: str, entry: dict[str, Any]) -> str:
     """A case's prototxt: beside its numbers, or embedded as text or as what our own builder is to build."""
     if "built" in entry:
-        return with_inputs(**entry["built"], phase=entry["phase"])
+        return with_inputs(**entry["built"], phase=entry["phase"], name=name)
     return entry.get("prototxt") or str(where / f"{name}.prototxt")
+
+
+def definition(path: str) -> str | None:
+    """The definition that ``../shared/PATH`` holds, as a path or as text; None where a clone alone lacks it."""
+    for root in (SHARED, EMBEDDED.parent):
+        if (root / path).exists():
+            return str(root / path)
+    suite, name = Path(path).parent.name, Path(path).stem
+    manifest = EMBEDDED / suite / "manifest.json"
+    entries = json.loads(manifest.read_text()) if manifest.exists() else {}
+    return _definition(EMBEDDED / suite, name, entries[name]) if name in entries else None
 
 
 def cases(suite: str, dialect: str) -> list[Case]:

@@ -22,11 +22,11 @@ def narrow(path: str, width: str, batch: int = 0) -> Net:
     return net
 
 
-def with_inputs(path: str, width: str, batch: int, phase: str) -> str:
-    """The text of a narrow net whose data layers of ``phase`` became inputs of the same shapes."""
+def with_inputs(path: str, width: str, batch: int, phase: str, name: str = "slim") -> str:
+    """The text of a narrow net called ``name`` whose data layers of ``phase`` became inputs of the same shapes."""
     net = narrow(path, width, batch)
     blobs = shapes.infer(net, phase).blobs
     data = [item for item in net.content if isinstance(item, Layer) and not item.bottoms]
     tops = [top for layer in data if layer.phase in ("", phase) for top in layer.tops]
     content = [item for item in net.content if item not in data]
-    return str(replace(net, content=content, inputs={**net.inputs, **{top: blobs[top] for top in tops}}))
+    return str(replace(net, name=name, content=content, inputs={**net.inputs, **{top: blobs[top] for top in tops}}))

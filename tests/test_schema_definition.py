@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from reference import EMBEDDED, SHARED
+from reference import SHARED, definition
 
 from caffe_port.dialect import BVLC, NOH
 from caffe_port.errors import CaffeError, DefinitionError
@@ -22,17 +22,17 @@ split; noh's V1 result in V2 form."""
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_equals_real_caffe(name):
-    paths = [p for p in (SHARED / name, EMBEDDED / name.removeprefix("reference/")) if p.exists()]
-    if not paths:
-        pytest.skip(f"needs ../shared/{name}")
+    source = definition(name)
+    if source is None:
+        pytest.skip(f"needs ../shared/{Path(name).parent}")
     for phase, digest in DIGESTS[name].items():
-        net = read_net(paths[0], phase=phase).net
+        net = read_net(source, phase=phase).net
         net.ClearField("state")
         assert hashlib.sha256(net.SerializeToString(deterministic=True)).hexdigest()[:12] == digest, phase
 
 
 def _others() -> list[Path]:
-    folders = [SHARED / "reference", SHARED / "models"]
+    folders = [Path(__file__).parents[1] / "prototxt", SHARED / "reference", SHARED / "models"]
     if "CAFFE_PROTOTXTS" in os.environ:
         folders.append(Path(os.environ["CAFFE_PROTOTXTS"]))
     return [path for folder in folders for path in sorted(folder.rglob("*.prototxt"))]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port.data.position import pack, unpack
 from caffe_port.layers.base import Layer, Shape, layer
 
 
@@ -131,6 +132,15 @@ class _Recurrent(Layer):
         for name, state in zip(self.states, last, strict=True):
             setattr(self, name, state)
         return (torch.stack(outputs),)
+
+    def state(self) -> dict[str, str]:
+        """What the next batch goes on from, as text that JSON can hold, for :meth:`restore`."""
+        return pack({name: getattr(self, name).cpu().numpy() for name in self.states})
+
+    def restore(self, state: dict[str, str]) -> None:
+        """Go on from a :meth:`state`."""
+        for name, array in unpack(state).items():
+            setattr(self, name, torch.from_numpy(array).view(1, -1, self.size).to(getattr(self, name)))
 
     def carried(self, x: Tensor) -> tuple[Tensor, ...]:
         """The states that the batch before left; zeros if it had another number of streams."""

@@ -1,19 +1,27 @@
 """Snapshots that real Caffe resumes from, with what an exact resume needs beside them.
 
 A snapshot is ``PREFIX_iter_N.caffemodel`` (the weights), ``PREFIX_iter_N.solverstate`` (iteration and histories), both
-Caffe's own formats (with ``.h5`` if ``snapshot_format: HDF5``), and ``PREFIX_iter_N.resume``: the checksums of the two,
-the random stream, and where every data layer stands. Weights are written before the state and the resume file last,
-each to a temporary file that is synced and renamed, so that a snapshot whose resume file is there is whole.
+Caffe's own formats (with ``.h5`` if ``snapshot_format: HDF5``), and ``PREFIX_iter_N.resume``, which is ours: the
+checksums of the two, and for each process where its random stream, its data layers (of the training net and of the test
+nets), its recurrent states and its average of the loss stood. With that a resumed run is the run that was never
+stopped, bit for bit; without it (real Caffe's snapshots have none) data and random numbers start anew, as in Caffe.
+
+Nothing that happens while one is written can make a wrong one look right. Weights and state are first written under
+other names and synced. Then the resume file is put in place, and then they are: until the last is there, what it says
+of the other files is not true, and they are refused. An earlier snapshot of the same name is replaced that way; others
+are never touched. What a killed process left half-written, the next snapshot of the same prefix removes.
 
 Source: solver.cpp, sgd_solver.cpp (both programs) for names and contents.
 """
 
 from __future__ import annotations
 
-import base64
+import glob
 import hashlib
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +29,8 @@ import numpy as np
 import torch
 
 from caffe_port import random
-from caffe_port.errors import FileError, FormatError, WeightsError
+from caffe_port.data.position import pack, unpack
+from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
 from caffe_port.layers.blobs import legacy
@@ -29,33 +38,69 @@ from caffe_port.layers.blobs import legacy
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Solver
 
-__all__ = ["latest", "read", "write"]
+__all__ = ["latest", "position", "read", "write"]
+
+_NEW = ".new-"
+"""What the name of a file starts with while it is being written."""
 
 
 def write(solver: Solver, stem: str) -> Path:
-    """Write a snapshot named ``stem`` + extensions; the state's path."""
+    """Write a snapshot named ``stem`` + extensions; the state's path.
+
+    Raises:
+        FileError: it cannot be written (a full disk); an earlier one of the same name is then as it was.
+    """
     hdf5 = solver.param.snapshot_format == solver.param.HDF5
-    end = ".h5" if hdf5 else ""
-    weights, state = Path(f"{stem}.caffemodel{end}"), Path(f"{stem}.solverstate{end}")
-    solver.log.line(f"Snapshotting to {'HDF5' if hdf5 else 'binary proto'} file {weights}")
-    resume = Path(f"{stem}.resume")
-    resume.unlink(missing_ok=True)
-    solver.net.save(weights, diffs=solver.param.snapshot_diff, durable=True)
-    source = "sgd_solver.cpp"
-    solver.log.line(f"Snapshotting solver state to {'HDF5' if hdf5 else 'binary proto'} file {state}", source)
+    kind, end = ("HDF5", ".h5") if hdf5 else ("binary proto", "")
+    weights, state, resume = (Path(f"{stem}{e}") for e in (f".caffemodel{end}", f".solverstate{end}", ".resume"))
+    _sweep(Path(f"{solver.param.snapshot_prefix}_iter_"))
+    staged = {path: path.with_name(_NEW + path.name) for path in (weights, state)}
+    try:
+        solver.log.line(f"Snapshotting to {kind} file {weights}")
+        solver.net.save(staged[weights], diffs=solver.param.snapshot_diff, durable=True)
+        solver.log.line(f"Snapshotting solver state to {kind} file {state}", "sgd_solver.cpp")
+        _write_state(solver, staged[state], int(stem.rpartition("_")[2]), weights)
+        facts = {
+            "iter": solver.iter,
+            "written": time.time(),
+            "files": {path.name: _checksum(new) for path, new in staged.items()},
+            "positions": [solver.boundary or position(solver)],
+        }
+        with atomic_write(resume, overwrite=True, durable=True) as file:
+            file.write(json.dumps(facts, indent=1).encode())
+        for path, new in staged.items():
+            new.replace(path)
+    except BaseException:
+        for new in staged.values():
+            new.unlink(missing_ok=True)
+        raise
+    _sync(resume.parent)
+    return state
+
+
+def _write_state(solver: Solver, path: Path, iteration: int, weights: Path) -> None:
     shaped = legacy if solver.dialect.legacy_shapes else tuple
     history = [h.detach().cpu().numpy() for histories in solver.history for h in histories]
-    named = int(re.findall(r"_iter_(\d+)$", stem)[0]) if re.search(r"_iter_\d+$", stem) else solver.iter
-    write_solverstate(
-        state,
-        SolverHistory(named, str(weights), solver.current_step, [h.reshape(shaped(h.shape)) for h in history]),
-        legacy=solver.dialect.legacy_shapes,
-        overwrite=True,
-    )
-    facts = {"files": {p.name: _checksum(p) for p in (weights, state)}, **_position(solver)}
-    with atomic_write(resume, overwrite=True, durable=True) as file:
-        file.write(json.dumps(facts, indent=1).encode())
-    return state
+    history = [h.reshape(shaped(h.shape)) for h in history]
+    facts = SolverHistory(iteration, str(weights), solver.current_step, history)
+    write_solverstate(path, facts, legacy=solver.dialect.legacy_shapes, overwrite=True)
+
+
+def _sweep(prefix: Path) -> None:
+    """Remove what processes that were killed have left of snapshots whose names start so."""
+    name = glob.escape(_NEW + prefix.name)
+    for pattern in (f"{name}*", f".{name}*.tmp", f".{glob.escape(prefix.name)}*.resume.*.tmp"):
+        for path in prefix.parent.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Return when the disk has the folder's names."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read(solver: Solver, path: str | Path) -> None:
@@ -64,11 +109,12 @@ def read(solver: Solver, path: str | Path) -> None:
     Raises:
         FileError: the state or its weights are missing. FormatError: a file is damaged, or its checksum is another.
         WeightsError: the state is another net's or another solver type's.
+        CaffeError: the net or its data are not what they were.
     """
     path = Path(path)
     resume = path.with_name(re.sub(r"\.solverstate(\.h5)?$", ".resume", path.name))
-    facts: dict[str, Any] = json.loads(resume.read_text()) if resume != path and resume.exists() else {}
-    for name, checksum in facts.get("files", {}).items():
+    facts = _facts(resume) if resume != path and resume.exists() else None
+    for name, checksum in facts["files"].items() if facts else ():
         file = path.with_name(name)
         if not file.exists() or _checksum(file) != checksum:
             good = latest(path, but=path)
@@ -84,26 +130,47 @@ def read(solver: Solver, path: str | Path) -> None:
     _restore_history(solver, state, path)
     solver.iter, solver.current_step = state.iter, state.current_step
     if facts:
-        _restore_position(solver, facts)
+        try:
+            _restore_position(solver, facts)
+        except (CaffeError, KeyError) as error:
+            found = f"positions in data that do not fit: {error}"
+            remedy = "without that file data and random numbers start anew, as in Caffe"
+            raise CaffeError(str(resume), found, remedy=remedy) from error
+
+
+def _facts(resume: Path) -> dict[str, Any]:
+    """What a resume file says. Raises FormatError if it is damaged."""
+    try:
+        facts: dict[str, Any] = json.loads(resume.read_text())
+        if all(isinstance(facts[key], kind) for key, kind in _KINDS.items()):
+            return facts
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(str(resume), f"a damaged resume file: {error}") from error
+    raise FormatError(str(resume), "a resume file of another kind")
+
+
+_KINDS: dict[str, Any] = {"iter": int, "written": (int, float), "files": dict, "positions": list}
 
 
 def latest(path: str | Path, *, but: Path | None = None) -> Path | None:
-    """The state of the newest whole snapshot beside ``path`` (a snapshot, or a snapshot_prefix), or None."""
+    """The state of the whole snapshot beside ``path`` (a snapshot, or a snapshot_prefix) written last, or None.
+
+    That is not always the one of the highest iteration: a run that was begun anew leaves the earlier one's snapshots.
+    """
     path = Path(path)
     prefix = re.sub(r"_iter_\d+\.(solverstate|caffemodel)(\.h5)?$", "", path.name)
     found = []
-    for resume in path.parent.glob(f"{prefix}_iter_*.resume"):
-        number = re.fullmatch(re.escape(prefix) + r"_iter_(\d+)\.resume", resume.name)
-        if number:
-            found.append((int(number[1]), resume))
-    for _, resume in sorted(found, reverse=True):
-        try:
-            files = json.loads(resume.read_text())["files"]
-            state = next(resume.with_name(n) for n in files if ".solverstate" in n)
-            if state != but and all(_checksum(resume.with_name(n)) == c for n, c in files.items()):
-                return state
-        except (OSError, ValueError, KeyError, StopIteration):
-            continue
+    for resume in path.parent.glob(f"{glob.escape(prefix)}_iter_*.resume"):
+        if re.fullmatch(r"\d+", resume.stem[len(prefix) + len("_iter_") :]):
+            try:
+                found.append((_facts(resume), resume))
+            except FormatError:
+                continue
+    for facts, resume in sorted(found, key=lambda it: (it[0]["written"], it[0]["iter"]), reverse=True):
+        files = {resume.with_name(name): checksum for name, checksum in facts["files"].items()}
+        state = next((file for file in files if ".solverstate" in file.name), but)
+        if state != but and all(file.exists() and _checksum(file) == checksum for file, checksum in files.items()):
+            return state
     return None
 
 
@@ -132,34 +199,37 @@ def _restore_history(solver: Solver, state: SolverHistory, path: Path) -> None:
         target.copy_(torch.from_numpy(np.ascontiguousarray(array)).view(target.shape))
 
 
-def _position(solver: Solver) -> dict[str, Any]:
-    """The random stream and where every data layer stands, as JSON."""
+def position(solver: Solver) -> dict[str, Any]:
+    """Where this process's random stream, its average of the loss and its nets' layers stand, as JSON."""
     return {
-        "iter": solver.iter,
-        "losses": [solver._losses, solver._smoothed],
-        "stream": _text(random.default_stream().get_state()),
-        "data": [
-            {n.key: layer.state() for n, layer in net.nodes if hasattr(layer, "state")}
-            for net in (solver.net, *solver.test_nets)
+        "stream": pack({"key": random.default_stream().get_state()}),
+        "average": solver.average.get_state(),
+        "nets": [
+            {node.key: layer.state() for node, layer in net.nodes if hasattr(layer, "state")} for net in _nets(solver)
         ],
     }
 
 
 def _restore_position(solver: Solver, facts: dict[str, Any]) -> None:
+    (mine,) = facts["positions"]
     solver.iter = facts["iter"]
-    random.default_stream().set_state(_array(facts["stream"]))
-    for net, states in zip((solver.net, *solver.test_nets), facts["data"], strict=True):
-        for node, layer in net.nodes:
-            if node.key in states:
-                layer.restore(states[node.key])
+    nets = _nets(solver)
+    if len(mine["nets"]) != len(nets):
+        raise CaffeError(solver.path, f"{len(nets) - 1} test nets", expected=f"{len(mine['nets']) - 1}")
+    for net, states in zip(nets, mine["nets"], strict=True):
+        layers = {node.key: layer for node, layer in net.nodes if hasattr(layer, "state")}
+        if layers.keys() != states.keys():
+            raise CaffeError(
+                net.definition.path, f"layers {', '.join(layers)} with a position", expected=", ".join(states)
+            )
+        for key, state in states.items():
+            layers[key].restore(state)
+    random.default_stream().set_state(unpack(mine["stream"])["key"])
+    solver.average.set_state(mine["average"])
 
 
-def _text(words: np.ndarray) -> str:
-    return base64.b64encode(words.astype("<u4").tobytes()).decode()
-
-
-def _array(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), "<u4").astype(np.uint32)
+def _nets(solver: Solver) -> list[Any]:
+    return [solver.net, *solver.test_nets]
 
 
 def _checksum(path: Path) -> str:

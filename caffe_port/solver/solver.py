@@ -21,7 +21,8 @@ from caffe_port.errors import CaffeError, FileError
 from caffe_port.pycaffe import Net
 from caffe_port.schema import Definition, read_net, read_solver
 from caffe_port.schema.messages import TEST, TRAIN
-from caffe_port.solver import schedule, update
+from caffe_port.solver import schedule, snapshot, update
+from caffe_port.solver.average import Average
 from caffe_port.solver.log import Log
 
 __all__ = ["Learned", "Solver"]
@@ -99,8 +100,9 @@ class Solver:
         self.history = [[torch.zeros_like(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates are found to do nothing."""
-        self._losses: list[float] = []
-        self._smoothed = 0.0
+        self.average = Average(param.average_loss)
+        self.boundary: dict[str, Any] | None = None
+        """During a test: what :func:`snapshot.position` said before it, from where a snapshot would go on."""
         self._timed = (time.monotonic(), 0)
 
     # -- nets ----------------------------------------------------------------------------------------------------------
@@ -178,7 +180,6 @@ class Solver:
         self.stopped = False
         self.log.line(f"Solving {self.net.definition.net.name}")
         self.log.line(f"Learning Rate Policy: {param.lr_policy}")
-        start = self.iter
         self.step(param.max_iter - self.iter)
         if param.snapshot_after_train and (not param.snapshot or self.iter % param.snapshot):
             self.snapshot(off_interval=not self.stopped)
@@ -188,7 +189,7 @@ class Solver:
         if param.display and self.iter % param.display == 0:
             with torch.no_grad():
                 loss, _ = self.net.losses()
-            shown = self._smooth(float(loss), start) if self.dialect.smooths_last_loss else float(loss)
+            shown = self.average.add(float(loss)) if self.dialect.smooths_last_loss else float(loss)
             self.log.loss(self.iter, shown)
         if param.test_interval and self.iter % param.test_interval == 0:
             self.test_all()
@@ -197,7 +198,8 @@ class Solver:
     def step(self, iterations: int) -> None:
         """Train for so many iterations more."""
         param, start = self.param, self.iter
-        self._losses, self._smoothed, self._timed = [], 0.0, (time.monotonic(), self.iter)
+        self.average.start()
+        self._timed = (time.monotonic(), self.iter)
         while self.iter < start + iterations and not self.stopped:
             if (
                 param.test_interval
@@ -207,14 +209,14 @@ class Solver:
                 self.test_all()
                 if self.stopped:
                     return
-            self._iterate(start)
+            self._iterate()
             request = self.requested()
             if request == "snapshot" or (param.snapshot and self.iter % param.snapshot == 0):
                 self.snapshot()
             self.stopped = request == "stop"
 
-    def _iterate(self, start: int) -> None:
-        param = self.param
+    def _iterate(self) -> None:
+        param, self.boundary = self.param, None
         display = bool(param.display) and self.iter % param.display == 0
         self.net.clear_param_diffs()
         total = np.float32(0)
@@ -222,7 +224,7 @@ class Solver:
             loss, outputs = self.net.losses()
             loss.backward()
             total += np.float32(loss.item())
-        shown = self._smooth(float(total / np.float32(param.iter_size)), start)
+        shown = self.average.add(float(total / np.float32(param.iter_size)))
         if display:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
             self.log.scores("Train", scores(self.net, outputs))
@@ -234,19 +236,6 @@ class Solver:
         seconds, done = now - self._timed[0], self.iter - self._timed[1]
         self._timed = now, self.iter
         return done / (seconds or 1.0), seconds, self.param.display
-
-    def _smooth(self, loss: float, start: int) -> float:
-        """The loss averaged over the last ``average_loss`` iterations."""
-        window, f = self.param.average_loss, np.float32
-        if len(self._losses) < window:
-            self._losses.append(loss)
-            n = len(self._losses)
-            self._smoothed = float((f(self._smoothed) * f(n - 1) + f(loss)) / f(n))
-        else:
-            i = (self.iter - start) % window
-            self._smoothed = float(f(self._smoothed) + (f(loss) - f(self._losses[i])) / f(window))
-            self._losses[i] = loss
-        return self._smoothed
 
     @torch.no_grad()
     def apply_update(self, display: bool = False) -> None:
@@ -291,6 +280,7 @@ class Solver:
 
     def test_all(self) -> None:
         """Score every test net with the training net's parameters."""
+        self.boundary = snapshot.position(self)
         for i in range(len(self.test_nets)):
             if not self.stopped:
                 self.test(i)
@@ -331,16 +321,12 @@ class Solver:
 
     def snapshot(self, *, off_interval: bool = False) -> Path:
         """Write weights and state under Caffe's names; the state's path."""
-        from caffe_port.solver.snapshot import write
-
         adds_one = off_interval and self.dialect.snapshot_off_interval_adds_one
-        return write(self, f"{self.param.snapshot_prefix}_iter_{self.iter + adds_one}")
+        return snapshot.write(self, f"{self.param.snapshot_prefix}_iter_{self.iter + adds_one}")
 
     def restore(self, path: str | Path) -> None:
         """Go on from a .solverstate or .solverstate.h5, of ours or of real Caffe's."""
-        from caffe_port.solver.snapshot import read
-
-        read(self, path)
+        snapshot.read(self, path)
         self._idle.clear()
 
 

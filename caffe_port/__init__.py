@@ -1,7 +1,7 @@
 """Caffe in PyTorch: definitions, weights, layers and the solver of two real Caffes, exact to their numbers.
 
 ``import caffe_port`` itself costs nothing: names are fetched from their rooms when first used, so that tools which only
-move numbers never load torch.
+move numbers never load torch. ``import caffe_port as caffe`` has all of pycaffe's names.
 """
 
 from __future__ import annotations
@@ -11,15 +11,32 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "BVLC": "caffe_port.dialect",
-    "NOH": "caffe_port.dialect",
-    "CaffeError": "caffe_port.errors",
-    "Net": "caffe_port.pycaffe",
-    "TEST": "caffe_port.pycaffe",
-    "TRAIN": "caffe_port.pycaffe",
-    "layer": "caffe_port.layers",
-    "set_random_seed": "caffe_port.random",
+_HOMES = {
+    "caffe_port.dialect": ["BVLC", "NOH"],
+    "caffe_port.errors": ["CaffeError"],
+    "caffe_port.layers": ["layer"],
+    "caffe_port.layers.python": ["allow_python_layers"],
+    "caffe_port.pycaffe": ["TEST", "TRAIN", "Net"],
+    "caffe_port.pycaffe.classifier": ["Classifier"],
+    "caffe_port.pycaffe.detector": ["Detector"],
+    "caffe_port.pycaffe.install": ["install_as_caffe"],
+    "caffe_port.pycaffe.mode": [
+        *("NCCL", "Timer", "has_nccl", "init_log", "layer_type_list", "log", "set_device", "set_mode_cpu"),
+        *("set_mode_gpu", "set_multiprocess", "set_solver_count", "set_solver_rank", "solver_count", "solver_rank"),
+    ],
+    "caffe_port.random": ["set_random_seed"],
+    "caffe_port.schema.net_spec": ["NetSpec", "params", "to_proto"],
+    "caffe_port.solver.named": [
+        *("AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver"),
+        "get_solver",
+    ],
+}
+_HOME = {name: (home, name) for home, names in _HOMES.items() for name in names}
+_HOME |= {
+    "Layer": ("caffe_port.layers.python", "PythonLayer"),
+    **{name: (f"caffe_port.pycaffe.{name}", "") for name in ("classifier", "coord_map", "detector", "draw", "io", "proto")},
+    "layers": ("caffe_port.layers", ""),
+    "net_spec": ("caffe_port.schema.net_spec", ""),
 }
 
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
@@ -28,7 +45,10 @@ __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'caffe_port' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    home, inside = _HOME[name]
+    value = importlib.import_module(home)
+    if inside:
+        value = getattr(value, inside)
     globals()[name] = value
     return value
 

@@ -13,6 +13,7 @@ import warnings
 import torch
 
 from caffe_port.errors import CaffeError
+from caffe_port.layers import REGISTRY
 
 __all__ = [
     "NCCL",
@@ -20,6 +21,7 @@ __all__ = [
     "device",
     "has_nccl",
     "init_log",
+    "layer_type_list",
     "log",
     "set_device",
     "set_mode_cpu",
@@ -66,6 +68,11 @@ def set_device(device_id: int) -> None:
     if found and not 0 <= device_id < found:
         raise CaffeError("set_device", f"GPU {device_id}", expected=f"0 to {found - 1}")
     _State.index = device_id
+
+
+def layer_type_list() -> list[str]:
+    """The types that a definition's layers may have."""
+    return sorted(REGISTRY)
 
 
 def init_log(level: int = 0, stderr: bool = True) -> None:

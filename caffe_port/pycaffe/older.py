@@ -56,7 +56,7 @@ class Older:
     # -- pre-processing ------------------------------------------------------------------------------------------------
 
     def set_mean(self: Net, input_: str, mean: np.ndarray, mode: str = "elementwise") -> None:
-        """Subtract a (channels, height, width) mean, resized to the input; of ``mode="channel"`` the channels' means."""
+        """Subtract a (channels, height, width) mean, resized, or (``mode="channel"``) its channels' means."""
         shape = self._shape_of_input(input_)
         if mode == "channel":
             mean = mean.mean(1).mean(1).reshape(shape[1], 1, 1)

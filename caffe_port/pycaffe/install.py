@@ -1,0 +1,78 @@
+"""caffe_port under the name ``caffe``, for scripts that import that."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+import caffe_port
+from caffe_port.errors import CaffeError
+from caffe_port.layers.python import allow_python_layers
+from caffe_port.schema import net_spec
+
+__all__ = ["install_as_caffe"]
+
+_VERSION = "1.0.0"
+"""The Caffe whose face this is."""
+
+_MODULES = {
+    "classifier": "caffe_port.pycaffe.classifier",
+    "coord_map": "caffe_port.pycaffe.coord_map",
+    "detector": "caffe_port.pycaffe.detector",
+    "draw": "caffe_port.pycaffe.draw",
+    "io": "caffe_port.pycaffe.io",
+    "net_spec": "caffe_port.schema.net_spec",
+    "proto": "caffe_port.pycaffe.proto",
+    "proto.caffe_pb2": "caffe_port.pycaffe.proto.caffe_pb2",
+    "pycaffe": "caffe_port",
+}
+
+
+class Caffe(ModuleType):
+    """The module ``caffe``: the names of ``caffe_port``, but for ``layers``, which here is pycaffe's alone."""
+
+    def __init__(self) -> None:
+        super().__init__("caffe", caffe_port.__doc__)
+        self.__version__ = _VERSION
+        self.__path__: list[str] = []
+        self.layers = net_spec.layers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(caffe_port, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*self.__dict__, *dir(caffe_port)})
+
+
+def install_as_caffe(*, force: bool = False, python_layers: bool = False) -> ModuleType:
+    """Make ``import caffe``, ``from caffe.proto import caffe_pb2`` and the like give caffe_port in this process.
+
+    Args:
+        force: also where a real Caffe could be imported, which is then out of reach.
+        python_layers: let definitions run Python layers, see :func:`caffe_port.allow_python_layers`.
+
+    Returns:
+        The module ``caffe``.
+
+    Raises:
+        CaffeError: a real Caffe could be imported, and ``force`` is not given.
+    """
+    if python_layers:
+        allow_python_layers()
+    present = sys.modules.get("caffe")
+    if isinstance(present, Caffe):
+        return present
+    if not force:
+        found = present.__spec__ if present is not None else importlib.util.find_spec("caffe")
+        if present is not None or found is not None:
+            where = getattr(found, "origin", None) or "sys.modules"
+            remedy = "import caffe_port as caffe, or force=True to hide the other"
+            raise CaffeError("install_as_caffe", f"another Caffe: {where}", expected="none", remedy=remedy)
+    module = Caffe()
+    sys.modules["caffe"] = module
+    for name, home in _MODULES.items():
+        sys.modules[f"caffe.{name}"] = importlib.import_module(home)
+    return module

@@ -32,9 +32,10 @@ _HOMES = {
     ],
 }
 _HOME = {name: (home, name) for home, names in _HOMES.items() for name in names}
+_MODULES = ("classifier", "coord_map", "detector", "draw", "io", "proto")
 _HOME |= {
     "Layer": ("caffe_port.layers.python", "PythonLayer"),
-    **{name: (f"caffe_port.pycaffe.{name}", "") for name in ("classifier", "coord_map", "detector", "draw", "io", "proto")},
+    **{name: (f"caffe_port.pycaffe.{name}", "") for name in _MODULES},
     "layers": ("caffe_port.layers", ""),
     "net_spec": ("caffe_port.schema.net_spec", ""),
 }

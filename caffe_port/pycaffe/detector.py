@@ -1,4 +1,7 @@
-"""Detector: a net that classifies windows of pictures, as R-CNN does. Source: python/caffe/detector.py (both programs)."""
+"""Detector: a net that classifies windows of pictures, as R-CNN does.
+
+Source: python/caffe/detector.py (both programs).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A net's definition as a drawing: boxes for layers, octagons for blobs.
 
-The drawing is text in Graphviz's language; its program ``dot`` makes a picture of it. pydot is not needed, but where it is
-installed ``get_pydot_graph`` gives its graph.
+The drawing is text in Graphviz's language; its program ``dot`` makes a picture of it. pydot is not needed, but where it
+is installed ``get_pydot_graph`` gives its graph.
 
 Source: python/caffe/draw.py.
 """

@@ -71,7 +71,7 @@ class Passes(core.Net):
 
     def _run_forward(self, first: int, last: int) -> float:
         """Run nodes ``first`` to ``last``; the sum of their losses, weighted."""
-        if first == 0:
+        if first <= min(self._numbers, default=0):
             self.reshape()
         elif self._data.reshaped:
             for node, layer in self.nodes[first : last + 1]:

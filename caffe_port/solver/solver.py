@@ -54,6 +54,7 @@ class Solver:
         source: a solver prototxt (file or text) or a SolverParameter.
         dialect: "bvlc", "noh" or None: the training net's.
         device: where the nets live.
+        kind: the rule ("SGD" ...) in place of the one that the definition names.
         log: where lines go; a :class:`Log` writing Caffe's lines to stderr by default.
 
     Attributes:
@@ -72,13 +73,18 @@ class Solver:
         dialect: str | Dialect | None = None,
         device: str | torch.device = "cpu",
         log: Log | None = None,
+        kind: str | None = None,
     ) -> None:
         self.param = param = read_solver(source)
+        if kind is not None:
+            param.type = kind
         self.path = str(source) if isinstance(source, (str, Path)) and "\n" not in str(source) else "<solver>"
         self.log = log or Log()
         self.iter = self.current_step = 0
         self.requested: Callable[[], str] = lambda: "none"
         """Asked after every iteration and test pass: "snapshot", "stop" or "none"."""
+        self.callbacks: list[tuple[Callable[[], object], Callable[[], object]]] = []
+        """What to call in every iteration: before it, and between its last backward pass and the update."""
         self.stopped = False
         if param.average_loss < 1:
             raise CaffeError(self.path, f"average_loss {param.average_loss}", expected="1 or more")
@@ -219,16 +225,25 @@ class Solver:
         param, self.boundary = self.param, None
         display = bool(param.display) and self.iter % param.display == 0
         self.net.clear_param_diffs()
+        for on_start, _ in self.callbacks:
+            on_start()
         total = np.float32(0)
         for _ in range(param.iter_size):
-            loss, outputs = self.net.losses()
-            loss.backward()
-            total += np.float32(loss.item())
+            loss, outputs = self._train_pass()
+            total += np.float32(loss)
         shown = self.average.add(float(total / np.float32(param.iter_size)))
         if display:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
             self.log.scores("Train", scores(self.net, outputs))
+        for _, on_gradients_ready in self.callbacks:
+            on_gradients_ready()
         self.apply_update(display)
+
+    def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
+        """Forward and backward over one batch: the loss, the outputs."""
+        loss, outputs = self.net.losses()
+        loss.backward()
+        return loss.item(), outputs
 
     def _speed(self) -> tuple[float, float, int]:
         """Iterations a second and seconds since this was last asked."""
@@ -296,9 +311,8 @@ class Solver:
             if self._asked_to_stop():
                 self.log.line("Test interrupted.")
                 return []
-            with torch.no_grad():
-                batch_loss, outputs = net.losses()
-            loss += np.float32(batch_loss.item())
+            batch_loss, outputs = self._test_pass(net)
+            loss += np.float32(batch_loss)
             found = scores(net, outputs)
             sums = [a + np.float32(s.value) for a, s in zip(sums or [np.float32(0)] * len(found), found, strict=True)]
         n = np.float32(param.test_iter[i])
@@ -307,6 +321,12 @@ class Solver:
         means = [Scores(s.name, s.weight, float(total / n)) for s, total in zip(found, sums, strict=True)]
         self.log.scores("Test", means)
         return means
+
+    @torch.no_grad()
+    def _test_pass(self, net: Net) -> tuple[float, dict[str, Tensor]]:
+        """Forward over one batch: the loss, the outputs."""
+        loss, outputs = net.losses()
+        return loss.item(), outputs
 
     def _asked_to_stop(self) -> bool:
         while (request := self.requested()) != "none":

@@ -1,0 +1,128 @@
+"""The solvers that pycaffe's users know by name.
+
+They train as :class:`caffe_port.solver.Solver` does, but on the nets' blobs, so that ``solver.net.blobs`` holds data
+and diffs of the last iteration; that takes more memory and time.
+
+Source: python/caffe/_caffe.cpp (both programs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from caffe_port.errors import CaffeError, nearest
+from caffe_port.pycaffe import Net, mode
+from caffe_port.schema import read_solver
+from caffe_port.solver import schedule
+from caffe_port.solver.solver import Solver
+
+__all__ = [
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
+    "NesterovSolver",
+    "RMSPropSolver",
+    "SGDSolver",
+    "get_solver",
+]
+
+
+class SGDSolver(Solver):
+    """A solver from a prototxt, whatever type that names.
+
+    Args:
+        solver_file: a solver prototxt (file or text) or a SolverParameter.
+
+    Attributes:
+        net, test_nets, iter, param: see :class:`caffe_port.solver.Solver`. lr: the rate of the next iteration.
+    """
+
+    kind: ClassVar[str] = "SGD"
+
+    def __init__(self, solver_file: str | Path | Any, **options: Any) -> None:
+        options.setdefault("device", mode.device())
+        super().__init__(solver_file, kind=self.kind, **options)
+
+    @property
+    def lr(self) -> float:
+        drops = schedule.steps_done(self.param, self.iter, self.current_step)
+        return schedule.rate(self.param, self.iter, drops)
+
+    def solve(self, resume_file: str | Path | None = None) -> None:
+        """Train to ``max_iter``, from a snapshot's state if one is given."""
+        if resume_file is not None:
+            self.restore(resume_file)
+        super().solve()
+
+    def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object]) -> None:
+        """Call these in every iteration: before it, and between its last backward pass and the update."""
+        self.callbacks.append((on_start, on_gradients_ready))
+
+    def share_weights(self, net: Net) -> None:
+        """Let ``net`` use the training net's parameters."""
+        net.share_with(self.net)
+
+    def apply_update(self, display: bool = False) -> None:
+        """One update from the diffs that the parameters hold; counts the iteration."""
+        self.net.sync()
+        super().apply_update(display)
+
+    def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
+        loss = self._test_pass(self.net)
+        self.net.backward()
+        return loss
+
+    def _test_pass(self, net: Net) -> tuple[float, dict[str, Tensor]]:
+        loss = net._forward(0, len(net.layers) - 1)
+        return loss, {name: torch.from_numpy(net.blobs[name].data.copy()) for name in net.outputs}
+
+
+class NesterovSolver(SGDSolver):
+    """Nesterov's accelerated gradient."""
+
+    kind = "Nesterov"
+
+
+class AdaGradSolver(SGDSolver):
+    """AdaGrad."""
+
+    kind = "AdaGrad"
+
+
+class RMSPropSolver(SGDSolver):
+    """RMSProp."""
+
+    kind = "RMSProp"
+
+
+class AdaDeltaSolver(SGDSolver):
+    """AdaDelta."""
+
+    kind = "AdaDelta"
+
+
+class AdamSolver(SGDSolver):
+    """Adam."""
+
+    kind = "Adam"
+
+
+def get_solver(solver_file: str | Path | Any, **options: Any) -> SGDSolver:
+    """A solver of the type that its prototxt names.
+
+    Raises:
+        CaffeError: there is no such type, or the definition is wrong.
+    """
+    kinds = {cls.kind: cls for cls in (SGDSolver, *SGDSolver.__subclasses__())}
+    kind = read_solver(solver_file).type
+    if kind not in kinds:
+        near = nearest(kind, kinds)
+        raise CaffeError(
+            "get_solver", f"type {kind!r}", expected=", ".join(kinds), remedy=f"near: {near}" if near else ""
+        )
+    return kinds[kind](solver_file, **options)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -81,30 +81,39 @@ class Plan:
 
     def run(self, inputs: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
         """Run the whole net on tensors; blobs that nobody reads any more and nobody keeps are let go on the way."""
-        blobs = dict(inputs)
-        self._run(blobs, 0, len(self.net.nodes) - 1, set(keep))
-        return {name: blobs[name].contiguous() for name in keep}
+        blobs = self.run_nodes(inputs, range(len(self.net.nodes)), keep)
+        return {name: blob.contiguous() for name, blob in blobs.items()}
+
+    def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:
+        """Run only these nodes, in their order, on the blobs given; the blobs to keep, in whatever memory format."""
+        blobs, kept, done = dict(given), set(keep), -1
+        prepare = self.start()
+        for i in nodes:
+            if i > done:
+                done = self.advance(blobs, i, nodes[-1], prepare=prepare)
+                self.let_go(blobs, i, done, kept)
+        return {name: blobs[name] for name in keep}
 
     def run_into(self, blobs: dict[str, Tensor], first: int, last: int) -> None:
         """Run nodes ``first`` to ``last`` from and into ``blobs``, leaving every blob there."""
-        self._run(blobs, first, last, None)
-
-    def _run(self, blobs: dict[str, Tensor], first: int, last: int, keep: set[str] | None) -> None:
-        i = first
-        prepare = self.start()
-        while i <= last:
-            done = self.advance(blobs, i, last, prepare=prepare)
-            self.let_go(blobs, i, done, keep)
-            i = done + 1
+        done, prepare = first - 1, self.start()
+        while done < last:
+            done = self.advance(blobs, done + 1, last, prepare=prepare)
 
     def start(self) -> bool:
         """To be called before each run; whether weights are to be prepared in it.
 
-        Preparing all of them costs about as much as it saves in one run, so that the first does without.
+        Preparing all of them costs about as much as it saves in one run, so that the first does without, unless
+        :meth:`expect_more` was called.
         """
         keep_memory(lean=self.lean)
         self._runs += 1
         return self.lean or self._runs > 1
+
+    def expect_more(self) -> None:
+        """Prepare weights from the first run on: all runs then sum in one order, and equal input gives equal
+        numbers."""
+        self._runs = max(self._runs, 1)
 
     def advance(self, blobs: dict[str, Tensor], i: int, last: int, *, prepare: bool) -> int:
         """Run node ``i``, and in one step with it what belongs to it as far as ``last``; the last node done."""
@@ -119,10 +128,8 @@ class Plan:
             self.net.run_layer(node, layer, blobs)
         return i
 
-    def let_go(self, blobs: dict[str, Tensor], first: int, last: int, keep: Collection[str] | None) -> None:
-        """Drop the blobs that no node after ``last`` reads, ``keep`` aside; None keeps all."""
-        if keep is None:
-            return
+    def let_go(self, blobs: dict[str, Tensor], first: int, last: int, keep: Collection[str]) -> None:
+        """Drop the blobs that no node after ``last`` reads, ``keep`` aside."""
         for i in range(first, last + 1):
             for name in self._last_use.get(i, ()):
                 if name not in keep:
@@ -282,8 +289,9 @@ def _convolution(layer: Any, weight: Tensor, bias: Tensor, pad: list[int], relu:
 def keep_memory(*, lean: bool) -> bool:
     """Ask glibc to keep freed memory instead of giving it back to the system, so that activations reuse mapped pages.
 
-    Lean, blocks over 32 MB (glibc's highest limit) still go back: kept, their holes add a quarter to a training's memory.
-    Holds for the whole process; CAFFE_PORT_KEEP_MEMORY=0 in the environment forbids it. Returns whether it was done.
+    Lean, blocks over 32 MB (glibc's highest limit) still go back: kept, their holes add a quarter to a training's
+    memory. Holds for the whole process; CAFFE_PORT_KEEP_MEMORY=0 in the environment forbids it. Returns whether it was
+    done.
     """
     if os.environ.get("CAFFE_PORT_KEEP_MEMORY") == "0" or not sys.platform.startswith("linux"):
         return False

@@ -205,13 +205,20 @@ class Windows(Segments):
         size = picture.shape[:2]
         labels = self.labels_for(item, size)
         self.check_size(item.mask, labels, size)
-        return self.window(picture, item, 0), self.relabel(item, self.window(labels, item, self.s.fill), size), size
+        # A box smaller than the crop is filled up with the mean, but its labels with those around it: OpenCV's
+        # copyMakeBorder looks beyond a cut-out, and the picture is one no more. Resized boxes have nothing around them.
+        reach = 0 if self.size[0] else self.transformer.crop
+        labels = self.relabel(item, self.window(labels, item, self.s.fill, reach), size)
+        return self.window(picture, item, 0), labels, size
 
-    def window(self, whole: Array, item: Segment, outside: int) -> Array:
-        """The item's box in a picture or mask, resized."""
+    def window(self, whole: Array, item: Segment, outside: int, reach: int = 0) -> Array:
+        """The item's box in a picture or mask, resized; as far as ``whole`` goes, of ``reach`` pixels at least."""
         x1, y1, x2, y2 = item.box
-        cut = whole[max(y1, 0) : max(y2 + 1, 0), max(x1, 0) : max(x2 + 1, 0)]
-        box = (y2 - y1 + 1, x2 - x1 + 1)
+        bottom, right = (
+            max(end + 1, min(at + reach, n)) for at, end, n in zip((y1, x1), (y2, x2), whole.shape, strict=False)
+        )
+        cut = whole[max(y1, 0) : max(bottom, 0), max(x1, 0) : max(right, 0)]
+        box = (bottom - y1, right - x1)
         if cut.shape[:2] != box:
             inside, top, left = cut, max(-y1, 0), max(-x1, 0)
             cut = np.full((*box, *whole.shape[2:]), outside, np.uint8)

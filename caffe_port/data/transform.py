@@ -85,21 +85,22 @@ class Transformer:
         What is smaller than the crop is first filled up on the right and below, with the mean and with ``ignore``.
 
         Args:
-            planes: uint8 (channels, height, width). labels: uint8 (height, width).
+            planes: uint8 (channels, height, width). labels: uint8 (height, width), not smaller than the picture; what
+                they have on the right and below is used for filling up.
             out, label_out: float32 (channels, height, width) and (height, width), filled with the results.
             ignore: the label of what is filled up.
         """
-        height, width = labels.shape
+        height, width = planes.shape[1:]
         mirrored, top, left = self._draw(max(height, self.crop), max(width, self.crop))
         rows, columns = (slice(at, at + n) for at, n in zip((top, left), label_out.shape, strict=True))
         window = np.s_[:, rows, columns]
         part, label_part = planes[window], labels[rows, columns]
         if mirrored:
             out, label_out = out[..., ::-1], label_out[..., ::-1]
-        inside = np.s_[..., : label_part.shape[0], : label_part.shape[1]]
         out[...], label_out[...] = 0, ignore
-        np.subtract(part, self._mean_under(planes.shape, window, where), out=out[inside], dtype=np.float32)
-        label_out[inside] = label_part
+        inside = out[:, : part.shape[1], : part.shape[2]]
+        np.subtract(part, self._mean_under(planes.shape, window, where), out=inside, dtype=np.float32)
+        label_out[: label_part.shape[0], : label_part.shape[1]] = label_part
         if self.scale != 1:
             out *= self.scale
 

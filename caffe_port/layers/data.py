@@ -24,18 +24,12 @@ class Data(Prefetching):
     data_shaped = True
 
     def open(self) -> Batches:
-        self.p.skip("prefetch", "force_encoded_color")
-        rand_skip = self.p.rand_skip if self.dialect.data_skips_at_random else 0
-        path = self.find(self.p.source, "database")
+        self.p.skip("prefetch", "force_encoded_color", "rand_skip")
+        limit = self.p.rand_skip if self.dialect.data_skips_at_random else 0
+        path, batch = self.find(self.p.source, "database"), self.batch_size()
         records = open_records(path, self.p.enum("backend"))
-        return DatumBatches(
-            path,
-            records,
-            self.transformer,
-            self.batch_size(),
-            color=self.color(),
-            skip=self.draw() % rand_skip if rand_skip else 0,
-        )
+        skip = self.draw() % limit if limit else 0
+        return DatumBatches(path, records, self.transformer, batch, color=self.color(), skip=skip)
 
     def color(self) -> int:
         """How encoded records are decoded."""
@@ -55,6 +49,7 @@ class ImageData(Prefetching):
     data_shaped = True
 
     def open(self) -> Batches:
+        self.p.skip("has_label", "max_labels", "label_type", "ignore_label", "other_object_label")  # for masks
         path = self.find(self.p.source, "list")
         items = labelled(path)
         return PictureBatches(path, items, self.cursor(len(items)), self.reader(), self.transformer, self.batch_size())

@@ -15,7 +15,7 @@ from caffe_port.layers.prefetching import Prefetching
 
 
 class _Segmentation(Prefetching):
-    tops = (3, 3)
+    tops = (1, 3)  # those that a definition leaves out, Caffe makes without a name
     mean_file = False
 
     kind: ClassVar[type[segments.Segments]]
@@ -24,7 +24,7 @@ class _Segmentation(Prefetching):
     """Words of a line after the picture's name, unless label_type is NONE."""
 
     def open(self) -> Batches:
-        self.p.skip("has_label", "max_labels")  # which nothing in the fork reads
+        self.p.skip("has_label", "max_labels", "other_object_label")  # of which the fork reads the last, in one layer
         path, label_type = self.find(self.p.source, "list"), self.p.enum("label_type")
         items = segments.segments(
             path, labels=0 if label_type == "NONE" else self.masks, box=self.boxes, numbers=self.numbers()

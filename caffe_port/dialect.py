@@ -98,6 +98,9 @@ class Dialect:
     logs_speed: bool
     """The log's loss lines tell iterations a second (bvlc: solver.cpp)."""
 
+    logs_kind_of_snapshot: bool
+    """The log's snapshot lines tell the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""
+
     snapshot_off_interval_adds_one: bool
     """A last snapshot that falls off the interval is named max_iter + 1 (noh: solver.cpp)."""
 
@@ -127,6 +130,7 @@ BVLC = Dialect(
     decay_before_iter_size=False,
     smooths_last_loss=True,
     logs_speed=True,
+    logs_kind_of_snapshot=True,
     snapshot_off_interval_adds_one=False,
 )
 NOH = Dialect(
@@ -154,6 +158,7 @@ NOH = Dialect(
     decay_before_iter_size=True,
     smooths_last_loss=False,
     logs_speed=False,
+    logs_kind_of_snapshot=False,
     snapshot_off_interval_adds_one=True,
 )
 DIALECTS = {d.name: d for d in (BVLC, NOH)}

@@ -36,6 +36,11 @@ class CaffeError(Exception):
         middle = f"expected {expected}, found {found}" if expected else found
         super().__init__(f"{where}: {middle}" + (f"; {remedy}" if remedy else ""))
 
+    def advised(self, remedy: str) -> CaffeError:
+        """The same error with one more thing that the reader can do."""
+        more = "; ".join(filter(None, (self.remedy, remedy)))
+        return type(self)(self.where, self.found, expected=self.expected, remedy=more)
+
 
 class FileError(CaffeError):
     """A file or folder is missing, unreadable, already there, or cannot be written."""

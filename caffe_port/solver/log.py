@@ -6,8 +6,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
 
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Scores
@@ -16,10 +18,15 @@ __all__ = ["Log"]
 
 
 class Log:
-    """Writes to ``file`` (stderr by default); GLOG_minloglevel above 0 in the environment silences it, as in Caffe."""
+    """Writes to ``file`` (stderr by default); GLOG_minloglevel above 0 in the environment silences it, as in Caffe.
+
+    Attributes:
+        write: takes each finished line; a progress bar puts its own in place, to stay below the lines.
+    """
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file or sys.stderr
+        self.write: Callable[[str], object] = lambda line: print(line, file=self.file, flush=True)
         self.quiet = int(os.environ.get("GLOG_minloglevel") or 0) > 0
 
     @staticmethod
@@ -27,13 +34,13 @@ class Log:
         """As C++ streams print a float: six significant digits."""
         return f"{x:g}"
 
-    def line(self, text: str, source: str = "solver.cpp") -> None:
-        """One line: ``I1122 10:20:30.123456  4242 solver.cpp] text``."""
+    def line(self, text: str, source: str = "solver.cpp", severity: str = "I") -> None:
+        """One line: ``I1122 10:20:30.123456  4242 solver.cpp:1] text``."""
         if self.quiet:
             return
         now = time.time()
         stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
-        print(f"I{stamp} {threading.get_native_id():5d} {source}:1] {text}", file=self.file, flush=True)
+        self.write(f"{severity}{stamp} {threading.get_native_id():5d} {source}:1] {text}")
 
     def loss(self, iteration: int, loss: float, *, speed: tuple[float, float, int] | None = None) -> None:
         """The loss of an iteration.
@@ -51,8 +58,19 @@ class Log:
     def scores(self, phase: str, scores: Iterable[Scores]) -> None:
         """The outputs of a net, each number on its line, a loss with its weight."""
         for i, s in enumerate(scores):
-            weighted = f" (* {self.number(s.weight)} = {self.number(s.weight * s.value)} loss)" if s.weight else ""
-            self.line(f"    {phase} net output #{i}: {s.name} = {self.number(s.value)}{weighted}")
+            self.line(f"    {phase} net output #{i}: {s.name} = {self.weighted(s)}")
+
+    def weighted(self, score: Scores) -> str:
+        """A score's number, and of a loss also what it weighs."""
+        number = self.number(score.value)
+        if not score.weight:
+            return number
+        product = np.float32(score.weight) * np.float32(score.value)
+        return f"{number} (* {self.number(score.weight)} = {self.number(product)} loss)"
+
+    def step(self, iteration: int, step: int) -> None:
+        """That the rate of the policy multistep has dropped."""
+        self.line(f"MultiStep Status: Iteration {iteration}, step = {step}", "sgd_solver.cpp")
 
     def clipped(self, norm: float, factor: float, limit: float) -> None:
         """That the gradients were scaled down."""

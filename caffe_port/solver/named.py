@@ -1,7 +1,8 @@
 """The solvers that pycaffe's users know by name.
 
 They train as :class:`caffe_port.solver.Solver` does, but on the nets' blobs, so that ``solver.net.blobs`` holds data
-and diffs of the last iteration; that takes more memory and time.
+and diffs of the last iteration; that takes more memory and time. A loss that is no number does not stop them, unless
+they are made with ``keep_going=False``.
 
 Source: python/caffe/_caffe.cpp (both programs).
 """
@@ -9,6 +10,7 @@ Source: python/caffe/_caffe.cpp (both programs).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +21,7 @@ from caffe_port.errors import CaffeError, nearest
 from caffe_port.pycaffe import Net, mode
 from caffe_port.schema import read_solver
 from caffe_port.solver import schedule
+from caffe_port.solver.listener import Listener
 from caffe_port.solver.solver import Solver
 
 __all__ = [
@@ -46,6 +49,7 @@ class SGDSolver(Solver):
 
     def __init__(self, solver_file: str | Path | Any, **options: Any) -> None:
         options.setdefault("device", mode.device())
+        options.setdefault("keep_going", True)
         super().__init__(solver_file, kind=self.kind, **options)
 
     @property
@@ -61,16 +65,16 @@ class SGDSolver(Solver):
 
     def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object]) -> None:
         """Call these in every iteration: before it, and between its last backward pass and the update."""
-        self.callbacks.append((on_start, on_gradients_ready))
+        self.listeners.append(_Callback(on_start, on_gradients_ready))
 
     def share_weights(self, net: Net) -> None:
         """Let ``net`` use the training net's parameters."""
         net.share_with(self.net)
 
-    def apply_update(self, display: bool = False) -> None:
-        """One update from the diffs that the parameters hold; counts the iteration."""
+    def apply_update(self, display: bool = False) -> float:
+        """One update from the diffs that the parameters hold; counts the iteration. The learning rate it had."""
         self.net.sync()
-        super().apply_update(display)
+        return super().apply_update(display)
 
     def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
         loss = self._test_pass(self.net)
@@ -80,6 +84,20 @@ class SGDSolver(Solver):
     def _test_pass(self, net: Net) -> tuple[float, dict[str, Tensor]]:
         loss = net._forward(0, len(net.layers) - 1)
         return loss, {name: torch.from_numpy(net.blobs[name].data.copy()) for name in net.outputs}
+
+
+@dataclass
+class _Callback(Listener):
+    """A pair of functions that want no arguments."""
+
+    start: Callable[[], object]
+    gradients_ready: Callable[[], object]
+
+    def on_start(self, solver: Solver) -> None:
+        self.start()
+
+    def on_gradients_ready(self, solver: Solver) -> None:
+        self.gradients_ready()
 
 
 class NesterovSolver(SGDSolver):
@@ -118,7 +136,8 @@ def get_solver(solver_file: str | Path | Any, **options: Any) -> SGDSolver:
     Raises:
         CaffeError: there is no such type, or the definition is wrong.
     """
-    kinds = {cls.kind: cls for cls in (SGDSolver, *SGDSolver.__subclasses__())}
+    classes: list[type[SGDSolver]] = [SGDSolver, *SGDSolver.__subclasses__()]
+    kinds = {cls.kind: cls for cls in classes}
     kind = read_solver(solver_file).type
     if kind not in kinds:
         near = nearest(kind, kinds)

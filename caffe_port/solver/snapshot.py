@@ -29,19 +29,37 @@ import numpy as np
 import torch
 
 from caffe_port import random
-from caffe_port.data.position import pack, unpack
+from caffe_port.data.position import unpack
 from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
 from caffe_port.layers.blobs import legacy
+from caffe_port.solver.moment import Moment
 
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Solver
 
-__all__ = ["latest", "position", "read", "write"]
+__all__ = ["check_prefix", "latest", "read", "write"]
 
 _NEW = ".new-"
 """What the name of a file starts with while it is being written."""
+
+
+def check_prefix(param: Any, where: str) -> None:
+    """Refuse a ``snapshot_prefix`` that nothing could be written to, before a training rather than after it.
+
+    Raises:
+        CaffeError: none is set. FileError: its folder is missing or not writable.
+    """
+    if not (param.snapshot or (param.snapshot_after_train and param.snapshot_prefix)):
+        return
+    folder = Path(param.snapshot_prefix).parent
+    if not param.snapshot_prefix:
+        raise CaffeError(where, "snapshot without snapshot_prefix", expected="where to write snapshots")
+    if not folder.is_dir():
+        raise FileError(where, f"snapshot_prefix {param.snapshot_prefix}, no folder {folder}", remedy="make the folder")
+    if not os.access(folder, os.W_OK):
+        raise FileError(where, f"snapshot_prefix {param.snapshot_prefix}, and {folder} is not writable")
 
 
 def write(solver: Solver, stem: str) -> Path:
@@ -51,20 +69,21 @@ def write(solver: Solver, stem: str) -> Path:
         FileError: it cannot be written (a full disk); an earlier one of the same name is then as it was.
     """
     hdf5 = solver.param.snapshot_format == solver.param.HDF5
-    kind, end = ("HDF5", ".h5") if hdf5 else ("binary proto", "")
+    end = ".h5" if hdf5 else ""
+    kind = f"{'HDF5' if hdf5 else 'binary proto'} file " if solver.dialect.logs_kind_of_snapshot else ""
     weights, state, resume = (Path(f"{stem}{e}") for e in (f".caffemodel{end}", f".solverstate{end}", ".resume"))
     _sweep(Path(f"{solver.param.snapshot_prefix}_iter_"))
     staged = {path: path.with_name(_NEW + path.name) for path in (weights, state)}
     try:
-        solver.log.line(f"Snapshotting to {kind} file {weights}")
+        solver.log.line(f"Snapshotting to {kind}{weights}")
         solver.net.save(staged[weights], diffs=solver.param.snapshot_diff, durable=True)
-        solver.log.line(f"Snapshotting solver state to {kind} file {state}", "sgd_solver.cpp")
+        solver.log.line(f"Snapshotting solver state to {kind}{state}", "sgd_solver.cpp")
         _write_state(solver, staged[state], int(stem.rpartition("_")[2]), weights)
         facts = {
             "iter": solver.iter,
             "written": time.time(),
             "files": {path.name: _checksum(new) for path, new in staged.items()},
-            "positions": [solver.boundary or position(solver)],
+            "positions": [(solver.moment or Moment(solver)).facts()],
         }
         with atomic_write(resume, overwrite=True, durable=True) as file:
             file.write(json.dumps(facts, indent=1).encode())
@@ -112,21 +131,17 @@ def read(solver: Solver, path: str | Path) -> None:
         CaffeError: the net or its data are not what they were.
     """
     path = Path(path)
-    resume = path.with_name(re.sub(r"\.solverstate(\.h5)?$", ".resume", path.name))
-    facts = _facts(resume) if resume != path and resume.exists() else None
-    for name, checksum in facts["files"].items() if facts else ():
-        file = path.with_name(name)
-        if not file.exists() or _checksum(file) != checksum:
-            good = latest(path, but=path)
-            raise FormatError(
-                str(file),
-                "missing" if not file.exists() else "other bytes than were written",
-                expected=f"what {resume.name} says",
-                remedy=f"the last whole snapshot is {good}" if good else "no other whole snapshot lies beside it",
-            )
-    state = read_solverstate(path)
-    if state.learned_net:
-        solver.net.load(_weights(path, state.learned_net))
+    try:
+        facts = _checked(path)
+        state = read_solverstate(path)
+        if state.learned_net:
+            solver.net.load(_weights(path, state.learned_net))
+    except (FileError, FormatError) as error:
+        good = latest(path, but=path)
+        offer = f"the last whole snapshot is {good}" if good else "no other whole snapshot lies beside it"
+        raise error.advised(offer) from error
+    if path.suffix != ".h5":
+        solver.log.line("SGDSolver: restoring history", "sgd_solver.cpp")  # whatever the type, as in Caffe
     _restore_history(solver, state, path)
     solver.iter, solver.current_step = state.iter, state.current_step
     if facts:
@@ -135,7 +150,29 @@ def read(solver: Solver, path: str | Path) -> None:
         except (CaffeError, KeyError) as error:
             found = f"positions in data that do not fit: {error}"
             remedy = "without that file data and random numbers start anew, as in Caffe"
-            raise CaffeError(str(resume), found, remedy=remedy) from error
+            raise CaffeError(str(_resume_file(path)), found, remedy=remedy) from error
+
+
+def _resume_file(state: Path) -> Path:
+    return state.with_name(re.sub(r"(\.solverstate(\.h5)?)?$", ".resume", state.name, count=1))
+
+
+def _checked(state: Path) -> dict[str, Any] | None:
+    """What the resume file of a state says, if there is one.
+
+    Raises:
+        FormatError: it is damaged, or a file of the snapshot is missing or not as it was written.
+    """
+    resume = _resume_file(state)
+    if not resume.exists():
+        return None
+    facts = _facts(resume)
+    for name, checksum in facts["files"].items():
+        file = state.with_name(name)
+        if not file.exists() or _checksum(file) != checksum:
+            found = "other bytes than were written" if file.exists() else "missing"
+            raise FormatError(str(file), found, expected=f"what {resume.name} says")
+    return facts
 
 
 def _facts(resume: Path) -> dict[str, Any]:
@@ -197,17 +234,6 @@ def _restore_history(solver: Solver, state: SolverHistory, path: Path) -> None:
         if legacy(array.shape) != legacy(target.shape):
             raise WeightsError(f"{path}: history of {name}", f"shape {array.shape}", expected=str(tuple(target.shape)))
         target.copy_(torch.from_numpy(np.ascontiguousarray(array)).view(target.shape))
-
-
-def position(solver: Solver) -> dict[str, Any]:
-    """Where this process's random stream, its average of the loss and its nets' layers stand, as JSON."""
-    return {
-        "stream": pack({"key": random.default_stream().get_state()}),
-        "average": solver.average.get_state(),
-        "nets": [
-            {node.key: layer.state() for node, layer in net.nodes if hasattr(layer, "state")} for net in _nets(solver)
-        ],
-    }
 
 
 def _restore_position(solver: Solver, facts: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from torch import Tensor, nn
 
 from caffe_port import random
 from caffe_port.dialect import Dialect
-from caffe_port.errors import CaffeError, FileError
+from caffe_port.errors import CaffeError
 from caffe_port.pycaffe import Net
-from caffe_port.schema import Definition, read_net, read_solver
-from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.schema import read_solver
 from caffe_port.solver import schedule, snapshot, update
 from caffe_port.solver.average import Average
+from caffe_port.solver.diverged import check_parameters, diverged
+from caffe_port.solver.listener import Iteration, Listener
 from caffe_port.solver.log import Log
+from caffe_port.solver.moment import Moment
+from caffe_port.solver.nets import Nets
 
 __all__ = ["Learned", "Solver"]
 
@@ -52,15 +56,21 @@ class Solver:
 
     Args:
         source: a solver prototxt (file or text) or a SolverParameter.
+        path: the file that a SolverParameter came from: what it names may lie beside it.
         dialect: "bvlc", "noh" or None: the training net's.
+        proto: a fork's own caffe.proto whose fields are to be known too.
         device: where the nets live.
         kind: the rule ("SGD" ...) in place of the one that the definition names.
         log: where lines go; a :class:`Log` writing Caffe's lines to stderr by default.
+        keep_going: whether to train on when the loss is not a number, as Caffe does.
 
     Attributes:
         param: the SolverParameter. net: the training net. test_nets: the others.
         iter: completed iterations. current_step: drops of the rate so far.
         history: for each history of the rule a list of tensors, one for each learned parameter.
+        listeners: who is told what happens.
+        moment: what the iteration under way started from, else None.
+        saved: the last snapshot written or restored and its iteration, else None.
 
     Raises:
         CaffeError: a definition is wrong, or asks for what the dialect's Caffe refuses.
@@ -70,110 +80,59 @@ class Solver:
         self,
         source: str | Path | Any,
         *,
+        path: str | Path | None = None,
         dialect: str | Dialect | None = None,
+        proto: str | Path | None = None,
         device: str | torch.device = "cpu",
         log: Log | None = None,
         kind: str | None = None,
+        keep_going: bool = False,
     ) -> None:
-        self.param = param = read_solver(source)
+        self.param = param = read_solver(source, proto=proto)
         if kind is not None:
             param.type = kind
-        self.path = str(source) if isinstance(source, (str, Path)) and "\n" not in str(source) else "<solver>"
-        self.log = log or Log()
+        is_file = isinstance(source, (str, Path)) and "\n" not in str(source)
+        self.path = str(path or (source if is_file else "<solver>"))
+        self.log, self.keep_going = log or Log(), keep_going
+        self.listeners: list[Listener] = []
+        self.moment: Moment | None = None
+        self.saved: tuple[int, Path] | None = None
         self.iter = self.current_step = 0
         self.requested: Callable[[], str] = lambda: "none"
         """Asked after every iteration and test pass: "snapshot", "stop" or "none"."""
-        self.callbacks: list[tuple[Callable[[], object], Callable[[], object]]] = []
-        """What to call in every iteration: before it, and between its last backward pass and the update."""
         self.stopped = False
         if param.average_loss < 1:
             raise CaffeError(self.path, f"average_loss {param.average_loss}", expected="1 or more")
         if param.iter_size < 1:
             raise CaffeError(self.path, f"iter_size {param.iter_size}", expected="1 or more")
         schedule.check(param, self.path)
-        if param.snapshot:
-            self._check_prefix()
+        snapshot.check_prefix(param, self.path)
         if param.random_seed >= 0:
             random.set_random_seed(param.random_seed)
-        definition = self._train_definition(dialect)
+        self._nets = Nets(param, self.path, dialect, proto)
+        said, definition = self._nets.train()
+        self.log.line(f"Creating training net {said}")
         self.dialect = definition.dialect
         self.rule = update.rule_of(param, self.dialect, self.path)
         self.net = Net(definition, phase="TRAIN").to(device)
-        self.test_nets = [Net(d, phase="TEST").to(device) for d in self._test_definitions(dialect)]
+        self.test_nets: list[Net] = []
+        for i, (said, definition) in enumerate(self._nets.tests()):
+            self.log.line(f"Creating test net (#{i}) {said}")
+            self.test_nets.append(Net(definition, phase="TEST").to(device))
         for weights in param.weights:
             self.load(weights.split(","))
+        self.log.line("Solver scaffolding done.")
         self.learned = list(_learned(self.net))
         self.history = [[torch.zeros_like(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates are found to do nothing."""
         self.average = Average(param.average_loss)
-        self.boundary: dict[str, Any] | None = None
-        """During a test: what :func:`snapshot.position` said before it, from where a snapshot would go on."""
         self._timed = (time.monotonic(), 0)
-
-    # -- nets ----------------------------------------------------------------------------------------------------------
-
-    def _train_definition(self, dialect: str | Dialect | None) -> Definition:
-        param = self.param
-        given = [f for f in ("net", "net_param", "train_net", "train_net_param") if param.HasField(f)]
-        if len(given) != 1:
-            raise CaffeError(
-                self.path,
-                " and ".join(given) or "no net",
-                expected="one of net, net_param, train_net, train_net_param",
-            )
-        return self._definition(getattr(param, given[0]), TRAIN, param.train_state, dialect)
-
-    def _test_definitions(self, dialect: str | Dialect | None) -> list[Definition]:
-        param = self.param
-        sources = [*param.test_net_param, *param.test_net]
-        generic = param.net if param.HasField("net") else param.net_param if param.HasField("net_param") else None
-        wanted = len(param.test_iter)
-        if wanted < len(sources) or (generic is None and wanted != len(sources)):
-            raise CaffeError(
-                self.path, f"{wanted} test_iter for {len(sources)} test nets", expected="one for each test net"
-            )
-        sources += [generic] * (wanted - len(sources))
-        if param.test_state and len(param.test_state) != len(sources):
-            raise CaffeError(
-                self.path,
-                f"{len(param.test_state)} test_state for {len(sources)} test nets",
-                expected="none, or one for each",
-            )
-        if sources and param.test_interval <= 0:
-            raise CaffeError(self.path, "test nets without a test_interval", expected="a test_interval above 0")
-        states = list(param.test_state) or [type(param.train_state)()] * len(sources)
-        return [self._definition(s, TEST, state, dialect) for s, state in zip(sources, states, strict=True)]
-
-    def _definition(self, source: Any, phase: int, state: Any, dialect: str | Dialect | None) -> Definition:
-        if isinstance(source, str):
-            source = self.find(source)
-        definition = read_net(source, phase=phase, state=state, dialect=dialect)
-        if phase == TEST and definition.dialect.test_nets_crop_at_random:
-            for layer in definition.net.layer:
-                if not layer.bottom:
-                    layer.phase = TRAIN
-        return definition
-
-    def find(self, name: str) -> Path:
-        """A file that the solver names: from the working directory as Caffe takes it, or beside the solver's file."""
-        beside = Path(self.path).parent / name
-        for path in (Path(name), beside):
-            if path.exists():
-                return path
-        raise FileError(name, f"not there, and not at {beside} either", expected=f"a file, as {self.path} says")
-
-    def _check_prefix(self) -> None:
-        prefix = self.param.snapshot_prefix
-        if not prefix:
-            raise CaffeError(self.path, "snapshot without snapshot_prefix", expected="where to write snapshots")
-        if not Path(prefix).parent.is_dir():
-            raise FileError(prefix, f"no folder {Path(prefix).parent}", remedy="make it, or change snapshot_prefix")
 
     def load(self, files: Iterable[str | Path]) -> None:
         """Load weights into the training net and, as Caffe does, into the test nets."""
         for file in files:
-            path = self.find(str(file).strip())
+            path = self._nets.find(str(file).strip())
             for net in (self.net, *self.test_nets):
                 self.log.line(f"Finetuning from {path}")
                 net.load(path)
@@ -186,12 +145,21 @@ class Solver:
         self.stopped = False
         self.log.line(f"Solving {self.net.definition.net.name}")
         self.log.line(f"Learning Rate Policy: {param.lr_policy}")
+        try:
+            self._tell("on_begin")
+            self._run()
+        finally:
+            self._tell("on_end")
+
+    def _run(self) -> None:
+        param = self.param
         self.step(param.max_iter - self.iter)
-        if param.snapshot_after_train and (not param.snapshot or self.iter % param.snapshot):
+        if (param.snapshot_after_train or self.stopped) and (not param.snapshot or self.iter % param.snapshot):
             self.snapshot(off_interval=not self.stopped)
         if self.stopped:
             self.log.line("Optimization stopped early.")
             return
+        self.moment = Moment(self)
         if param.display and self.iter % param.display == 0:
             with torch.no_grad():
                 loss, _ = self.net.losses()
@@ -203,10 +171,11 @@ class Solver:
 
     def step(self, iterations: int) -> None:
         """Train for so many iterations more."""
-        param, start = self.param, self.iter
+        param, start, self.stopped = self.param, self.iter, False
         self.average.start()
         self._timed = (time.monotonic(), self.iter)
         while self.iter < start + iterations and not self.stopped:
+            self.moment = Moment(self)
             if (
                 param.test_interval
                 and self.iter % param.test_interval == 0
@@ -214,6 +183,7 @@ class Solver:
             ):
                 self.test_all()
                 if self.stopped:
+                    self._undo()
                     return
             self._iterate()
             request = self.requested()
@@ -222,22 +192,39 @@ class Solver:
             self.stopped = request == "stop"
 
     def _iterate(self) -> None:
-        param, self.boundary = self.param, None
+        param = self.param
         display = bool(param.display) and self.iter % param.display == 0
+        self._tell("on_start")
         self.net.clear_param_diffs()
-        for on_start, _ in self.callbacks:
-            on_start()
-        total = np.float32(0)
-        for _ in range(param.iter_size):
-            loss, outputs = self._train_pass()
-            total += np.float32(loss)
-        shown = self.average.add(float(total / np.float32(param.iter_size)))
+        loss, outputs = self._passes()
+        if not isfinite(loss) and not self.keep_going:
+            raise diverged(self, loss)
+        shown, told = self.average.add(loss), scores(self.net, outputs) if display else []
         if display:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
-            self.log.scores("Train", scores(self.net, outputs))
-        for _, on_gradients_ready in self.callbacks:
-            on_gradients_ready()
-        self.apply_update(display)
+            self.log.scores("Train", told)
+        self._tell("on_gradients_ready")
+        self.moment = None
+        rate = self.apply_update(display)
+        self._tell("on_iteration", Iteration(self.iter - 1, shown, rate, told))
+
+    def _passes(self) -> tuple[float, dict[str, Tensor]]:
+        """Forward and backward ``iter_size`` times: the mean loss, and the outputs of the last pass."""
+        total = np.float32(0)
+        for _ in range(self.param.iter_size):
+            loss, outputs = self._train_pass()
+            total += np.float32(loss)
+        return float(total / np.float32(self.param.iter_size)), outputs
+
+    def _undo(self) -> None:
+        """Take back what the iteration under way has moved."""
+        if self.moment:
+            self.moment.back()
+            self.moment = None
+
+    def _tell(self, event: str, *facts: Any) -> None:
+        for listener in self.listeners:
+            getattr(listener, event)(self, *facts)
 
     def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
         """Forward and backward over one batch: the loss, the outputs."""
@@ -253,10 +240,12 @@ class Solver:
         return done / (seconds or 1.0), seconds, self.param.display
 
     @torch.no_grad()
-    def apply_update(self, display: bool = False) -> None:
-        """One update from the gradients that the parameters hold; counts the iteration."""
-        param = self.param
-        self.current_step = schedule.steps_done(param, self.iter, self.current_step)
+    def apply_update(self, display: bool = False) -> float:
+        """One update from the gradients that the parameters hold; counts the iteration. The learning rate it had."""
+        param, before = self.param, self.current_step
+        self.current_step = schedule.steps_done(param, self.iter, before)
+        if param.lr_policy == "multistep" and self.current_step > before:
+            self.log.step(self.iter, self.current_step)
         rate = schedule.rate(param, self.iter, self.current_step)
         if display:
             self.log.rate(self.iter, rate)
@@ -274,6 +263,7 @@ class Solver:
         self.rule.update(param, grads, histories, update.Rates(local, self.iter))
         torch._foreach_sub_(weights, grads)
         self.iter += 1
+        return rate
 
     def _moves(self, i: int, decay: float) -> bool:
         """Whether an update changes parameter ``i`` or its history.
@@ -295,7 +285,6 @@ class Solver:
 
     def test_all(self) -> None:
         """Score every test net with the training net's parameters."""
-        self.boundary = snapshot.position(self)
         for i in range(len(self.test_nets)):
             if not self.stopped:
                 self.test(i)
@@ -320,6 +309,7 @@ class Solver:
             self.log.line(f"Test loss: {self.log.number(float(loss / n))}")
         means = [Scores(s.name, s.weight, float(total / n)) for s, total in zip(found, sums, strict=True)]
         self.log.scores("Test", means)
+        self._tell("on_test", i, means)
         return means
 
     @torch.no_grad()
@@ -340,14 +330,34 @@ class Solver:
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
     def snapshot(self, *, off_interval: bool = False) -> Path:
-        """Write weights and state under Caffe's names; the state's path."""
+        """Write weights and state under Caffe's names; the state's path.
+
+        Raises:
+            DivergedError: a parameter is not finite, and ``keep_going`` is not set. FileError: it cannot be written.
+        """
+        if not self.keep_going:
+            check_parameters(self)
         adds_one = off_interval and self.dialect.snapshot_off_interval_adds_one
-        return snapshot.write(self, f"{self.param.snapshot_prefix}_iter_{self.iter + adds_one}")
+        state = snapshot.write(self, f"{self.param.snapshot_prefix}_iter_{self.iter + adds_one}")
+        self.saved = self.iter, state
+        self._tell("on_snapshot", state)
+        return state
 
     def restore(self, path: str | Path) -> None:
         """Go on from a .solverstate or .solverstate.h5, of ours or of real Caffe's."""
         snapshot.read(self, path)
         self._idle.clear()
+        self.saved = self.iter, Path(path)
+
+    def rescue(self) -> Path | None:
+        """After an error: a snapshot of what the iteration that failed had started from; the last one, if that is it.
+
+        None if there is nothing to save yet, or the error came while parameters were being changed or written.
+        """
+        if self.moment and self.moment.iter and (self.saved is None or self.saved[0] != self.moment.iter):
+            self._undo()
+            return self.snapshot()
+        return self.saved[1] if self.saved else None
 
 
 def scores(net: Net, outputs: dict[str, Tensor]) -> list[Scores]:

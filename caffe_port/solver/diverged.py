@@ -1,0 +1,72 @@
+"""Where a loss that is no number comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from caffe_port.errors import CaffeError
+
+if TYPE_CHECKING:
+    from caffe_port.solver.solver import Solver
+
+__all__ = ["DivergedError", "check_parameters", "diverged"]
+
+_ADVICE = "lower the rate (--set base_lr=...) or clip gradients (--set clip_gradients=...); --keep-going trains on"
+
+
+class DivergedError(CaffeError):
+    """Training met numbers that are not finite."""
+
+
+@torch.no_grad()
+def diverged(solver: Solver, loss: float) -> DivergedError:
+    """The error for a loss that is not finite: the iteration is run again, with the same batches and the same draws,
+    layer by layer, up to the first blob that is not finite."""
+    if solver.moment:
+        solver.moment.back()
+    where = f"iteration {solver.iter}"
+    place = _in_parameters(solver) or _in_passes(solver) or "no blob of a second run of the same batch"
+    return DivergedError(where, f"the loss is {loss:g}, and first not finite is {place}", remedy=_ADVICE)
+
+
+def check_parameters(solver: Solver) -> None:
+    """Refuse parameters that are not finite.
+
+    Raises:
+        DivergedError: naming the first.
+    """
+    if place := _in_parameters(solver):
+        raise DivergedError(f"after iteration {solver.iter - 1}", f"not finite is {place}", remedy=_ADVICE)
+
+
+def _in_parameters(solver: Solver) -> str:
+    for node, layer in solver.net.nodes:
+        for name, blob in zip(layer.blob_names, layer.caffe_blobs, strict=True):
+            if found := _wrong(blob):
+                return f"parameter {name} of layer {node.name} ({node.type}, {node.where}) before the pass: {found}"
+    return ""
+
+
+def _in_passes(solver: Solver) -> str:
+    net = solver.net
+    for i in range(solver.param.iter_size):
+        blobs: dict[str, Tensor] = {}
+        for node, layer in net.nodes:
+            for name, top in zip(node.tops, net.run_layer(node, layer, blobs), strict=False):
+                if found := _wrong(top):
+                    turn = f" in pass {i + 1} of {solver.param.iter_size}" if solver.param.iter_size > 1 else ""
+                    return f"blob {name} of layer {node.name} ({node.type}, {node.where}){turn}: {found}"
+    return ""
+
+
+def _wrong(blob: Tensor) -> str:
+    """What is wrong with a blob's numbers; empty if they are all finite."""
+    if bool(torch.isfinite(blob).all()):
+        return ""
+    nans, count = int(torch.isnan(blob).sum()), blob.numel()
+    infinite = int(torch.isinf(blob).sum())
+    parts = [f"{n} {what}" for n, what in ((nans, "nan"), (infinite, "inf")) if n]
+    return f"{' and '.join(parts)} of {count} numbers"

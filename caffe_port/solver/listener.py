@@ -1,0 +1,53 @@
+"""What a solver tells those who listen: progress bars, tables, plots, callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from caffe_port.solver.solver import Scores, Solver
+
+__all__ = ["Iteration", "Listener"]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One training iteration.
+
+    Attributes:
+        number: from 0. loss: as the log tells it, averaged over ``average_loss`` iterations. rate: the learning rate.
+        scores: the training net's outputs in the iterations that are displayed, else empty.
+    """
+
+    number: int
+    loss: float
+    rate: float
+    scores: Sequence[Scores]
+
+
+class Listener:
+    """Hears of everything and does nothing about it; a subclass overrides what it is interested in."""
+
+    def on_begin(self, solver: Solver) -> None:
+        """A training begins, anew or at the iteration of a snapshot."""
+
+    def on_start(self, solver: Solver) -> None:
+        """An iteration starts (Caffe's callback of this name)."""
+
+    def on_gradients_ready(self, solver: Solver) -> None:
+        """The gradients are summed, the parameters not yet updated (Caffe's callback of this name)."""
+
+    def on_iteration(self, solver: Solver, iteration: Iteration) -> None:
+        """An iteration is done."""
+
+    def on_test(self, solver: Solver, net: int, scores: Sequence[Scores]) -> None:
+        """Test net number ``net`` was scored."""
+
+    def on_snapshot(self, solver: Solver, state: Path) -> None:
+        """A snapshot was written."""
+
+    def on_end(self, solver: Solver) -> None:
+        """The training is over, also by an error."""

@@ -68,6 +68,10 @@ class PythonLayer:
     blobs: BlobVec
     param_str: str
     phase: int
+    setup: Any
+    reshape: Any
+    forward: Any
+    backward: Any
 
     def __init__(self, layer_param: Any) -> None:
         self.layer_param = layer_param

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from caffe_port.errors import CaffeError
-
-if TYPE_CHECKING:
-    from caffe_port.pycaffe.net import Net
+from caffe_port.pycaffe.face import Face
 
 __all__ = ["Batching"]
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 
 
-class Batching:
+class Batching(Face):
     """What a :class:`caffe_port.pycaffe.net.Net` does batch by batch."""
 
-    def forward_all(self: Net, blobs: Iterable[str] | None = None, **inputs: Any) -> Arrays:
+    def forward_all(self, blobs: Iterable[str] | None = None, **inputs: Any) -> Arrays:
         """Run forward over any number of items, the last batch filled up with zeros.
 
         Args:
@@ -35,7 +33,7 @@ class Batching:
         return _joined(passes, _items(inputs))
 
     def forward_backward_all(
-        self: Net, blobs: Iterable[str] | None = None, diffs: Iterable[str] | None = None, **given: Any
+        self, blobs: Iterable[str] | None = None, diffs: Iterable[str] | None = None, **given: Any
     ) -> tuple[Arrays, Arrays]:
         """Run forward and backward over any number of items, batch by batch.
 
@@ -50,12 +48,12 @@ class Batching:
         forward = self._batch({name: given[name] for name in self.inputs if name in given})
         backward = self._batch({name: given[name] for name in self.outputs if name in given})
         tops, back = [], []
-        for inputs, seeds in zip_longest(forward, backward, fillvalue={}):
-            tops.append(_copied(self.forward(blobs=blobs, **inputs)))
-            back.append(_copied(self.backward(diffs=diffs, **seeds)))
+        for inputs, seeds in zip_longest(forward, backward):
+            tops.append(_copied(self.forward(blobs=blobs, **(inputs or {}))))
+            back.append(_copied(self.backward(diffs=diffs, **(seeds or {}))))
         return _joined(tops, _items(given)), _joined(back, _items(given))
 
-    def _batch(self: Net, blobs: Mapping[str, Any]) -> Iterator[Arrays]:
+    def _batch(self, blobs: Mapping[str, Any]) -> Iterator[Arrays]:
         """``blobs`` cut into batches of the net's size, which is that of its first blob; zeros fill the last one."""
         size = next(iter(self.blobs.values())).shape[0]
         for start in range(0, _items(blobs) if blobs else 0, size):

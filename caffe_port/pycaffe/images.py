@@ -82,7 +82,7 @@ def _as_float(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
+def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_order: int = 1) -> np.ndarray:
     """A picture resized, without anti-aliasing.
 
     Pictures of one or three channels are interpolated between pixel centres, and beyond the border lies 0 (after
@@ -117,7 +117,7 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1)
     return (np.clip(resized, 0, 1) * (high - low) + low).astype(np.float32)
 
 
-def oversample(images: Iterable[np.ndarray], crop_dims: Sequence[int]) -> np.ndarray:
+def oversample(images: Iterable[np.ndarray], crop_dims: Sequence[int] | np.ndarray) -> np.ndarray:
     """Ten crops of each picture: four corners, the centre, and the five mirrored.
 
     Args:

@@ -41,7 +41,7 @@ class Passes(core.Net):
 
     def _like(self) -> Tensor:
         """A tensor of the net's device and dtype."""
-        return next(self.parameters(), self._anchor)
+        return next(self.parameters(), self.get_buffer("_anchor"))
 
     def _node(self, number: int) -> Node:
         """The layer of that number among those that pycaffe shows."""

@@ -15,7 +15,7 @@ from typing import Any
 from caffe_port.errors import DefinitionError, nearest
 from caffe_port.schema import Definition
 
-__all__ = ["Facts", "Graph", "Needs", "Node", "connect", "needs_backward", "path_between"]
+__all__ = ["Facts", "Graph", "Needs", "Node", "connect", "dependents", "needs_backward", "path_between"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,16 @@ def needs_backward(graph: Graph, facts: Sequence[Facts], *, force: bool) -> Need
             if f < len(node.bottoms):
                 bottoms[node.index][f] = False
     return Needs(tuple(layer), tuple(map(tuple, bottoms)), tuple(map(tuple, params)))
+
+
+def dependents(graph: Graph, inputs: Collection[str]) -> list[int]:
+    """The nodes whose numbers depend on these input blobs; those that make the inputs are none of them."""
+    reached, found = set(inputs), []
+    for node in graph.nodes:
+        if reached.intersection(node.bottoms):
+            reached.update(node.tops)
+            found.append(node.index)
+    return found
 
 
 def path_between(graph: Graph, node: Node) -> tuple[list[Node], list[Node]]:

@@ -1,0 +1,1 @@
+"""The paper: its data, its nets' preparation, inference and evaluation."""

@@ -1,0 +1,198 @@
+"""From a picture to its segmentation: the released procedure, and the same with nothing computed twice.
+
+As released, the whole net runs once for the classes' scores, once with the scores of all classes found for the
+background's map, and once for each class found, with its score alone, for that class's map: :class:`PassByPass`.
+:class:`Segmenter` computes what depends on the picture only once, and all that follows in one batch; with one class
+found the background's pass is that class's, and with none there is nothing to tell apart. The labels are the same.
+
+Source: DecoupledNet_inference.m, preprocess_image.m; section 4.3 of the paper, last paragraph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port.errors import DefinitionError, ShapeError
+from caffe_port.net import Net
+from caffe_port.segmentation.imresize import imresize
+from caffe_port.segmentation.staged import Staged
+from caffe_port.segmentation.voc import MEAN
+
+__all__ = ["DEPLOY", "THRESHOLD", "Maps", "PassByPass", "Segmentation", "Segmenter", "enlarge", "prepare"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+THRESHOLD = 0.5
+"""A class is in the picture if its score is above this."""
+
+DEPLOY = "prototxt/decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
+"""A net to segment with."""
+
+DATA, MASKED = "data", "cls-score-masked"
+SCORES, SEGMENTED = "cls-score-avg-sigmoid", "seg-score"
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the passes give, at the net's size.
+
+    Attributes:
+        scores: of every class, float32 (classes,), 0 to 1.
+        labels: 0, the background, and those (from 1) of the classes found.
+        maps: of these labels, float32 (len(labels), size, size); over each pixel their sum is 1.
+    """
+
+    scores: Array
+    labels: tuple[int, ...]
+    maps: Array
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A picture's segmentation.
+
+    Attributes:
+        pixels: each pixel's label, uint8 (height, width).
+        scores, labels: as :class:`Maps` has them.
+        maps: float32 (len(labels), height, width). Bicubic interpolation overshoots: values lie around 0 to 1.
+    """
+
+    pixels: Array
+    scores: Array
+    labels: tuple[int, ...]
+    maps: Array
+
+
+class Segmenter:
+    """Segments pictures: ``Segmenter(net)(picture)``.
+
+    Args:
+        net: a deploy net in TEST: inputs ``data`` and ``cls-score-masked``, outputs ``cls-score-avg-sigmoid`` and
+            ``seg-score`` among others.
+        threshold: the score above which a class is found.
+
+    Raises:
+        DefinitionError: the net is another one.
+    """
+
+    def __init__(self, net: Net, *, threshold: float = THRESHOLD) -> None:
+        self.net, self.threshold = net, threshold
+        self.size, self.classes = _check(net)
+        self._staged = Staged(net, [MASKED])
+
+    def __call__(self, picture: Array) -> Segmentation:
+        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
+        found = self.maps(prepare(picture, self.size))
+        maps = enlarge(found.maps, *picture.shape[:2])
+        pixels = np.array(found.labels, np.uint8)[maps.argmax(0)]
+        return Segmentation(pixels, found.scores, found.labels, maps)
+
+    def maps(self, data: Array) -> Maps:
+        """The maps of a prepared picture, float32 (1, 3, size, size)."""
+        begun = self._staged.first(**{DATA: self._tensor(data)})
+        scores = begun.tops[SCORES].flatten()
+        found = self._found(scores)
+        if not found:
+            return Maps(scores.numpy(force=True), (0,), np.ones((1, self.size, self.size), np.float32))
+        selected = _selections(scores, found)
+        if len(found) == 1:
+            selected = selected[:1]
+        tops = self._staged.second(begun, **{MASKED: selected})
+        return _combined(scores, found, tops[SEGMENTED])
+
+    def _tensor(self, data: Array) -> Tensor:
+        return torch.from_numpy(data).to(next(self.net.parameters()))
+
+    def _found(self, scores: Tensor) -> list[int]:
+        found: list[int] = (scores > self.threshold).nonzero().flatten().tolist()
+        return found
+
+
+class PassByPass(Segmenter):
+    """Segments as released, the whole net for every pass: what the other way is measured by."""
+
+    def maps(self, data: Array) -> Maps:
+        x = self._tensor(data)
+        scores = self._run(x, x.new_zeros(1, self.classes, 1, 1))[SCORES].flatten()
+        found = self._found(scores)
+        passes = [self._run(x, row[None])[SEGMENTED] for row in _selections(scores, found)]
+        return _combined(scores, found, torch.cat(passes))
+
+    def _run(self, data: Tensor, masked: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return self.net(**{DATA: data, MASKED: masked})
+
+
+def _check(net: Net) -> tuple[int, int]:
+    """The side of the net's input and its number of classes.
+
+    Raises:
+        DefinitionError: not a net for inference.
+    """
+    inputs, outputs = {DATA, MASKED}, {SCORES, SEGMENTED}
+    data, masked = net.shapes.get(DATA, ()), net.shapes.get(MASKED, ())
+    fits = {*net.graph.inputs} == inputs and {*net.graph.outputs} >= outputs and net.shapes[SEGMENTED][1:2] == (2,)
+    if not fits or len(data) != 4 or data[1] != 3 or data[2] != data[3] or len(masked) != 4:
+        raise DefinitionError(
+            net.definition.path,
+            f"inputs {', '.join(net.graph.inputs) or 'none'}, outputs {', '.join(net.graph.outputs)}",
+            expected=f"a deploy net from {DATA} (1 x 3 x N x N) and {MASKED} to {SCORES} and {SEGMENTED} (2 channels)",
+            remedy=f"{DEPLOY} is one",
+        )
+    return data[2], masked[1]
+
+
+def prepare(picture: Array, size: int) -> Array:
+    """A picture as the net's input: float32 (1, 3, size, size), blue first, minus the mean.
+
+    Zeros on the right or below make it square, before the mean is subtracted, and it is resized as MATLAB does.
+
+    Args:
+        picture: uint8 RGB (height, width, 3).
+
+    Raises:
+        ShapeError: it has another shape, or no pixels.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ShapeError("picture", f"shape {picture.shape}", expected="(height, width, 3)")
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    square = np.pad(picture.astype(np.float64), ((0, side - height), (0, side - width), (0, 0)))
+    resized = imresize(square, (size, size), "bilinear")[:, :, ::-1] - MEAN
+    return np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)[None]
+
+
+def _selections(scores: Tensor, found: list[int]) -> Tensor:
+    """What goes into ``cls-score-masked``, (1 + classes found, classes, 1, 1): all scores found, then each alone."""
+    alone = torch.zeros(len(found), len(scores)).to(scores)
+    alone[range(len(found)), found] = scores[found]
+    return torch.cat([alone.sum(0, keepdim=True), alone])[:, :, None, None]
+
+
+def _combined(scores: Tensor, found: list[int], segmented: Tensor) -> Maps:
+    """The maps out of the passes' two channels: the first pass's background, each class's foreground.
+
+    Args:
+        segmented: ``seg-score`` of the background's pass and of each class's; of a single class's the one is both.
+    """
+    shares = segmented.softmax(1).numpy(force=True)
+    foregrounds = shares[len(shares) - len(found) :, 1]
+    maps = np.concatenate([shares[:1, 0], foregrounds]).astype(np.float64)
+    total = maps.sum(0)
+    maps[:, total <= 0] = 1
+    maps /= np.where(total <= 0, len(maps), total)
+    labels = (0, *(index + 1 for index in found))
+    return Maps(scores.numpy(force=True), labels, maps.astype(np.float32))
+
+
+def enlarge(maps: Array, height: int, width: int) -> Array:
+    """Maps of the padded square at the size of the picture in it: (n, size, size) to (n, height, width)."""
+    side = max(height, width)
+    # MATLAB holds what comes from Caffe with x as its first axis, and resizes that first.
+    resized = imresize(maps.transpose(2, 1, 0), (side, side))
+    return np.ascontiguousarray(resized[:width, :height].transpose(2, 1, 0))

@@ -1,0 +1,105 @@
+"""A net run in two stages: once what some of its inputs have no part in, then the rest for many values of these."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from caffe_port.errors import CaffeError, ShapeError
+from caffe_port.graph import dependents
+from caffe_port.layers.base import Shape
+from caffe_port.net import Net
+
+__all__ = ["Begun", "Staged"]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the first stage gave.
+
+    Attributes:
+        tops: the net's outputs that are known by now.
+        shapes: of the inputs. carried: the blobs that the second stage reads.
+    """
+
+    tops: dict[str, Tensor]
+    shapes: dict[str, Shape]
+    carried: dict[str, Tensor]
+
+
+class Staged:
+    """Runs ``net`` without gradients in two stages, each with weights prepared from the first run on.
+
+    The numbers are those that ``net(**all_inputs)`` gives for one row after the other.
+
+    Args:
+        later: the inputs that the second stage gets.
+
+    Raises:
+        CaffeError: the net has no such input.
+    """
+
+    def __init__(self, net: Net, later: Collection[str]) -> None:
+        self.net = net
+        self.inputs = [name for name in net.graph.inputs if name not in later]
+        self.later = [name for name in net.graph.inputs if name in later]
+        self._declared = {name: net.shapes[name] for name in net.graph.inputs}
+        if set(later) != set(self.later):
+            raise CaffeError(self._where, f"no input {', '.join(later)}", expected=", ".join(net.graph.inputs))
+        self._second = dependents(net.graph, self.later)
+        self._first = sorted({*range(len(net.nodes))} - {*self._second})
+        made, self._carried = set(self.later), set[str]()
+        for i in self._second:
+            node, _ = net.nodes[i]
+            self._carried.update(set(node.bottoms) - made)
+            made.update(node.tops)
+        self._known = [name for name in net.graph.outputs if name not in made]
+        self._unknown = [name for name in net.graph.outputs if name in made]
+        net.plan.expect_more()
+
+    def first(self, **inputs: Tensor) -> Begun:
+        """The first stage.
+
+        Raises:
+            CaffeError: an input is missing or unknown. ShapeError: a shape that cannot be.
+        """
+        self._check(inputs, self.inputs)
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        rows = max((shape[0] for shape in shapes.values()), default=1)
+        self.net.reshape_for({**{name: (rows, *self._declared[name][1:]) for name in self.later}, **shapes})
+        with torch.no_grad():
+            blobs = self.net.plan.run_nodes(inputs, self._first, {*self._known, *self._carried})
+        tops = {name: blobs[name].contiguous() for name in self._known}
+        return Begun(tops, shapes, {name: blobs[name] for name in self._carried})
+
+    def second(self, begun: Begun, **inputs: Tensor) -> dict[str, Tensor]:
+        """The second stage, with any number of rows (axis 0); the first stage's only row goes with each of them.
+
+        Returns:
+            The outputs that the first stage left open.
+
+        Raises:
+            CaffeError: an input is missing or unknown. ShapeError: another number of rows than the first stage's,
+                which had several, or a shape that cannot be.
+        """
+        self._check(inputs, self.later)
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        rows = max(shape[0] for shape in shapes.values())
+        if any(shape[0] not in (1, rows) for shape in begun.shapes.values()):
+            raise ShapeError("second stage", f"{rows} rows", expected="those of the first, which had more than one")
+        self.net.reshape_for({**{name: (rows, *shape[1:]) for name, shape in begun.shapes.items()}, **shapes})
+        carried = {name: blob.expand(self.net.shapes[name]) for name, blob in begun.carried.items()}
+        with torch.no_grad():
+            blobs = self.net.plan.run_nodes({**carried, **inputs}, self._second, self._unknown)
+        return {name: blob.contiguous() for name, blob in blobs.items()}
+
+    def _check(self, given: Collection[str], wanted: Collection[str]) -> None:
+        if set(given) != set(wanted):
+            raise CaffeError(self._where, f"inputs {', '.join(given) or 'none'}", expected=", ".join(wanted) or "none")
+
+    @property
+    def _where(self) -> str:
+        return f"net {self.net.definition.net.name or self.net.definition.path}"

@@ -1,0 +1,159 @@
+"""PASCAL VOC's classes and colours, and its files: pictures, and masks as PNGs whose palette indices are labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caffe_port.errors import FileError, FormatError
+from caffe_port.formats.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "CLASSES",
+    "IGNORED",
+    "MEAN",
+    "PICTURES",
+    "class_names",
+    "overlaid",
+    "palette",
+    "pictures_in",
+    "read_labels",
+    "read_palette",
+    "read_picture",
+    "write_labels",
+]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""Classes 1 to 20; 0 is the background."""
+
+IGNORED = 255
+"""The label of pixels that count nowhere: outlines and difficult objects."""
+
+MEAN = (104.00698793, 116.66876762, 122.67891434)
+"""Blue, green, red: what VGG-16 and all nets made of it subtract."""
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings by which a folder's pictures are known."""
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """Names for labels 0 to ``count``: VOC's if there are 20 classes beside the background, else their numbers."""
+    return ("background", *(CLASSES if count == len(CLASSES) else map(str, range(1, count + 1))))
+
+
+def palette() -> Array:
+    """VOC's 256 colours, uint8 (256, 3): the low bits of a label are the high ones of red, green, blue."""
+    labels, colours = np.arange(256), np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        place, channel = 7 - bit // 3, bit % 3
+        colours[:, channel] |= ((labels >> bit & 1) << place).astype(np.uint8)
+    return colours
+
+
+def read_palette(path: str | Path) -> Array:
+    """The colours of a PNG with a palette, uint8 (256, 3); those that it lacks are black.
+
+    Raises:
+        FileError: it is not there. FormatError: it is no picture, or has no palette.
+    """
+    with _opened(path) as picture:
+        given = picture.getpalette("RGB") if picture.mode == "P" else None
+    if not given:
+        raise FormatError(str(path), "a picture without a palette", expected="a PNG with a palette")
+    return np.array([*given, *[0] * (768 - len(given))], np.uint8).reshape(256, 3)
+
+
+def read_picture(path: str | Path) -> Array:
+    """A picture as it is stored, uint8 RGB (height, width, 3); grey ones and palettes are converted.
+
+    As MATLAB's imread it does not turn the picture as its EXIF data may ask.
+
+    Raises:
+        FileError: it is not there. FormatError: it cannot be read, or has more than 8 bits a channel.
+    """
+    with _opened(path) as picture:
+        if picture.mode[0] in "IF":
+            raise FormatError(str(path), f"a picture of mode {picture.mode}", expected="8 bits a channel")
+        return np.asarray(picture.convert("RGB"))
+
+
+def read_labels(path: str | Path) -> Array:
+    """A mask's labels, uint8 (height, width): a palette's indices, or grey values.
+
+    Raises:
+        FileError: it is not there. FormatError: it cannot be read, or has colours.
+    """
+    with _opened(path) as picture:
+        if picture.mode not in ("P", "L", "1"):
+            found = f"a picture of mode {picture.mode}"
+            raise FormatError(str(path), found, expected="a mask: a PNG with a palette, or grey")
+        return np.asarray(picture).astype(np.uint8, copy=False)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image]:
+    """A picture as Pillow has it; what Pillow raises while it is read becomes ours."""
+    from PIL import Image
+
+    if not Path(path).is_file():
+        raise FileError(str(path), "no such file")
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FormatError(str(path), "which cannot be read", expected="a picture (JPEG, PNG, ...)") from error
+
+
+def write_labels(path: str | Path, labels: Array, colours: Array | None = None, *, overwrite: bool = False) -> None:
+    """Writes a mask as VOC does, a PNG with a palette; atomically.
+
+    Args:
+        labels: uint8 (height, width). colours: uint8 (256, 3), VOC's without.
+
+    Raises:
+        FileError: the file exists already or cannot be written.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(labels)
+    picture.putpalette((palette() if colours is None else colours).tobytes())
+    with atomic_write(path, overwrite=overwrite) as file:
+        picture.save(file, "PNG")
+
+
+def overlaid(picture: Array, labels: Array, colours: Array, *, strength: float = 0.6) -> Array:
+    """The picture with its labels' colours over it, uint8 (height, width, 3); the background stays as it is."""
+    mixed = (1 - strength) * picture + strength * colours[labels]
+    return np.where((labels > 0)[..., None], mixed + 0.5, picture).astype(np.uint8)
+
+
+def pictures_in(paths: Iterable[str | Path]) -> list[Path]:
+    """The files named, and of every folder named its pictures in order of their names.
+
+    Raises:
+        FileError: one is not there, or a folder holds no picture.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+            if not inside:
+                raise FileError(str(path), "a folder without pictures", expected=f"files {', '.join(PICTURES)}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileError(str(path), "no such file or folder")
+    return found

@@ -145,6 +145,12 @@ def solver(name: str) -> Solver:
     return Solver(EVERY_RUN.format(name=name) + RUNS[name], log=Recorder())
 
 
+def recorded(run: Solver) -> Recorder:
+    """What the solver said."""
+    assert isinstance(run.log, Recorder)
+    return run.log
+
+
 def follow(run: Solver, name: str, to: int) -> dict[str, float]:
     """Train to an iteration; how far losses, and parameters at the iterations that the reference has, are apart."""
     there = np.load(reference(name) / "trajectory.npz")
@@ -155,7 +161,7 @@ def follow(run: Solver, name: str, to: int) -> dict[str, float]:
             if key.startswith(f"iter{done}/"):
                 _, layer, i = key.split("/")
                 worst[key] = apart(run.net.params[layer][int(i)].data, there[key])
-    losses = [passed["loss"] for passed in run.log.outputs["Train"]]
+    losses = [passed["loss"] for passed in recorded(run).outputs["Train"]]
     worst["loss"] = apart(losses, there["loss"][start:to])
     return worst
 
@@ -264,9 +270,10 @@ def test_the_released_training_net_follows_the_fork(voc: Path) -> None:
     run.solve()
     torch.set_num_threads(threads)
     theirs = json.loads((NOH / "log.json").read_text())
-    np.testing.assert_allclose(run.log.losses, [float(x) for _, x in theirs["loss"]], rtol=LOG_CLOSE)
-    np.testing.assert_allclose(run.log.rates, [float(x) for _, x in theirs["lr"]], rtol=1e-6)
-    scores = [x for passed in run.log.outputs["Test"] for x in passed.items()]
+    log = recorded(run)
+    np.testing.assert_allclose(np.array(log.losses), [float(x) for _, x in theirs["loss"]], rtol=LOG_CLOSE)
+    np.testing.assert_allclose(np.array(log.rates), [float(x) for _, x in theirs["lr"]], rtol=1e-6)
+    scores = [x for passed in log.outputs["Test"] for x in passed.items()]
     assert [name for name, _ in scores] == [name for _, name, _ in theirs["test"]]
     np.testing.assert_allclose([x for _, x in scores], [float(x) for *_, x in theirs["test"]], rtol=LOG_CLOSE)
     for done in (4, 8):

@@ -50,12 +50,12 @@ def set_mode_cpu() -> None:
     _State.gpu = False
 
 
-def set_mode_gpu() -> None:
+def set_mode_gpu(stacklevel: int = 2) -> None:
     """Nets built from now on live on the GPU, if torch has one; if not, on the CPU, with one warning."""
     _State.gpu = torch.cuda.is_available()
     if not _State.gpu and not _State.warned:
         _State.warned = True
-        warnings.warn("set_mode_gpu: torch finds no GPU here; everything runs on the CPU", stacklevel=2)
+        warnings.warn("set_mode_gpu: torch finds no GPU here; everything runs on the CPU", stacklevel=stacklevel)
 
 
 def set_device(device_id: int) -> None:

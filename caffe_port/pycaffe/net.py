@@ -18,6 +18,7 @@ from caffe_port.pycaffe import mode
 from caffe_port.pycaffe.batching import Batching
 from caffe_port.pycaffe.blob import Blob
 from caffe_port.pycaffe.older import Older
+from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
 
 __all__ = ["Blob", "Net"]
@@ -29,7 +30,8 @@ class Net(Batching, Older):
     """A net as pycaffe shows it, and an ``nn.Module`` beside.
 
     ``Net(prototxt, phase, level, stages, weights)``, ``Net(prototxt, weights, phase)`` and ``Net(prototxt, weights)``
-    all work; without a phase it is TEST. Tensors in, tensors out: ``net(data=tensor)`` is the module of
+    all work. Without a phase it is TEST; but data layers of noh then crop at random as in TRAIN, the phase in which the
+    fork's pycaffe builds every net. Tensors in, tensors out: ``net(data=tensor)`` is the module of
     :class:`caffe_port.net.Net`. Arrays or nothing in, arrays out: ``net.forward()`` runs on the blobs.
 
     Every blob has ``data`` and ``diff``, views that may be written to. Of an in-place blob, data is the last version
@@ -54,22 +56,20 @@ class Net(Batching, Older):
         phase = given.get("phase", TEST)
         if not isinstance(phase, (int, str)) or phase not in _PHASES:
             raise CaffeError("Net", f"phase {phase!r}", expected="TRAIN or TEST")
-        super().__init__(
-            source,
-            given.get("weights"),
-            _PHASES[phase],
-            dialect=dialect,
-            level=given.get("level", 0),
-            stages=given.get("stages", ()),
-            proto=proto,
-            allow_python=allow_python,
-        )
+        if not isinstance(source, Definition):
+            state = {"level": given.get("level", 0), "stages": tuple(given.get("stages", ()))}
+            source = read_net(source, phase=_PHASES[phase], dialect=dialect, proto=proto, **state)
+            if "phase" not in given and source.dialect.test_nets_crop_at_random:
+                for layer in source.net.layer:
+                    if not layer.bottom:
+                        layer.phase = TRAIN
+        super().__init__(source, given.get("weights"), _PHASES[phase], allow_python=allow_python)
         self.to(mode.device())
         self._start_passes()
         self.mean, self.input_scale, self.raw_scale, self.channel_swap = {}, {}, {}, {}
         self.blobs = OrderedDict(zip(self._blob_names, self._blobs, strict=True))
         self.params = OrderedDict((layer.name, layer.blobs) for _, layer in self.nodes if layer.blob_names)
-        self.register_state_dict_pre_hook(lambda *_: self.sync())
+        self.register_state_dict_pre_hook(lambda net, *_: net.sync())
 
     # -- weights -------------------------------------------------------------------------------------------------------
 

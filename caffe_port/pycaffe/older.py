@@ -42,7 +42,7 @@ class Older(Face):
 
     def set_mode_gpu(self) -> None:
         """Bring this net to the GPU, and nets built from now on; without a GPU, one warning."""
-        mode.set_mode_gpu()
+        mode.set_mode_gpu(stacklevel=3)
         self.to(mode.device())
 
     def set_device(self, device_id: int) -> None:

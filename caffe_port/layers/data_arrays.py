@@ -66,7 +66,7 @@ class MemoryData(Reading):
         t = self.fields.transform_param
         self.transforms = self.fields.has("transform_param")
         t.skip("scale", "mean_file", "mean_value", "force_color", "force_gray")
-        if t.mirror or (self.training and t.crop_size):
+        if t.mirror or (self.phase == "TRAIN" and t.crop_size):
             default_stream().words(1)  # the seed of transformations, which arrays never see
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None
         self.at = 0
@@ -118,6 +118,7 @@ class HDF5Output(Layer):
 
     bottoms = (2, 2)
     tops = (0, 0)
+    keeps_state = True
 
     def setup(self, data: Shape, label: Shape) -> None:
         self.path = self.p.file_name

@@ -19,7 +19,6 @@ from caffe_port.errors import CaffeError
 from caffe_port.formats.meanfile import read_mean
 from caffe_port.layers.base import Layer, Shape
 from caffe_port.random import Stream, default_stream
-from caffe_port.schema import TRAIN
 
 __all__ = ["Prefetching", "Reading"]
 
@@ -131,7 +130,7 @@ class Prefetching(Reading):
                     found, expected="one of them" if mean is not None else "mean_value: it takes no mean_file"
                 )
             mean = np.asarray(read_mean(self.find(t.mean_file, "mean file")), np.float32)
-        train = self.fields.phase == TRAIN if self.fields.has("phase") else self.training
+        train = self.phase == "TRAIN"
         return Transformer(scale=t.scale, mirror=t.mirror, crop=t.crop_size, mean=mean, train=train)
 
     def reader(self) -> Reader:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import caffe_port
 from caffe_port.errors import CaffeError
 
-__all__ = ["Parser", "progress", "run", "table"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Parser", "device", "each", "progress", "run", "say", "table"]
+
+T = TypeVar("T")
 
 _WRONG, _INTERRUPTED, _TERMINATED = 2, 130, 143
 _SLOW_BYTES, _SLOW_SECONDS = 200_000_000, 2.0
@@ -81,6 +87,41 @@ def progress(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable
 
     with tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=_SLOW_SECONDS, leave=False) as bar:
         yield bar.update
+
+
+def each(things: Sequence[T], what: str, *, quiet: bool = False) -> Iterator[T]:
+    """The things one by one, with a progress bar on stderr once it takes over two seconds, and only on a terminal."""
+    from tqdm import tqdm
+
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(things, what, delay=_SLOW_SECONDS, leave=False, dynamic_ncols=True, disable=hidden) as bar:
+        yield from bar
+
+
+def say(line: str) -> None:
+    """Prints a line on stdout, above the bar of :func:`each` where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def device(name: str) -> torch.device:
+    """The device that a user names, such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        CaffeError: it is no name of one, or torch finds none here.
+    """
+    import torch
+
+    if not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", name):
+        raise CaffeError("--device", repr(name), expected="cpu, cuda, cuda:1, ... or mps")
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # without CUDA, torch asserts that it has it
+        raise CaffeError("--device", f"{name}: {str(error).splitlines()[0]}", remedy="cpu always works") from None
+    return found
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:

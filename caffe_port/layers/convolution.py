@@ -1,4 +1,4 @@
-"""Convolution and deconvolution, with one to three spatial axes, groups and dilation; and the windows by themselves.
+"""Convolution and deconvolution, with any number of spatial axes, groups and dilation; and the windows by themselves.
 
 Source: base_conv_layer.cpp, conv_layer.cpp, deconv_layer.cpp, im2col_layer.cpp.
 """
@@ -49,6 +49,44 @@ class _Convolve(torch.autograd.Function):
         return dx, dw, db, *[None] * len(ctx.how)
 
 
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, windows: tuple[tuple[int, ...], ...], transposed: bool, group: int
+) -> Tensor:
+    """Convolution, or its transpose, over any number of spatial axes; ``windows``: (kernel, stride, pad, dilation) of each.
+
+    torch has one to three axes. Without any it is one of a single pixel; of four or more, the sum over the taps of the first.
+    """
+    if not windows:
+        return _convolve(x[..., None], weight[..., None], bias, ((1, 1, 0, 1),), transposed, group)[..., 0]
+    if len(windows) <= 3:
+        _, stride, pad, dilation = zip(*windows, strict=True)
+        return _Convolve.apply(x, weight, bias, stride, pad, dilation, transposed, (0,) * len(windows), group)
+    (kernel, stride, pad, dilation), *rest = windows
+    n, extent = x.shape[2], (kernel - 1) * dilation + 1
+
+    def tap(part: Tensor, k: int) -> Tensor:
+        """What tap ``k`` adds: the other axes' convolution of every slice, which counts as an image of its own."""
+        images = part.movedim(2, 1).flatten(0, 1)
+        y = _convolve(images, weight[:, :, k], None, tuple(rest), transposed, group)
+        return y.unflatten(0, (part.shape[0], part.shape[2])).movedim(1, 2)
+
+    if transposed:
+        parts = [tap(x, k) for k in range(kernel)]
+        shape = list(parts[0].shape)
+        shape[2] = stride * (n - 1) + extent
+        y = x.new_zeros(shape)
+        for k, part in enumerate(parts):
+            y[:, :, k * dilation : k * dilation + stride * (n - 1) + 1 : stride] += part
+        y = y.narrow(2, pad, shape[2] - 2 * pad)
+    else:
+        count = (n + 2 * pad - extent) // stride + 1
+        padded = F.pad(x, (0, 0) * len(rest) + (pad, pad))
+        last = stride * (count - 1) + 1
+        slices = (padded[:, :, k * dilation : k * dilation + last : stride] for k in range(kernel))
+        y = sum(tap(part, k) for k, part in enumerate(slices))
+    return y if bias is None else y + bias.view(1, -1, *(1,) * len(windows))
+
+
 class _Windowed(Layer):
     """What the two share; the weight is Caffe's in both: (conv out, conv in / group, *kernel)."""
 
@@ -63,13 +101,11 @@ class _Windowed(Layer):
             raise self.error(f"{self.n_bottoms} bottoms and {self.n_tops} tops", expected="as many tops as bottoms")
         self.channel_axis = self.axis(p.axis, x)
         axes = len(x) - self.channel_axis - 1
-        if axes not in (1, 2, 3):
-            raise self.shape_error(f"{axes} spatial axes in {x}", expected="1 to 3")
         self.kernel = spatial(self, p, "kernel_size", axes, None)
         self.stride = spatial(self, p, "stride", axes, 1)
         self.pad = spatial(self, p, "pad", axes, 0)
         self.dilation = spatial(self, p, "dilation", axes, 1)
-        if min(self.kernel) < 1 or min(self.stride) < 1 or min(self.dilation) < 1:
+        if 0 in (*self.kernel, *self.stride, *self.dilation):
             raise self.error(
                 f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros"
             )
@@ -105,7 +141,7 @@ class _Windowed(Layer):
                 x[self.channel_axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True
             )
         )
-        if min(out) < 1:
+        if min(out, default=1) < 1:
             raise self.shape_error(
                 f"an output of {out} pixels from a bottom of shape {x}",
                 expected=f"at least 1 (kernel {self.kernel}, stride {self.stride}, pad {self.pad})",
@@ -125,9 +161,8 @@ class _Windowed(Layer):
         """(images, channels, ...) to (images, num_output, ...)."""
         if self.as_product(x):
             return self.by_product(x)
-        zero = (0,) * len(self.kernel)
-        how = (self.stride, self.pad, self.dilation, self.transposed, zero, self.group)
-        return _Convolve.apply(x, self.weight, self.bias, *how)
+        windows = tuple(zip(self.kernel, self.stride, self.pad, self.dilation, strict=True))
+        return _convolve(x, self.weight, self.bias, windows, self.transposed, self.group)
 
     def as_product(self, x: Tensor) -> bool:
         """Whether one product with all weights is the better way: few pixels, large weights, on the CPU.
@@ -223,7 +258,7 @@ class Im2col(Layer):
             (n + 2 * p - (k - 1) * d - 1) // s + 1
             for n, k, s, p, d in zip(x[c + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
         ]
-        if min(out) < 1:
+        if min(out, default=1) < 1:
             raise self.shape_error(
                 f"{tuple(out)} windows in a bottom of shape {x}", expected=f"at least 1 of {self.kernel}"
             )

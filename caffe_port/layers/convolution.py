@@ -52,9 +52,12 @@ class _Convolve(torch.autograd.Function):
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, windows: tuple[tuple[int, ...], ...], transposed: bool, group: int
 ) -> Tensor:
-    """Convolution, or its transpose, over any number of spatial axes; ``windows``: (kernel, stride, pad, dilation) of each.
+    """Convolution, or its transpose, over any number of spatial axes.
 
-    torch has one to three axes. Without any it is one of a single pixel; of four or more, the sum over the taps of the first.
+    torch has one to three. Without any it is one of a single pixel; of four or more, the sum over the taps of the first.
+
+    Args:
+        windows: for each spatial axis (kernel, stride, pad, dilation).
     """
     if not windows:
         return _convolve(x[..., None], weight[..., None], bias, ((1, 1, 0, 1),), transposed, group)[..., 0]

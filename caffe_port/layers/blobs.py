@@ -74,11 +74,16 @@ class Copies:
     def array(self, key: str, tensor: Tensor) -> np.ndarray:
         """The tensor's numbers; its memory itself if numpy can see it."""
         tensor = tensor.detach()
-        if tensor.device.type == "cpu":
+        if self.seen(tensor):
             return tensor.numpy()
         if key not in self._copies or self._copies[key][0].data_ptr() != tensor.data_ptr():
-            self._copies[key] = tensor, tensor.cpu().contiguous()
+            self._copies[key] = tensor, tensor.to("cpu", copy=True).contiguous()
         return self._copies[key][1].numpy()
+
+    @staticmethod
+    def seen(tensor: Tensor) -> bool:
+        """Whether numpy can see the tensor's memory."""
+        return tensor.device.type == "cpu"
 
     def flush(self) -> None:
         """Bring the copies back to their tensors and forget them."""

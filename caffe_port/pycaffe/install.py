@@ -18,6 +18,9 @@ __all__ = ["install_as_caffe"]
 _VERSION = "1.0.0"
 """The Caffe whose face this is."""
 
+_SHIM = "caffe_port"
+"""What the finder of shim/ gives as the module's origin."""
+
 _MODULES = {
     "classifier": "caffe_port.pycaffe.classifier",
     "coord_map": "caffe_port.pycaffe.coord_map",
@@ -65,12 +68,14 @@ def install_as_caffe(*, force: bool = False, python_layers: bool = False) -> Mod
     present = sys.modules.get("caffe")
     if isinstance(present, Caffe):
         return present
-    if not force:
-        found = present.__spec__ if present is not None else importlib.util.find_spec("caffe")
-        if present is not None or found is not None:
-            where = getattr(found, "origin", None) or "sys.modules"
-            remedy = "import caffe_port as caffe, or force=True to hide the other"
-            raise CaffeError("install_as_caffe", f"another Caffe: {where}", expected="none", remedy=remedy)
+    if present is not None:
+        origin = getattr(present, "__file__", None) or "sys.modules"
+    else:
+        # Without an origin it is but a folder called caffe, a checkout's say.
+        origin = getattr(importlib.util.find_spec("caffe"), "origin", None)
+    if origin not in (None, _SHIM) and not force:
+        remedy = "import caffe_port as caffe, or force=True to hide the other"
+        raise CaffeError("install_as_caffe", f"another Caffe: {origin}", expected="none", remedy=remedy)
     module = Caffe()
     sys.modules["caffe"] = module
     for name, home in _MODULES.items():

@@ -170,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
     add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields are then known")
     add("--plugin", metavar="FILE", action="append", default=[], help="Python file with @layer classes")
+    add("--python-layers", action="store_true", help="let Python layers run the code that they name")
     forward, backward = f"default: {compare.FORWARD}", f"default: {compare.BACKWARD}"
     add("--tolerance", type=_bound, default=compare.FORWARD, metavar="E", help=f"of max|ours-ref|/max|ref|; {forward}")
     add("--backward-tolerance", type=_bound, default=compare.BACKWARD, metavar="E", help=f"of diffs; {backward}")
@@ -236,6 +237,7 @@ def _build(arguments: argparse.Namespace, reference: Reference) -> Net:
         phase=arguments.phase,
         dialect=arguments.dialect,
         proto=arguments.proto,
+        allow_python=arguments.python_layers or None,
     )
     if net.params and not arguments.weights and not reference.keys("param"):
         raise WeightsError(reference.path, "no parameters", expected="a MODEL.caffemodel before it")

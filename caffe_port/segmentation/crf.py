@@ -1,0 +1,131 @@
+"""The dense CRF: labels of a picture's pixels such that near pixels, and near ones of similar colour, agree.
+
+Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", 2011.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port.errors import CaffeError, ShapeError
+from caffe_port.segmentation.lattice import Lattice
+
+__all__ = ["DECONVNET", "NORMALIZATIONS", "Kernel", "dense_crf", "mean_field", "normalized"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Filter = Callable[[Tensor], Tensor]
+"""Weighted sums over all pixels: (pixels, channels) to the same."""
+
+NORMALIZATIONS = ("none", "after", "symmetric")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How much two pixels of different labels cost: ``weight * exp(-|p - q|^2 / 2)``.
+
+    Attributes:
+        space: the standard deviation of a pixel's place, in pixels.
+        colour: of each of its colours, in their 256 steps; None where colours play no part.
+    """
+
+    weight: float
+    space: float
+    colour: float | None = None
+
+    def points(self, picture: Array) -> Array:
+        """The picture's pixels as points in standard deviations, float64 (pixels, 2 or 5)."""
+        y, x = np.indices(picture.shape[:2], np.float64)
+        place = np.stack([x, y], -1) / self.space
+        if self.colour is not None:
+            place = np.concatenate([place, picture / self.colour], -1)
+        return place.reshape(-1, place.shape[-1])
+
+
+DECONVNET = (Kernel(3, space=3), Kernel(5, space=20, colour=3))
+"""What DeconvNet's ensemble ran with, ten iterations, without normalization."""
+
+
+def dense_crf(
+    scores: Array,
+    picture: Array,
+    kernels: Sequence[Kernel] = DECONVNET,
+    *,
+    iterations: int = 10,
+    normalization: str = "none",
+    device: torch.device | str = "cpu",
+) -> Array:
+    """Each pixel's probability of each class.
+
+    Args:
+        scores: (classes, height, width), whose softmax over the classes is the probability without the others'
+            influence. Logarithms of probabilities are such scores.
+        picture: uint8 (height, width, 3).
+        iterations: of the mean field.
+        normalization: of the kernels' sums over a picture. "none": as they are, which is how the released DeconvNet ran
+            it. "after": divided by the sum of the pixel's weights, as in the paper of 2011. "symmetric": by its root
+            before and after, as newer versions of its authors' program do.
+
+    Returns:
+        float32 (classes, height, width).
+
+    Raises:
+        ShapeError: scores and picture differ in size. CaffeError: no such normalization, or a deviation not above 0.
+    """
+    if scores.ndim != 3 or picture.shape != (*scores.shape[1:], 3):
+        raise ShapeError(
+            "dense_crf",
+            f"scores {scores.shape} with a picture {picture.shape}",
+            expected="(classes, height, width) and (height, width, 3)",
+        )
+    if iterations < 0:
+        raise CaffeError("dense_crf", f"{iterations} iterations", expected="0 or more")
+    for kernel in kernels:
+        if kernel.space <= 0 or (kernel.colour is not None and kernel.colour <= 0):
+            raise CaffeError("dense_crf", f"{kernel}", expected="standard deviations above 0")
+    flat = torch.from_numpy(np.array(scores.reshape(len(scores), -1).T, np.float32, order="C")).to(device)
+    filters = [
+        (kernel.weight, normalized(Lattice(kernel.points(picture), device).filter, flat[:, :1], normalization))
+        for kernel in kernels
+    ]
+    probabilities = mean_field(flat, filters, iterations)
+    return np.ascontiguousarray(probabilities.T.cpu().numpy()).reshape(scores.shape)
+
+
+def mean_field(scores: Tensor, filters: Sequence[tuple[float, Filter]], iterations: int) -> Tensor:
+    """The mean field's probabilities (pixels, classes), where pixels of different labels cost (Potts).
+
+    A pixel counts among its own neighbours, as in the authors' program.
+
+    Args:
+        scores: (pixels, classes). filters: each with its weight.
+    """
+    probabilities = scores.softmax(1)
+    for _ in range(iterations):
+        logits = scores.clone()
+        for weight, run in filters:
+            logits.add_(run(probabilities), alpha=weight)
+        probabilities = logits.softmax(1)
+    return probabilities
+
+
+def normalized(run: Filter, like: Tensor, kind: str) -> Filter:
+    """A filter with one of the NORMALIZATIONS; ``like`` is (pixels, 1).
+
+    Raises:
+        CaffeError: no such kind.
+    """
+    if kind not in NORMALIZATIONS:
+        raise CaffeError("dense_crf", f"normalization {kind!r}", expected=" or ".join(NORMALIZATIONS))
+    if kind == "none":
+        return run
+    sums = run(torch.ones_like(like)) + 1e-20
+    if kind == "after":
+        return lambda values: run(values) / sums
+    roots = sums.sqrt()
+    return lambda values: run(values / roots) / roots

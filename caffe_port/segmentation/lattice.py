@@ -1,0 +1,129 @@
+"""Gaussian filtering of points in space by a permutohedral lattice: its cost does not grow with the Gaussian's width.
+
+Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffe_port.errors import ShapeError
+
+__all__ = ["Lattice"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Lattice:
+    """Filters values at ``points`` by ``exp(-|p - q|^2 / 2)``, approximately.
+
+    A point spreads its value to the corners of the simplex around it, the corners are blurred along each of the
+    lattice's axes by (1/2, 1, 1/2), and the point collects from its corners again. Only corners that some point
+    touches are kept, as in the original programs: what would pass through another is lost.
+
+    Args:
+        points: (n, d), in units of the Gaussian's standard deviation.
+        device: where it filters.
+
+    Raises:
+        ShapeError: no points, not finite ones, or spread over more of the lattice than 63 bits can number.
+
+    Attributes:
+        corners: how many there are.
+    """
+
+    def __init__(self, points: Array, device: torch.device | str = "cpu") -> None:
+        if points.ndim != 2 or not points.size or not np.isfinite(points).all():
+            raise ShapeError("lattice", f"points of shape {points.shape}", expected="(n, d), finite")
+        keys, weights = _simplices(points.astype(np.float64, copy=False))
+        codes, strides = _numbered(keys)
+        known, corner = np.unique(codes, return_inverse=True)
+        corner = corner.reshape(codes.shape)
+        self.corners = len(known)
+
+        d = points.shape[1]
+        order = np.argsort(corner, axis=None, kind="stable")
+        starts = np.searchsorted(corner.ravel()[order], np.arange(self.corners))
+        self._spread = tuple(
+            torch.from_numpy(array).to(device)
+            for array in ((order // (d + 1)).astype(np.int32), starts.astype(np.int32), weights.ravel()[order])
+        )
+        self._collect = torch.from_numpy(corner.astype(np.int32)).to(device), torch.from_numpy(weights).to(device)
+        self._blurs = [
+            tuple(torch.from_numpy(array).to(device) for array in _neighbours(known, step))
+            for step in (*((d + 1) * strides - strides.sum()), -strides.sum())
+        ]
+        # So that a point far from all others keeps its own value, in the mean over its place in the simplex.
+        self._scale = 1 / (1 + 2.0**-d)
+
+    def filter(self, values: Tensor) -> Tensor:
+        """The weighted sums over all points, of float32 ``values`` (n, channels): linear, and no mean."""
+        points, starts, weights = self._spread
+        at = F.embedding_bag(points, values, starts, mode="sum", per_sample_weights=weights)
+        for neighbours, shares in self._blurs:
+            at = F.embedding_bag(neighbours, at, mode="sum", per_sample_weights=shares)
+        corners, weights = self._collect
+        return F.embedding_bag(corners, at, mode="sum", per_sample_weights=weights * self._scale)
+
+
+def _simplices(points: Array) -> tuple[Array, Array]:
+    """The corners of each point's simplex, (n, d + 1, d) by their first d coordinates, and its share of each."""
+    n, d = points.shape
+    # Into the hyperplane of d + 1 coordinates whose sum is 0, so widely that the blur's deviation is the Gaussian's.
+    basis = np.zeros((d, d + 1))
+    for i in range(d):
+        basis[i, : i + 1], basis[i, i + 1] = 1, -(i + 1)
+        basis[i] /= np.sqrt((i + 1) * (i + 2))
+    elevated = points @ (basis * (d + 1) * np.sqrt(2 / 3))
+    # The nearest corner whose coordinates are all multiples of d + 1, and the order of what is left of each coordinate.
+    nearest = np.rint(elevated / (d + 1))
+    excess = nearest.sum(axis=1, keepdims=True)
+    rank = np.argsort(np.argsort(nearest * (d + 1) - elevated, axis=1, kind="stable"), axis=1) + excess
+    turn = (rank < 0).astype(np.float64) - (rank > d)
+    rank += turn * (d + 1)
+    nearest = (nearest + turn) * (d + 1)
+    # Barycentric coordinates, from differences of the sorted remainders.
+    left = -np.sort((nearest - elevated) / (d + 1), axis=1)
+    weights = np.empty((n, d + 1))
+    weights[:, 0] = 1 + left[:, d] - left[:, 0]
+    weights[:, 1:] = (left[:, :-1] - left[:, 1:])[:, ::-1]
+    k = np.arange(d + 1)
+    canonical = np.where(k[None] <= d - k[:, None], k[:, None], k[:, None] - (d + 1))
+    keys = nearest.astype(np.int64)[:, None, :d] + canonical.T[rank.astype(np.int64)[:, :d]].transpose(0, 2, 1)
+    return keys, weights.astype(np.float32)
+
+
+def _numbered(keys: Array) -> tuple[Array, Array]:
+    """A number for each corner and for each neighbour it may have, and how the numbers grow with each coordinate."""
+    d = keys.shape[-1]
+    low, high = keys.min(axis=(0, 1)) - d, keys.max(axis=(0, 1)) + d
+    sizes = [int(n) for n in high - low + 1]
+    strides = [1]
+    for size in sizes:
+        strides.append(strides[-1] * size)
+    if strides[-1] >= 1 << 63:
+        raise ShapeError(
+            "lattice",
+            f"points over {' x '.join(map(str, sizes))} corners",
+            expected="2^63 at most",
+            remedy="take larger standard deviations",
+        )
+    growth = np.array(strides[:-1])
+    return (keys - low) @ growth, growth
+
+
+def _neighbours(known: Array, step: int) -> tuple[Array, Array]:
+    """Each corner with its two neighbours by number, int32 (corners, 3), and what they count; 0 for unknown ones."""
+    here = np.arange(len(known))
+    found, shares = [here], [np.ones(len(known))]
+    for wanted in (known + step, known - step):
+        at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        there = known[at] == wanted
+        found.append(np.where(there, at, here))
+        shares.append(there * 0.5)
+    return np.stack(found, 1).astype(np.int32), np.stack(shares, 1).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from caffe_port.pycaffe import mode
 
 NET = """
 force_backward: true
-layer { name: "data" type: "Input" top: "data" top: "aim" input_param { shape { dim: 2 dim: 3 } shape { dim: 2 dim: 4 } } }
+layer { name: "data" type: "Input" top: "data" top: "aim"
+  input_param { shape { dim: 2 dim: 3 } shape { dim: 2 dim: 4 } } }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4
   weight_filler { type: "gaussian" std: 1 } bias_filler { type: "uniform" min: -1 max: 1 } } }
 layer { name: "scale" type: "Power" bottom: "ip" top: "ip" power_param { scale: 3 } }
@@ -235,7 +237,7 @@ def test_forward_and_backward_by_number(net: Any) -> None:
     net._backward(3, 3)
     assert (net.blobs["ip"].diff == 1).all()
     for wrong in ((0, 7), (-1, 3)):
-        with pytest.raises(CaffeError, match="layer number .*expected 0 to 6|expected 0 to 6, found layer number"):
+        with pytest.raises(CaffeError, match="expected 0 to 6, found layer number"):
             net._forward(*wrong)
 
 
@@ -411,10 +413,13 @@ def test_arrays_over_copies_are_taken_over(net: Any, monkeypatch: pytest.MonkeyP
 def test_a_gpu_that_is_not_there_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(mode._State, "warned", False)
+    net = caffe_port.Net(NET)
     with pytest.warns(UserWarning, match="runs on the CPU") as said:
+        net.set_mode_gpu()
+    caffe_port.set_device(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         caffe_port.set_mode_gpu()
-        caffe_port.set_device(0)
-        caffe_port.Net(NET).set_mode_gpu()
     assert [Path(w.filename).name for w in said] == [Path(__file__).name]
     assert mode.device() == torch.device("cpu")
 
@@ -455,7 +460,7 @@ def test_preprocessing_by_the_net() -> None:
     net.set_mean("data", mean, mode="channel")
     np.testing.assert_allclose(net.mean["data"].ravel(), mean.reshape(3, -1).mean(1))
     for wrong in (lambda: net.set_mean("data", mean, mode="pixel"), lambda: net.set_raw_scale("dat", 1)):
-        with pytest.raises(CaffeError, match="pixel|no input 'dat'"):
+        with pytest.raises(CaffeError, match=r"pixel|no input 'dat'"):
             wrong()
 
 

@@ -6,6 +6,7 @@ Source: base_conv_layer.cpp, conv_layer.cpp, deconv_layer.cpp, im2col_layer.cpp.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -54,7 +55,7 @@ def _convolve(
 ) -> Tensor:
     """Convolution, or its transpose, over any number of spatial axes.
 
-    torch has one to three. Without any it is one of a single pixel; of four or more, the sum over the taps of the first.
+    torch has one to three. Without any it is one of a single pixel; of more, the sum over the taps of the first.
 
     Args:
         windows: for each spatial axis (kernel, stride, pad, dilation).
@@ -86,7 +87,7 @@ def _convolve(
         padded = F.pad(x, (0, 0) * len(rest) + (pad, pad))
         last = stride * (count - 1) + 1
         slices = (padded[:, :, k * dilation : k * dilation + last : stride] for k in range(kernel))
-        y = sum(tap(part, k) for k, part in enumerate(slices))
+        y = reduce(torch.add, (tap(part, k) for k, part in enumerate(slices)))
     return y if bias is None else y + bias.view(1, -1, *(1,) * len(windows))
 
 

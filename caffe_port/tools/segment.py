@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "segment",
-        "Segment pictures with a trained DecoupledNet. Each becomes OUT/NAME.png, of its size: a PNG whose palette indices"
-        " are labels, 0 the background.",
+        "Segment pictures with a trained DecoupledNet. Each becomes OUT/NAME.png, of its own size, a PNG whose palette"
+        " indices are labels; 0 is the background.",
     )
     add = parser.add_argument
     add("pictures", metavar="PICTURE", nargs="+", help="a picture, or a folder of them")

@@ -6,8 +6,6 @@ file lacks; it refuses another number of blobs and other shapes.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from caffe_port.errors import WeightsError, nearest
 from caffe_port.formats import LayerWeights, open_weights
+from caffe_port.say import say
 
 if TYPE_CHECKING:
     from caffe_port.layers.base import Layer
@@ -110,8 +109,7 @@ def load(
             f"missing {_some(account.missing) or 'nothing'}, unexpected {_some(account.unexpected) or 'nothing'}",
             expected="exactly the net's blobs",
         )
-    if int(os.environ.get("GLOG_minloglevel") or 0) < 1:
-        print(account, file=sys.stderr)
+    say(account)
     return account
 
 

@@ -26,6 +26,7 @@ from caffe_port.layers.blobs import legacy
 from caffe_port.layers.geometry import compose, identity_map, inverse
 from caffe_port.layers.python import Python, python_layers_allowed
 from caffe_port.loading import Account, load
+from caffe_port.say import say
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
 
@@ -86,6 +87,8 @@ class Net(nn.Module):
             self._build(node)
             if fill:
                 self._fill(self.nodes[-1][1])
+        for field in self.ignored:
+            say(f"{field} is another layer type's, ignored as in Caffe")
         self._share()
         self.loss_weights = {
             top: weight

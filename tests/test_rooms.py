@@ -15,6 +15,7 @@ PACKAGE = ROOT / "caffe_port"
 
 ROOMS = [  # a room imports only rooms above it
     "errors",
+    "say",
     "dialect",
     "schema",
     "formats",

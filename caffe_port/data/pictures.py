@@ -5,8 +5,6 @@ Source: util/io.cpp (both programs), image_data_layer.cpp.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from caffe_port.data.batches import Array, Batches, Cursor, State
 from caffe_port.data.files import WHOLE, Places, lines
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import FormatError
+from caffe_port.say import say
 
 __all__ = ["LabelMaps", "Labelled", "PictureBatches", "Reader", "decode", "labelled", "planes", "resize"]
 
@@ -122,9 +121,8 @@ class LabelMaps:
         if palette in self._said:
             return
         self._said.add(palette)
-        if int(os.environ.get("GLOG_minloglevel") or 0) < 1:
-            kind = "PNGs with a palette: labels are its indices" if palette else "read as grey: labels are its values"
-            print(f"layer {self._layer}: masks are {kind}", file=sys.stderr)
+        kind = "PNGs with a palette: labels are its indices" if palette else "read as grey: labels are its values"
+        say(f"layer {self._layer}: masks are {kind}")
 
 
 def _has_palette(path: str) -> bool:

@@ -5,7 +5,6 @@ Source: memory_data_layer.cpp, hdf5_data_layer.cpp, hdf5_output_layer.cpp (both 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from caffe_port.formats.atomic import atomic_path, check_output
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.prefetching import Reading
 from caffe_port.random import c_rand, default_stream
+from caffe_port.say import say
 
 
 @layer("HDF5Data", param="hdf5_data_param")
@@ -92,7 +92,7 @@ class MemoryData(Reading):
                 expected=f"(n, {', '.join(map(str, self.item))}) and n labels, n a multiple of the batch size {batch}",
             )
         if self.transforms:
-            print(f"layer {self.name}: arrays are not transformed, as in Caffe", file=sys.stderr)
+            say(f"layer {self.name}: arrays are not transformed, as in Caffe")
         self.arrays, self.at = (data, labels.reshape(-1)), 0
 
     def get_position(self) -> State:

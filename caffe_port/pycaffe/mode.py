@@ -6,7 +6,6 @@ Source: common.cpp (both programs), python/caffe/_caffe.cpp.
 from __future__ import annotations
 
 import os
-import sys
 import time
 import warnings
 
@@ -14,6 +13,7 @@ import torch
 
 from caffe_port.errors import CaffeError
 from caffe_port.layers import REGISTRY
+from caffe_port.say import say
 
 __all__ = [
     "NCCL",
@@ -82,8 +82,7 @@ def init_log(level: int = 0, stderr: bool = True) -> None:
 
 def log(message: str) -> None:
     """A line in the log, at level 0."""
-    if int(os.environ.get(_LOG_LEVEL) or 0) < 1:
-        print(message, file=sys.stderr)
+    say(message)
 
 
 class Timer:

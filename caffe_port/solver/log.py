@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
+
+from caffe_port.say import quiet
 
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Scores
@@ -27,7 +28,7 @@ class Log:
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file or sys.stderr
         self.write: Callable[[str], object] = lambda line: print(line, file=self.file, flush=True)
-        self.quiet = int(os.environ.get("GLOG_minloglevel") or 0) > 0
+        self.quiet = quiet()
 
     @staticmethod
     def number(x: float) -> str:

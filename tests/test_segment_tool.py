@@ -1,0 +1,230 @@
+"""The command: what it writes where, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from segment_nets import TINY, picture, save, tiny
+
+from caffe_port.net import Net
+from caffe_port.segmentation import voc
+from caffe_port.segmentation.inference import Segmenter
+from caffe_port.tools import segment
+
+ROOT = Path(__file__).resolve().parents[1]
+NET = ["--prototxt", "net.prototxt", "--weights", "net.caffemodel"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the tiny net and three pictures, two of them in a folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(TINY)
+    tiny().save("net.caffemodel")
+    Path("pictures").mkdir()
+    save(Path("a.png"), picture(12, 17, 1))
+    save(Path("pictures", "b.png"), picture(9, 5, 2))
+    save(Path("pictures", "c.PNG"), picture(30, 30, 3)[:, :, 0])
+    Path("pictures", "list.txt").write_text("no picture")
+    return tmp_path
+
+
+def call(*argv: str) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        segment.main(argv)
+    return ended.value.code
+
+
+def names(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_masks_are_the_segmenters(here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert call("a.png", "pictures", *NET, "-o", "out") == 0
+    assert names("out") == ["a.png", "b.png", "c.png"]
+    said = capsys.readouterr().out.splitlines()
+    segmenter = Segmenter(tiny())
+    for path, line in zip((Path("a.png"), Path("pictures/b.png"), Path("pictures/c.PNG")), said, strict=True):
+        found = segmenter(voc.read_picture(path))
+        with Image.open(Path("out", f"{path.stem}.png")) as mask:
+            assert mask.mode == "P"
+            assert mask.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+            assert (np.asarray(mask) == found.pixels).all()
+        words = [f"{label} {found.scores[label - 1]:.2f}" for label in found.labels[1:]]
+        assert line.split(None, 1) == [path.name, ", ".join(words)]
+
+
+def test_overlays_and_maps(here: Path) -> None:
+    assert call("a.png", *NET, "-o", "out", "--overlay", "--maps", "-q") == 0
+    assert names("out") == ["a.npz", "a.png", "a_overlay.png"]
+    pixels = voc.read_picture("a.png")
+    found = Segmenter(tiny())(pixels)
+    with np.load("out/a.npz") as maps:
+        assert sorted(maps) == ["labels", "maps", "scores"]
+        assert (maps["maps"] == found.maps).all()
+        assert tuple(maps["labels"]) == found.labels
+        assert (maps["scores"] == found.scores).all()
+    shown, mask = voc.read_picture("out/a_overlay.png"), voc.read_labels("out/a.png")
+    assert (shown[mask == 0] == pixels[mask == 0]).all()
+    mixed = 0.4 * pixels[mask > 0] + 0.6 * voc.palette()[mask[mask > 0]]
+    assert np.abs(shown[mask > 0] - mixed).max() <= 0.5 + 1e-9
+
+
+def test_pass_by_pass(here: Path) -> None:
+    assert call("pictures", *NET, "-o", "one") == 0
+    assert call("pictures", *NET, "-o", "two", "--pass-by-pass") == 0
+    assert all(Path("one", name).read_bytes() == Path("two", name).read_bytes() for name in names("one"))
+
+
+def test_threshold(here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert call("a.png", *NET, "-o", "out", "--threshold", "1") == 0
+    assert capsys.readouterr().out == "a.png  no class found\n"
+    assert not voc.read_labels("out/a.png").any()
+
+
+def test_palette(here: Path) -> None:
+    mask = Image.fromarray(np.zeros((2, 2), np.uint8))
+    mask.putpalette([1, 2, 3, 40, 50, 60])
+    mask.save("colours.png")
+    assert call("a.png", *NET, "-o", "out", "--palette", "colours.png") == 0
+    with Image.open("out/a.png") as written:
+        assert written.getpalette()[:9] == [1, 2, 3, 40, 50, 60, 0, 0, 0]
+
+
+def test_existing_results_stay_unless_forced(here: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("out").mkdir()
+    Path("out/b.png").write_text("mine")
+    assert call("a.png", "pictures", *NET, "-o", "out") == 2
+    assert "out/b.png: exists already; pass -f" in capsys.readouterr().err
+    assert names("out") == ["b.png"]
+    assert call("a.png", "pictures", *NET, "-o", "out", "-f") == 0
+    assert names("out") == ["a.png", "b.png", "c.png"]
+
+
+def test_as_a_module(here: Path) -> None:
+    command = [sys.executable, "-m", "caffe_port.tools.segment", "a.png", *NET, "-o", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith("a.png  ")
+    assert names("out") == ["a.png"]
+
+
+def damaged() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(40, 40)).save(file, "JPEG")
+    return file.getvalue()[:-300]
+
+
+def deep() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "x.jpg: expected a picture (JPEG, PNG, ...), found which cannot be read"),
+        (b"<html>", "x.jpg: expected a picture"),
+        (damaged(), "x.jpg: expected a picture"),
+        (deep(), "x.jpg: expected 8 bits a channel, found a picture of mode I;16"),
+    ],
+    ids=["empty", "web page", "truncated", "16 bits"],
+)
+def test_wrong_picture(content: bytes, says: str, here: Path, capsys: pytest.CaptureFixture) -> None:
+    """What comes before it is segmented, and whole."""
+    Path("x.jpg").write_bytes(content)
+    assert call("a.png", "x.jpg", *NET, "-o", "out", "--maps", "--overlay") == 2
+    refused(capsys, says)
+    assert names("out") == ["a.npz", "a.png", "a_overlay.png"]
+
+
+def refused(capsys: pytest.CaptureFixture, says: str) -> None:
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.startswith("segment: error: ")
+    assert said.count("\n") == 1
+
+
+def write_other_net() -> None:
+    Path("other.prototxt").write_text(TINY.replace('"cls-score-masked"', '"label"'))
+
+
+def write_half() -> None:
+    net = Net(TINY.replace('name: "seg" ', 'name: "other" '))
+    net.save("half.caffemodel")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (
+            ["a.png", "-o", "out"],
+            "--prototxt: expected a deploy net and its weights, found missing; nets are",
+        ),
+        (["a.png", "-o", "out", *NET[:2]], "--weights: expected a deploy net"),
+        (["a.png", *NET], "the following arguments are required: -o/--output"),
+        ([*NET, "-o", "out"], "required: PICTURE"),
+        (["none.png", *NET, "-o", "out"], "none.png: no such file or folder"),
+        (["empty", *NET, "-o", "out"], "empty: expected files .jpg, .jpeg, .png, .bmp"),
+        (["a.png", "again/a.png", *NET, "-o", "out"], "out/a.png: would come from a.png and from again/a.png"),
+        (["a.png", "a_overlay.png", *NET, "-o", "out", "--overlay"], "out/a_overlay.png: would come from a.png and"),
+        (["a.png", *NET, "-o", "."], "a.png: a picture to be segmented; choose another folder with -o"),
+        (["a.png", *NET, "-o", "net.prototxt"], "net.prototxt: expected a folder for the results, found a file"),
+        (["a.png", *NET, "-o", "out", "--threshold", "2"], "'2', expected a number from 0 to 1"),
+        (["a.png", *NET, "-o", "out", "--palette", "a.png"], "a.png: expected a PNG with a palette"),
+        (["a.png", *NET, "-o", "out", "--palette", "none.png"], "none.png: no such file"),
+        (
+            ["a.png", *NET, "-o", "out", "--device", "gpu"],
+            "--device: expected cpu, cuda, cuda:1, ... or mps, found",
+        ),
+        (["a.png", *NET, "-o", "out", "--device", "cuda:77"], "--device: cuda:77: "),
+        (["a.png", "--prototxt", "other.prototxt", *NET[2:], "-o", "out"], "found inputs data, label"),
+        (["a.png", *NET[:3], "half.caffemodel", "-o", "out"], "half.caffemodel: expected all 4 blobs of net.prototxt"),
+        (["a.png", *NET[:3], "none.caffemodel", "-o", "out"], "none.caffemodel: no such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments(argv: list[str], says: str, here: Path, capsys: pytest.CaptureFixture) -> None:
+    for folder in ("empty", "again"):
+        Path(folder).mkdir()
+    for name in ("again/a.png", "a_overlay.png"):
+        save(Path(name), picture(4, 4))
+    write_other_net()
+    write_half()
+    assert call(*argv) == 2
+    refused(capsys, says)
+    assert not Path("out").exists()
+
+
+def test_colours_of_voc() -> None:
+    colours = voc.palette()
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
+    assert {label: tuple(colours[label]) for label in known} == known
+    assert len(np.unique(colours, axis=0)) == 256
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+def test_a_picture_of_any_mode_is_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.fromarray(picture(6, 9)).convert(mode).save(path)
+    pixels = voc.read_picture(path)
+    assert pixels.shape == (6, 9, 3)
+    assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_masks_are_indices_or_grey_values(mode: str, tmp_path: Path) -> None:
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    if mode == "P":
+        voc.write_labels(tmp_path / "x.png", labels)
+    else:
+        save(tmp_path / "x.png", labels)
+    assert (voc.read_labels(tmp_path / "x.png") == labels).all()

@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90"]
 DATA = ["lmdb>=1.0"]  # what Data layers read LMDB with
 LEVELDB = ["plyvel>=1.4"]  # and LevelDB; with wheels for Linux on x86-64 up to Python 3.12
+PLOT = ["matplotlib>=3.8"]  # what a training's --plot draws with
+BOARD = ["tensorboard>=2.14"]  # and its --log-dir writes events with
 LINT = ["ruff>=0.6", "mypy>=1.11"]
 
 
@@ -39,5 +41,5 @@ setup(
         "tqdm>=4.64",
         "opencv-contrib-python-headless>=4.8,<5",
     ],
-    extras_require={"data": DATA, "leveldb": LEVELDB, "test": TEST, "lint": LINT},
+    extras_require={"data": DATA, "leveldb": LEVELDB, "plot": PLOT, "board": BOARD, "test": TEST, "lint": LINT},
 )

@@ -41,7 +41,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room_of(path: Path) -> str:
-    """ "schema" for a file in that folder, "net" for net.py, "" for the package itself."""
+    """ "schema" for a file in that folder, "net" for net.py, "" for the package itself; a __main__ is a command."""
+    if path.name == "__main__.py":
+        return "tools"
     first = path.relative_to(PACKAGE).parts[0]
     return "" if first == "__init__.py" else first.removesuffix(".py")
 

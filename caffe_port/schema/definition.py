@@ -17,6 +17,7 @@ from caffe_port.schema.detect import detect_dialect
 from caffe_port.schema.merge import load_proto
 from caffe_port.schema.messages import SCHEMA, TEST, TRAIN
 from caffe_port.schema.plugins import load_plugin
+from caffe_port.schema.settings import change
 from caffe_port.schema.splits import insert_splits
 from caffe_port.schema.state import filter_net, merge_state, set_state
 from caffe_port.schema.text import field_lines, parse_text, read_text
@@ -122,10 +123,11 @@ def read_net(
     )
 
 
-def read_solver(source: str | Path | Message, *, proto: str | Path | None = None) -> Any:
+def read_solver(source: str | Path | Message, *, proto: str | Path | None = None, settings: Iterable[str] = ()) -> Any:
     """A SolverParameter from a prototxt file, its text or a message, with ``type`` in place of ``solver_type``.
 
-    As in Caffe, a ``snapshot_prefix`` that is missing or a folder gets the solver file's name.
+    ``settings`` are fields to change, see :func:`caffe_port.schema.settings.change`. As in Caffe, a ``snapshot_prefix``
+    that is missing or a folder gets the solver file's name.
 
     Raises:
         CaffeError: the file cannot be read, or the definition is wrong.
@@ -133,6 +135,8 @@ def read_solver(source: str | Path | Message, *, proto: str | Path | None = None
     schema = load_proto(proto) if proto else SCHEMA
     read = _read(source, schema.SolverParameter)
     solver = read.message
+    for setting in settings:
+        change(solver, setting)
     upgrade_solver(solver, read.path)
     if isinstance(read.file, Path):
         if not solver.HasField("snapshot_prefix"):

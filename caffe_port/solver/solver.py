@@ -28,6 +28,7 @@ from caffe_port.solver.listener import Iteration, Listener
 from caffe_port.solver.log import Log
 from caffe_port.solver.moment import Moment
 from caffe_port.solver.nets import Nets
+from caffe_port.solver.precision import Bf16Net
 
 __all__ = ["Learned", "Solver"]
 
@@ -63,6 +64,8 @@ class Solver:
         kind: the rule ("SGD" ...) in place of the one that the definition names.
         log: where lines go; a :class:`Log` writing Caffe's lines to stderr by default.
         keep_going: whether to train on when the loss is not a number, as Caffe does.
+        precision: "fp32", or "bf16" for the training net's products.
+        channels_last: whether parameters and images lie with their channels last.
 
     Attributes:
         param: the SolverParameter. net: the training net. test_nets: the others.
@@ -87,6 +90,8 @@ class Solver:
         log: Log | None = None,
         kind: str | None = None,
         keep_going: bool = False,
+        precision: str = "fp32",
+        channels_last: bool = False,
     ) -> None:
         self.param = param = read_solver(source, proto=proto)
         if kind is not None:
@@ -97,6 +102,8 @@ class Solver:
         self.listeners: list[Listener] = []
         self.moment: Moment | None = None
         self.saved: tuple[int, Path] | None = None
+        self._whole = True
+        """Not while parameters change."""
         self.iter = self.current_step = 0
         self.requested: Callable[[], str] = lambda: "none"
         """Asked after every iteration and test pass: "snapshot", "stop" or "none"."""
@@ -114,7 +121,10 @@ class Solver:
         self.log.line(f"Creating training net {said}")
         self.dialect = definition.dialect
         self.rule = update.rule_of(param, self.dialect, self.path)
-        self.net = Net(definition, phase="TRAIN").to(device)
+        made = {"fp32": Net, "bf16": Bf16Net}[precision]
+        self.net = made(definition, phase="TRAIN").to(device)
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.test_nets: list[Net] = []
         for i, (said, definition) in enumerate(self._nets.tests()):
             self.log.line(f"Creating test net (#{i}) {said}")
@@ -204,8 +214,9 @@ class Solver:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
             self.log.scores("Train", told)
         self._tell("on_gradients_ready")
-        self.moment = None
+        self._whole, self.moment = False, None
         rate = self.apply_update(display)
+        self._whole = True
         self._tell("on_iteration", Iteration(self.iter - 1, shown, rate, told))
 
     def _passes(self) -> tuple[float, dict[str, Tensor]]:
@@ -350,14 +361,20 @@ class Solver:
         self.saved = self.iter, Path(path)
 
     def rescue(self) -> Path | None:
-        """After an error: a snapshot of what the iteration that failed had started from; the last one, if that is it.
+        """After an error: a snapshot of the last completed iteration, or the one that holds it already.
 
-        None if there is nothing to save yet, or the error came while parameters were being changed or written.
+        None if there is nothing to save yet, or the error came while parameters were changing.
         """
-        if self.moment and self.moment.iter and (self.saved is None or self.saved[0] != self.moment.iter):
-            self._undo()
-            return self.snapshot()
-        return self.saved[1] if self.saved else None
+        if not self._whole or (self.saved and self.saved[0] == self.iter) or not self.iter:
+            return self.saved[1] if self.saved else None
+        self._undo()
+        return self.snapshot()
+
+    @property
+    def images(self) -> int:
+        """How many items an iteration takes; 0 if the training net has no data layer."""
+        shapes = (self.net.shapes[n.tops[0]] for n, _ in self.net.nodes if n.tops and not n.bottoms)
+        return next((int(s[0]) for s in shapes if s), 0) * self.param.iter_size
 
 
 def scores(net: Net, outputs: dict[str, Tensor]) -> list[Scores]:

@@ -1,0 +1,40 @@
+"""A progress bar below the log, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from caffe_port.solver.listener import Iteration, Listener
+from caffe_port.solver.solver import Solver
+
+__all__ = ["Bar"]
+
+
+class Bar(Listener):
+    """Shows iterations, loss, rate, images a second and the time left; the log's lines pass above it."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._write: Any = None
+        self._images = 0
+
+    def on_begin(self, solver: Solver) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=solver.param.max_iter, initial=solver.iter, unit="it", file=sys.stderr, dynamic_ncols=True
+        )
+        self._write, solver.log.write = solver.log.write, lambda line: tqdm.write(line, file=sys.stderr)
+        self._images = solver.images
+
+    def on_iteration(self, solver: Solver, iteration: Iteration) -> None:
+        speed = self._bar.format_dict["rate"]
+        images = f", {speed * self._images:.3g} images/s" if speed and self._images else ""
+        told = f"loss {iteration.loss:.4g}, rate {iteration.rate:.3g}{images}"
+        self._bar.set_postfix_str(told, refresh=False)
+        self._bar.update()
+
+    def on_end(self, solver: Solver) -> None:
+        solver.log.write = self._write
+        self._bar.close()

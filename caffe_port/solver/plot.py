@@ -1,0 +1,85 @@
+"""A picture of a training: loss, rate and scores over the iterations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from caffe_port.errors import CaffeError
+from caffe_port.formats.atomic import atomic_path, check_output
+from caffe_port.solver.listener import Listener
+from caffe_port.solver.records import Records, Table
+from caffe_port.solver.solver import Solver
+
+__all__ = ["Plot", "check_matplotlib"]
+
+_APART = ("NumIters", "Seconds", "LearningRate", "Loss")
+
+
+class Plot(Listener):
+    """Draws what ``records`` hold into a PNG file, anew at every snapshot and at the end.
+
+    Raises:
+        CaffeError: matplotlib is not installed. FileError: the file's folder is missing or not writable.
+    """
+
+    def __init__(self, path: str | Path, records: Records) -> None:
+        check_matplotlib()
+        check_output(path, overwrite=True)
+        self.path, self.records = Path(path), records
+
+    def on_snapshot(self, solver: Solver, state: Path) -> None:
+        self.draw(solver)
+
+    def on_end(self, solver: Solver) -> None:
+        self.draw(solver)
+
+    def draw(self, solver: Solver) -> None:
+        """Write the picture. Nothing is written before there is something to show."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        records = self.records
+        tables = [("train", records.train), *((f"test {i}" if i else "test", t) for i, t in enumerate(records.tests))]
+        lines = [(f"{name} ({which})", table, name) for which, table in tables for name in _outputs(table)]
+        losses = [line for line in lines if line[2] in records.losses and line[1] is not records.train]
+        scores = [line for line in lines if line[2] not in records.losses]
+        if not any(table.rows for _, table in tables):
+            return
+        heights = [3, 1] + [2] * bool(scores)
+        figure = Figure(figsize=(9, 1.6 * sum(heights)), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+        if records.train.rows:
+            panels[0].plot(*_line(records.train, "Loss"), linewidth=1, label="loss (train)")
+            panels[1].plot(*_line(records.train, "LearningRate"), linewidth=1, color="black")
+        for label, table, name in losses:
+            panels[0].plot(*_line(table, name), marker="o", markersize=3, label=label)
+        for label, table, name in scores:
+            alone = table is records.train
+            panels[-1].plot(*_line(table, name), marker="" if alone else "o", markersize=3, linewidth=1, label=label)
+        for panel, title in zip(panels, ("loss", "learning rate", "scores"), strict=False):
+            panel.set_ylabel(title)
+            panel.grid(alpha=0.3)
+            if panel.get_legend_handles_labels()[1]:
+                panel.legend(fontsize="small")
+        panels[0].set_title(solver.net.definition.net.name or solver.path)
+        panels[-1].set_xlabel("iteration")
+        with atomic_path(self.path, overwrite=True) as temporary:
+            figure.savefig(temporary, format="png", dpi=100)
+
+
+def check_matplotlib() -> None:
+    """Refuse to plot without matplotlib, before a training rather than after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise CaffeError("--plot", "no matplotlib here", remedy="pip install matplotlib, or caffe_port[plot]") from None
+
+
+def _outputs(table: Table) -> list[str]:
+    return [name for name in (table.rows[0] if table.rows else {}) if name not in _APART]
+
+
+def _line(table: Table, name: str) -> tuple[list[Any], list[Any]]:
+    return [row["NumIters"] for row in table.rows], [row.get(name, float("nan")) for row in table.rows]

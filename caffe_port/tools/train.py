@@ -1,0 +1,204 @@
+"""python -m caffe_port.solver: trains as Caffe trains."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from caffe_port.errors import CaffeError, FileError
+from caffe_port.tools.cli import Parser, run
+
+if TYPE_CHECKING:
+    import torch
+
+    from caffe_port.solver.solver import Solver
+
+__all__ = ["add_options", "as_gflags", "device_of", "main", "train"]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0 when done or stopped, 2 after an error."""
+    parser = Parser(
+        "caffe_port.solver",
+        "Train a net as Caffe does. Ctrl-C writes a snapshot and stops; the same command with --resume goes on.",
+    )
+    parser.add_argument("solver", metavar="SOLVER.prototxt", help="the solver's definition")
+    add_options(parser)
+    run(train, parser, as_gflags(argv))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a training."""
+    from caffe_port.solver.signals import EFFECTS
+
+    add = parser.add_argument
+    begin = parser.add_argument_group("where to begin")
+    start = begin.add_mutually_exclusive_group()
+    start.add_argument("--snapshot", metavar="FILE", help=".solverstate or .solverstate.h5, ours or real Caffe's")
+    start.add_argument(
+        "--resume", action="store_true", help="the newest whole snapshot of snapshot_prefix; without any, anew"
+    )
+    begin.add_argument("--weights", metavar="A,B", help="weights to start from, of any format; with --resume, if anew")
+    begin.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="in place of the definition's")
+    begin.add_argument("--level", type=int, help="the training net's level")
+    begin.add_argument("--stage", metavar="A,B", help="the training net's stages")
+    begin.add_argument("--dialect", choices=("bvlc", "noh"), help="which Caffe to be; default: found out")
+    begin.add_argument("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields are then known")
+    begin.add_argument("--plugin", metavar="FILE", action="append", default=[], help="Python file with @layer classes")
+    begin.add_argument("--python-layers", action="store_true", help="run the code that Python layers name")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, auto; default: what solver_mode says, if it is there")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of convolutions and products; default: fp32")
+    add("--channels-last", action="store_true", help="lay images out with their channels last")
+    add("--keep-going", action="store_true", help="train on when the loss is not a number, as Caffe does")
+    add("--log-dir", metavar="DIR", help="write train.csv, test.csv and TensorBoard's events there")
+    add("--plot", metavar="FILE.png", help="draw loss, rate and scores at every snapshot and at the end")
+    for name, effect in (("sigint", "stop"), ("sighup", "snapshot")):
+        what = "Ctrl-C" if name == "sigint" else "a hang-up"
+        add(f"--{name}-effect", choices=EFFECTS, default=effect, help=f"what {what} does; default: {effect}")
+
+
+_FLAG = re.compile(r"--?([A-Za-z]\w[\w-]*)(=.*)?", re.DOTALL)
+
+
+def as_gflags(argv: Sequence[str] | None) -> list[str]:
+    """Arguments (the process's by default) with options spelled one way: gflags also takes -name and --na_me."""
+    arguments = sys.argv[1:] if argv is None else argv
+    matches = [(_FLAG.fullmatch(a), a) for a in arguments]
+    return [f"--{m[1].replace('_', '-')}{m[2] or ''}" if m else a for m, a in matches]
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train as the options say.
+
+    Raises:
+        CaffeError: anything wrong; it names the snapshot to resume from, if there is one.
+    """
+    if arguments.snapshot and arguments.weights:
+        raise CaffeError(
+            "--snapshot and --weights", "both", expected="a snapshot to resume from, or weights to finetune"
+        )
+    from caffe_port.solver.bar import Bar
+    from caffe_port.solver.plot import Plot
+    from caffe_port.solver.records import Records
+    from caffe_port.solver.signals import Signals
+
+    solver = build(arguments)
+    if arguments.log_dir or arguments.plot:
+        records = Records(arguments.log_dir)
+        solver.listeners.append(records)
+        if arguments.plot:
+            solver.listeners.append(Plot(arguments.plot, records))
+    if sys.stderr.isatty():
+        solver.listeners.append(Bar())
+    solver.log.line("Starting Optimization", "caffe.cpp")
+    with Signals(arguments.sigint_effect, arguments.sighup_effect) as signals, _rescued(solver):
+        solver.requested = signals.requested
+        solver.solve()
+    solver.log.line("Optimization Done.", "caffe.cpp")
+
+
+def build(arguments: argparse.Namespace) -> Solver:
+    """The solver, at the place to begin."""
+    from caffe_port.layers.python import allow_python_layers
+    from caffe_port.schema import read_solver
+    from caffe_port.schema.plugins import load_plugin
+    from caffe_port.solver import Solver
+    from caffe_port.solver.log import Log
+
+    for plugin in arguments.plugin:
+        load_plugin(plugin)
+    if arguments.python_layers:
+        allow_python_layers()
+    param = read_solver(arguments.solver, proto=arguments.proto, settings=_settings(arguments))
+    log = Log()
+    state = _state(arguments, param, log)
+    if state:
+        param.ClearField("weights")
+    elif arguments.weights:
+        param.weights[:] = [arguments.weights]
+    device = device_of(arguments.device or ("auto" if param.solver_mode == param.GPU else "cpu"))
+    log.line("Use CPU." if device.type == "cpu" else f"Using GPUs {device.index or 0}", "caffe.cpp")
+    solver = Solver(
+        param,
+        path=arguments.solver,
+        dialect=arguments.dialect,
+        proto=arguments.proto,
+        device=device,
+        log=log,
+        keep_going=arguments.keep_going,
+        precision=arguments.precision,
+        channels_last=arguments.channels_last,
+    )
+    if state:
+        log.line(f"Resuming from {state}", "caffe.cpp")
+        solver.restore(state)
+    return solver
+
+
+def _settings(arguments: argparse.Namespace) -> list[str]:
+    settings = list(arguments.set)
+    if arguments.level is not None:
+        settings.append(f"train_state.level={arguments.level}")
+    if arguments.stage:
+        settings.append(f"train_state.stage={arguments.stage}")
+    return settings
+
+
+def _state(arguments: argparse.Namespace, param: Any, log: Any) -> Path | None:
+    """The snapshot to resume from, if there is one."""
+    if arguments.snapshot:
+        return Path(arguments.snapshot)
+    if not arguments.resume:
+        return None
+    from caffe_port.solver.snapshot import latest
+
+    state = latest(param.snapshot_prefix)
+    if state is None:
+        log.line(f"No whole snapshot {param.snapshot_prefix}_iter_*: starting anew", "caffe.cpp")
+    return state
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU if torch has one.
+
+    Raises:
+        CaffeError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CaffeError("--device", name, expected="cpu, cuda, cuda:N or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} GPUs that torch can use"
+        raise CaffeError(f"--device {name}", found, remedy="--device cpu, or torch for CUDA")
+    return device
+
+
+@contextmanager
+def _rescued(solver: Solver) -> Iterator[None]:
+    """After an error inside, a snapshot is written if work would be lost, and the error says where to go on."""
+    try:
+        yield
+    except Exception as error:
+        try:
+            state = solver.rescue()
+        except CaffeError:  # the disk is full, or the numbers are no good: what lies there stays the last
+            state = solver.saved[1] if solver.saved else None
+        if state is None:
+            raise
+        advice = f"go on with --snapshot {state}"
+        if isinstance(error, CaffeError):
+            raise error.advised(advice) from error
+        if isinstance(error, OSError):
+            raise FileError(str(error.filename or solver.path), error.strerror or str(error), remedy=advice) from error
+        solver.log.line(advice, "caffe.cpp", "E")
+        raise

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import FormatError
 from caffe_port.tools.cli import Parser, run
+
+if TYPE_CHECKING:
+    from caffe_port.layers import Layer
 
 __all__ = ["main", "table"]
 
@@ -20,17 +22,18 @@ _HEAD = """\
 Written from the registry; after a change:
 `.venv/bin/python -m caffe_port.tools.layers_table --cases tests/reference > docs/layers.md`
 
-*forward* and *backward* count the reference cases of real Caffe in `tests/reference` that the layer takes part in;
-"none" means that the layer has no gradient. *bvlc* is BVLC Caffe 1.0, *noh* the fork of DecoupledNet and DeconvNet.
+*forward* and *backward* say whether the pass is compared with real Caffe's numbers, *cases* in which suites of
+`tests/reference`; "none" means that the layer has no gradient. *bvlc* is BVLC Caffe 1.0, *noh* the fork of DecoupledNet
+and DeconvNet.
 
 """
-_COLUMNS = ("layer", "dialects", "bottoms", "tops", "forward", "backward", "what it does")
+_COLUMNS = ("layer", "dialects", "bottoms", "tops", "forward", "backward", "cases", "what it does")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser("layers_table", "Print the supported layers as a Markdown page.")
-    parser.add_argument("--cases", type=Path, metavar="DIR", help="suites of reference cases to count")
+    parser.add_argument("--cases", type=Path, metavar="DIR", help="suites of reference cases to name")
     run(lambda arguments: print(table(arguments.cases), end=""), parser, argv)
 
 
@@ -44,17 +47,18 @@ def table(cases: Path | None = None) -> str:
     Raises:
         FormatError: a manifest is no JSON of that form.
     """
-    from caffe_port.layers import REGISTRY, Layer
+    from caffe_port.layers import REGISTRY
 
-    forward, backward = count(cases) if cases else (Counter[str](), Counter[str]())
+    forward, backward = suites(cases) if cases else ({}, {})
 
     def row(name: str, cls: type[Layer]) -> Iterator[str]:
         yield f"`{name}`"
         yield " ".join(cls.dialects)
         yield span(cls.bottoms)
         yield span(cls.tops)
-        yield str(forward[name])
-        yield "none" if set(cls.labels) >= set(range(cls.bottoms[0])) else str(backward[name])
+        yield "yes" if name in forward else ""
+        yield "none" if not differentiable(cls) else "yes" if name in backward else ""
+        yield " ".join(sorted(forward.get(name, ())))
         yield summary(cls.__doc__ or "")
 
     rows = [
@@ -65,14 +69,23 @@ def table(cases: Path | None = None) -> str:
     return _HEAD + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def count(cases: Path) -> tuple[Counter[str], Counter[str]]:
-    """How many cases each type takes part in, forward and backward."""
-    forward, backward = Counter[str](), Counter[str]()
+def differentiable(cls: type[Layer]) -> bool:
+    """Whether some bottom can get a gradient."""
+    fewest, most = cls.bottoms
+    return most != 0 and not (fewest and set(range(fewest)) <= set(cls.labels))
+
+
+def suites(cases: Path) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The suites with cases that each type takes part in, forward and backward."""
+    forward: dict[str, set[str]] = {}
+    backward: dict[str, set[str]] = {}
     for path in sorted(cases.glob("*/manifest.json")):
         try:
             for case in json.loads(path.read_text(encoding="utf-8")).values():
-                forward.update(case["types"])
-                backward.update(case["types"] if case["backward"] else ())
+                for name in case["types"]:
+                    forward.setdefault(name, set()).add(path.parent.name)
+                    if case["backward"]:
+                        backward.setdefault(name, set()).add(path.parent.name)
         except (ValueError, KeyError, AttributeError, TypeError):
             raise FormatError(str(path), "something else", expected="cases with their types and backward") from None
     return forward, backward
@@ -87,6 +100,7 @@ def span(bounds: tuple[int, int | None]) -> str:
 def summary(docstring: str) -> str:
     """The first sentence, safe inside a table."""
     first = re.split(r"(?<=\.)\s", " ".join(docstring.split()), maxsplit=1)[0]
+    first = re.sub(r":\w+:`(\w+)`", r"`\1`", first)
     return first.replace("``", "`").replace("|", "\\|").replace("*", "\\*").removesuffix(".")
 
 

@@ -24,11 +24,12 @@ from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Shape
 from caffe_port.layers.blobs import legacy
 from caffe_port.layers.geometry import compose, identity_map, inverse
-from caffe_port.layers.python import Python, python_layers_allowed
+from caffe_port.layers.python import Python
 from caffe_port.loading import Account, load
 from caffe_port.say import say
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.schema.plugins import python_layers_allowed
 
 __all__ = ["PHASES", "Net"]
 
@@ -50,7 +51,7 @@ class Net(nn.Module):
         level, stages: the state that ``include`` and ``exclude`` rules ask for.
         proto: a fork's own caffe.proto whose fields are to be known too.
         allow_python: let layers of type Python run the code that they name; None asks
-            :func:`caffe_port.layers.python.python_layers_allowed`.
+            :func:`caffe_port.schema.plugins.python_layers_allowed`.
 
     Raises:
         CaffeError: any fault of the definition or the weights, see :mod:`caffe_port.errors`.

@@ -24,7 +24,6 @@ Source: python_layer.hpp, layer_factory.cpp, python/caffe/_caffe.cpp.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,20 +35,9 @@ from torch.autograd.function import Function, once_differentiable
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.blobs import ArrayBlob, BlobVec, Copies
 from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.schema.plugins import PYTHON_LAYERS
 
-__all__ = ["Python", "PythonLayer", "allow_python_layers", "python_layers_allowed"]
-
-_ENVIRONMENT = "CAFFE_PORT_PYTHON_LAYERS"
-
-
-def allow_python_layers(allow: bool = True) -> None:
-    """Let nets run Python layers' code in this process, as CAFFE_PORT_PYTHON_LAYERS=1 in the environment does."""
-    os.environ[_ENVIRONMENT] = "1" if allow else "0"
-
-
-def python_layers_allowed() -> bool:
-    """Whether nets may run Python layers that are not told otherwise."""
-    return os.environ.get(_ENVIRONMENT, "0") not in ("", "0")
+__all__ = ["Python", "PythonLayer"]
 
 
 class PythonLayer:
@@ -103,7 +91,7 @@ class Python(Layer):
         if not self.allowed:
             raise self.error(
                 f"it runs the code of Python module {p.module!r}",
-                remedy=f"if you trust that: allow_python=True, --python-layers, or {_ENVIRONMENT}=1 in the environment",
+                remedy=f"to allow that: allow_python=True, --python-layers, or {PYTHON_LAYERS}=1 in the environment",
             )
         self.register_buffer("like", torch.empty(0), persistent=False)
         self.bottom = [ArrayBlob() for _ in range(self.n_bottoms)]

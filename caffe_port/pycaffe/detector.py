@@ -105,7 +105,7 @@ class Detector(Net):
         scales = size / (box[2:] - box[:2] + 1)
         pad = [round(p) for p in np.maximum(0, -box[:2]) * scales]
         box = np.clip(box, 0, np.tile(im.shape[:2], 2))
-        if (box[2:] - box[:2] + 1 <= 0).any():
+        if (box[2:] <= box[:2]).any():
             raise ShapeError("crop", f"window {tuple(window)}", expected=f"inside a picture of {im.shape[:2]}")
         fit = [min(round(n), size - p) for n, p in zip((box[2:] - box[:2] + 1) * scales, pad, strict=True)]
         y, x, bottom, right = box.astype(int)

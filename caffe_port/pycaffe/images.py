@@ -98,11 +98,11 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_or
         float32, (new height, new width, channels).
 
     Raises:
-        ShapeError: ``im`` has not three axes.
+        ShapeError: ``im`` has not three axes, or no pixel.
     """
     from scipy.ndimage import zoom
 
-    if im.ndim != 3:
+    if im.ndim != 3 or not im.size:
         raise ShapeError("resize_image", f"a picture of shape {im.shape}", expected="(height, width, channels)")
     factors = (*(new / np.float64(old) for new, old in zip(new_dims, im.shape, strict=False)), 1)
     if im.shape[-1] not in (1, 3):

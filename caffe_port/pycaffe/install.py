@@ -10,8 +10,8 @@ from typing import Any
 
 import caffe_port
 from caffe_port.errors import CaffeError
-from caffe_port.layers.python import allow_python_layers
 from caffe_port.schema import net_spec
+from caffe_port.schema.plugins import allow_python_layers
 
 __all__ = ["install_as_caffe"]
 

@@ -1,15 +1,29 @@
-"""Python files of a user's own layers, given by ``--plugin``."""
+"""Code of users' own: Python files given by ``--plugin``, and what definitions may run by themselves."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
 
 from caffe_port.errors import CaffeError, FileError
 
-__all__ = ["load_plugin"]
+__all__ = ["PYTHON_LAYERS", "allow_python_layers", "load_plugin", "python_layers_allowed"]
+
+PYTHON_LAYERS = "CAFFE_PORT_PYTHON_LAYERS"
+"""The environment's variable that allows layers of type Python, whose code a definition names, to run it."""
+
+
+def allow_python_layers(allow: bool = True) -> None:
+    """Let nets run Python layers' code in this process, as CAFFE_PORT_PYTHON_LAYERS=1 in the environment does."""
+    os.environ[PYTHON_LAYERS] = "1" if allow else "0"
+
+
+def python_layers_allowed() -> bool:
+    """Whether nets may run Python layers that are not told otherwise."""
+    return os.environ.get(PYTHON_LAYERS, "0") not in ("", "0")
 
 
 def load_plugin(path: str | Path) -> None:

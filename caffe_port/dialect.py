@@ -101,6 +101,9 @@ class Dialect:
     logs_kind_of_snapshot: bool
     """The log's snapshot lines tell the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""
 
+    debug_tells_updates: bool
+    """``debug_info`` tells of every update, and not of parameters, their norms or test nets (noh: net.cpp)."""
+
     snapshot_off_interval_adds_one: bool
     """A last snapshot that falls off the interval is named max_iter + 1 (noh: solver.cpp)."""
 
@@ -131,6 +134,7 @@ BVLC = Dialect(
     smooths_last_loss=True,
     logs_speed=True,
     logs_kind_of_snapshot=True,
+    debug_tells_updates=False,
     snapshot_off_interval_adds_one=False,
 )
 NOH = Dialect(
@@ -159,6 +163,7 @@ NOH = Dialect(
     smooths_last_loss=False,
     logs_speed=False,
     logs_kind_of_snapshot=False,
+    debug_tells_updates=True,
     snapshot_off_interval_adds_one=True,
 )
 DIALECTS = {d.name: d for d in (BVLC, NOH)}

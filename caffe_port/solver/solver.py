@@ -21,7 +21,7 @@ from caffe_port.dialect import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.pycaffe import Net
 from caffe_port.schema import read_solver
-from caffe_port.solver import schedule, snapshot, update
+from caffe_port.solver import debug, schedule, snapshot, update
 from caffe_port.solver.average import Average
 from caffe_port.solver.diverged import check_parameters, diverged
 from caffe_port.solver.listener import Iteration, Listener
@@ -102,6 +102,8 @@ class Solver:
         self.listeners: list[Listener] = []
         self.moment: Moment | None = None
         self.saved: tuple[int, Path] | None = None
+        self._debugs = False
+        """Whether the iteration under way is told blob by blob."""
         self._whole = True
         """Not while parameters change."""
         self.iter = self.current_step = 0
@@ -204,6 +206,7 @@ class Solver:
     def _iterate(self) -> None:
         param = self.param
         display = bool(param.display) and self.iter % param.display == 0
+        self._debugs = display and param.debug_info
         self._tell("on_start")
         self.net.clear_param_diffs()
         loss, outputs = self._passes()
@@ -239,6 +242,8 @@ class Solver:
 
     def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
         """Forward and backward over one batch: the loss, the outputs."""
+        if self._debugs:
+            return debug.run(self.net, self.log, learns=True)
         loss, outputs = self.net.losses()
         loss.backward()
         return loss.item(), outputs
@@ -272,6 +277,8 @@ class Solver:
         local = [rate * self.learned[i].lr_mult / (param.iter_size if late else 1) for i in moving]
         histories = [[h[i] for i in moving] for h in self.history]
         self.rule.update(param, grads, histories, update.Rates(local, self.iter))
+        if self._debugs and self.dialect.debug_tells_updates:
+            debug.tell_updates(self.net, {id(w): g for w, g in zip(weights, grads, strict=True)}, self.log)
         torch._foreach_sub_(weights, grads)
         self.iter += 1
         return rate
@@ -326,6 +333,8 @@ class Solver:
     @torch.no_grad()
     def _test_pass(self, net: Net) -> tuple[float, dict[str, Tensor]]:
         """Forward over one batch: the loss, the outputs."""
+        if self.param.debug_info and not self.dialect.debug_tells_updates:
+            return debug.run(net, self.log, learns=False)
         loss, outputs = net.losses()
         return loss.item(), outputs
 

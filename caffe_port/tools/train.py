@@ -104,9 +104,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def build(arguments: argparse.Namespace) -> Solver:
     """The solver, at the place to begin."""
-    from caffe_port.layers.python import allow_python_layers
     from caffe_port.schema import read_solver
-    from caffe_port.schema.plugins import load_plugin
+    from caffe_port.schema.plugins import allow_python_layers, load_plugin
     from caffe_port.solver import Solver
     from caffe_port.solver.log import Log
 

@@ -63,8 +63,8 @@ def _convolve(
     if not windows:
         return _convolve(x[..., None], weight[..., None], bias, ((1, 1, 0, 1),), transposed, group)[..., 0]
     if len(windows) <= 3:
-        _, stride, pad, dilation = zip(*windows, strict=True)
-        return _Convolve.apply(x, weight, bias, stride, pad, dilation, transposed, (0,) * len(windows), group)
+        _, strides, pads, dilations = zip(*windows, strict=True)
+        return _Convolve.apply(x, weight, bias, strides, pads, dilations, transposed, (0,) * len(windows), group)
     (kernel, stride, pad, dilation), *rest = windows
     n, extent = x.shape[2], (kernel - 1) * dilation + 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import caffe_port
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, WeightsError
 
 if TYPE_CHECKING:
-    import torch
+    from caffe_port.net import Net
+    from caffe_port.schema import Definition
 
-__all__ = ["Parser", "device", "each", "progress", "run", "say", "table"]
+__all__ = ["Parser", "each", "progress", "run", "say", "table", "trained_net"]
 
 T = TypeVar("T")
 
@@ -106,22 +106,30 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def device(name: str) -> torch.device:
-    """The device that a user names, such as "cpu", "cuda" or "cuda:1".
+def trained_net(definition: str | Definition, weights: str, *, quiet: bool = False, **options: Any) -> Net:
+    """A net in TEST with all of its parameters from a file.
+
+    Args:
+        quiet: print no account of them. options: as :class:`caffe_port.net.Net` has them.
 
     Raises:
-        CaffeError: it is no name of one, or torch finds none here.
+        WeightsError: the file lacks some of them.
     """
-    import torch
+    from caffe_port.net import Net
+    from caffe_port.pycaffe.mode import init_log
 
-    if not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", name):
-        raise CaffeError("--device", repr(name), expected="cpu, cuda, cuda:1, ... or mps")
-    try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # without CUDA, torch asserts that it has it
-        raise CaffeError("--device", f"{name}: {str(error).splitlines()[0]}", remedy="cpu always works") from None
-    return found
+    if quiet:
+        init_log(1)
+    net = Net(definition, weights, **options)
+    missing = net.accounts[0].missing
+    if missing:
+        raise WeightsError(
+            weights,
+            f"no {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
+            expected=f"all {len(net.state_dict())} blobs of {net.definition.path}",
+            remedy="are they this net's?",
+        )
+    return net
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:

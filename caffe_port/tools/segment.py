@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from caffe_port.errors import CaffeError, FileError, WeightsError
+from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, device, each, run, say
+from caffe_port.tools.cli import Parser, each, run, say, trained_net
+from caffe_port.tools.train import device_of
 
 if TYPE_CHECKING:
     from caffe_port.segmentation.inference import Segmentation, Segmenter
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--threshold", type=_share, default=0.5, metavar="S", help="score above which a class is found; default: 0.5")
     add("--palette", metavar="PNG", help="take the colours from this PNG's palette; default: PASCAL VOC's")
     add("--pass-by-pass", action="store_true", help="run the whole net for every pass, as the original did; slower")
-    add("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, cuda:1; default: %(default)s")
+    add("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, auto; default: %(default)s")
     add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
     add("-f", "--force", action="store_true", help="overwrite existing results")
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -132,21 +133,12 @@ def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
 
 
 def _segmenter(arguments: argparse.Namespace) -> Segmenter:
-    from caffe_port.net import Net
     from caffe_port.segmentation.inference import PassByPass, Segmenter
 
-    place = device(arguments.device)
-    net = Net(arguments.prototxt, arguments.weights, dialect=arguments.dialect)
-    missing = net.accounts[0].missing
-    if missing:
-        raise WeightsError(
-            arguments.weights,
-            f"no {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
-            expected=f"all {len(net.state_dict())} blobs of {arguments.prototxt}",
-            remedy="are they weights for inference?",
-        )
+    device = device_of(arguments.device)
+    net = trained_net(arguments.prototxt, arguments.weights, quiet=arguments.quiet, dialect=arguments.dialect)
     kind = PassByPass if arguments.pass_by_pass else Segmenter
-    return kind(net.to(place), threshold=arguments.threshold)
+    return kind(net.to(device), threshold=arguments.threshold)
 
 
 def _write(job: Job, picture: np.ndarray, found: Segmentation, colours: np.ndarray, overwrite: bool) -> None:

@@ -1,0 +1,96 @@
+"""fold: weights trained with batch statistics become weights for inference."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from caffe_port.errors import CaffeError
+from caffe_port.formats.atomic import check_output
+from caffe_port.tools.cli import Parser, each, run, trained_net
+from caffe_port.tools.train import device_of
+
+if TYPE_CHECKING:
+    from caffe_port.schema import Definition
+
+__all__ = ["main"]
+
+PASSES = 101
+"""As many as the released script runs, one before its loop of a hundred."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "fold",
+        "Run a net whose BN layers give their batch's statistics over many batches of its data, average them, and write"
+        " its weights with BN's scale and shift for bn_mode: INFERENCE.",
+    )
+    add = parser.add_argument
+    add("prototxt", metavar="NET.prototxt", help="such as prototxt/decouplednet/*_make_inference.prototxt")
+    add("weights", metavar="TRAINED.caffemodel", help="or any other file of weights")
+    add("-o", "--output", metavar="FILE", help="default: TRAINED_inference.caffemodel; .h5 gives Caffe's HDF5")
+    add("--passes", type=int, default=PASSES, metavar="N", help="batches to average over; default: %(default)s")
+    add("--unbiased", action="store_true", help="times m / (m - 1), which the original meant to do and did not")
+    add("--source", metavar="LIST", help="the data layer's list, in place of the definition's")
+    add("--root-folder", metavar="DIR", help="what its names start from, in place of the definition's")
+    add("--batch", type=int, metavar="N", help="images in a batch, in place of the definition's")
+    add("--seed", type=int, metavar="N", help="of shuffling and mirroring; default: another one each time")
+    add("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, auto; default: %(default)s")
+    add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
+    add("-f", "--force", action="store_true", help="overwrite an existing output")
+    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    run(_fold, parser, argv)
+
+
+def _fold(arguments: argparse.Namespace) -> None:
+    from caffe_port.random import set_random_seed
+    from caffe_port.schema import read_net
+    from caffe_port.segmentation.folding import fold, measure
+
+    for option, number in (("--passes", arguments.passes), ("--batch", arguments.batch)):
+        if number is not None and number < 1:
+            raise CaffeError(option, str(number), expected="1 or more")
+    source = Path(arguments.weights)
+    output = arguments.output or str(source.with_name(f"{source.stem}_inference.caffemodel"))
+    check_output(output, overwrite=arguments.force)
+    if Path(output).exists() and Path(output).samefile(source):
+        raise CaffeError(output, "the trained weights themselves", remedy="choose another name with -o")
+    device = device_of(arguments.device)
+    definition = read_net(arguments.prototxt, phase="TEST", dialect=arguments.dialect)
+    _set_data(definition, arguments)
+    if arguments.seed is not None:
+        set_random_seed(arguments.seed)
+    net = trained_net(definition, arguments.weights, quiet=arguments.quiet).to(device)
+    if net.graph.inputs:
+        raise CaffeError(
+            arguments.prototxt, f"inputs {', '.join(net.graph.inputs)}", expected="a net with a data layer of its own"
+        )
+    moments = measure(net, ({} for _ in each(range(arguments.passes), "fold", quiet=arguments.quiet)))
+    fold(moments, unbiased=arguments.unbiased)
+    net.save(output)
+    if not arguments.quiet:
+        kind = "unbiased" if arguments.unbiased else "biased, as released"
+        print(f"{len(moments)} BN layers folded over {arguments.passes} passes (variance {kind})\nwrote {output}")
+
+
+def _set_data(definition: Definition, arguments: argparse.Namespace) -> None:
+    """Put the data layers' settings that were given in place of the definition's.
+
+    Raises:
+        CaffeError: there is no layer to take them.
+    """
+    given = {"source": arguments.source, "root_folder": arguments.root_folder, "batch_size": arguments.batch}
+    given = {name: value for name, value in given.items() if value is not None}
+    layers = [layer for layer in definition.net.layer if layer.HasField("image_data_param")]
+    if given and not layers:
+        raise CaffeError(definition.path, "no layer that reads pictures", expected="one, for --source and the like")
+    for layer in layers:
+        for name, value in given.items():
+            setattr(layer.image_data_param, name, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -90,7 +90,7 @@ def _forest(path: str) -> Any:
         if not trees.empty():
             return cv2.ximgproc.createStructuredEdgeDetection(path)
     except (cv2.error, SystemError) as error:
-        raise FormatError(path, f"which cannot be read: {error}", expected="OpenCV's model.yml.gz") from error
+        raise FormatError(path, "which cannot be read", expected="OpenCV's model.yml.gz") from error
     raise FormatError(path, "a file without trees", expected="a structured forest (OpenCV's model.yml.gz)")
 
 

@@ -1,0 +1,72 @@
+"""A function over many things, in processes, with results in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import NamedTuple, TypeVar
+
+from caffe_port.errors import CaffeError
+
+__all__ = ["in_processes", "usable_cores"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Failed(NamedTuple):
+    """An error of the family, whose arguments would not come through by themselves."""
+
+    kind: type[CaffeError]
+    where: str
+    found: str
+    expected: str
+    remedy: str
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) -> Iterator[R]:
+    """``map(function, things)`` by this many processes; in this one if it is 1.
+
+    The processes start anew, so that none inherits another library's threads; a script that calls this needs
+    ``if __name__ == "__main__":``.
+
+    Raises:
+        CaffeError: what a call raised, at its place.
+    """
+    if min(workers, len(things)) <= 1:
+        yield from map(function, things)
+        return
+    chunk = max(1, min(16, len(things) // (4 * workers)))
+    with ProcessPoolExecutor(workers, get_context("spawn"), _quiet) as pool:
+        try:
+            for result in pool.map(partial(_caught, function), things, chunksize=chunk):
+                if isinstance(result, _Failed):
+                    raise result.kind(result.where, result.found, expected=result.expected, remedy=result.remedy)
+                yield result
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _quiet() -> None:
+    """Ctrl-C ends the process that waits for this one; and one thread each is enough."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+
+def _caught(function: Callable[[T], R], thing: T) -> R | _Failed:
+    try:
+        return function(thing)
+    except CaffeError as error:
+        return _Failed(type(error), error.where, error.found, error.expected, error.remedy)

@@ -1,0 +1,111 @@
+"""prepare: a folder laid out as PASCAL VOC's in, the lists for training every net in prototxt/ out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from caffe_port.segmentation.folder import Folder
+from caffe_port.segmentation.lists import FULL, Level, Plan, prepare
+from caffe_port.segmentation.parallel import usable_cores
+from caffe_port.tools.cli import Parser, each, run, table
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "prepare",
+        "Make the lists that the definitions in prototxt/ read: image-level labels for the classification net,"
+        " combinatorial crops for DecoupledNet, both stages of DeconvNet. Run the definitions in the folder OUT.",
+    )
+    usual = Plan()
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="JPEGImages, SegmentationClass, ImageSets; classes.txt if they are not VOC's")
+    add("-o", "--output", metavar="OUT", required=True, help="the folder for the lists; made if it is not there")
+    add("--train", default=usual.train, metavar="LIST", help="pictures to learn from; default: %(default)s")
+    add("--val", default=usual.val, metavar="LIST", help="pictures to test on; default: %(default)s")
+    add(
+        "--levels",
+        nargs="+",
+        default=list(usual.levels),
+        type=_level,
+        metavar="LEVEL",
+        help=f"strong annotations: {FULL} (every mask), N (for each class, chosen by the seed), NAME:LIST; default:"
+        f" {' '.join(level.name for level in usual.levels)}",
+    )
+    add("--crops", type=_count, default=usual.crops, metavar="N", help="for each subset of a picture's classes; 200")
+    add("--drawn", type=_share, default=usual.drawn, metavar="S", help="least share of random crops; %(default)s")
+    add("--proposals", type=_count, default=usual.proposals, metavar="N", help="a picture, for DeconvNet; %(default)s")
+    add("--no-deconvnet", action="store_true", help="leave out the lists of DeconvNet's two stages")
+    add(
+        "--masks-as-labels",
+        action="store_true",
+        help="the classification net learns what a crop's mask shows; default: its picture's labels",
+    )
+    add("--label-dim", type=_count, default=0, metavar="N", help="numbers in a line's vector; default: the classes")
+    add("--model", metavar="FILE", help="a structured forest (OpenCV's model.yml.gz) for EdgeBox; default: gradients")
+    add("--seed", type=int, default=usual.seed, metavar="N", help="of choices and random boxes; default: %(default)s")
+    add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes; default: one a core")
+    add("-f", "--force", action="store_true", help="overwrite existing lists")
+    add("-q", "--quiet", action="store_true", help="print nothing but errors and warnings")
+    run(_prepare, parser, argv)
+
+
+def _level(text: str) -> Level:
+    name, _, names = text.partition(":")
+    if not name or Path(name).name != name or not (names or name == FULL or (name.isdecimal() and int(name))):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {FULL}, a number from 1, or NAME:LIST")
+    return Level(name, names)
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 1")
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 0 to 1")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    plan = Plan(
+        train=arguments.train,
+        val=arguments.val,
+        levels=tuple(dict.fromkeys(arguments.levels)),
+        crops=arguments.crops,
+        drawn=arguments.drawn,
+        proposals=arguments.proposals,
+        deconvnet=not arguments.no_deconvnet,
+        masks_as_labels=arguments.masks_as_labels,
+        label_dim=arguments.label_dim,
+        model=arguments.model,
+        seed=arguments.seed,
+    )
+    made = prepare(
+        Folder(Path(arguments.folder)),
+        Path(arguments.output),
+        plan,
+        workers=arguments.workers,
+        overwrite=arguments.force,
+        watch=partial(each, quiet=arguments.quiet),
+    )
+    for warning in made.warnings():
+        print(f"prepare: warning: {warning}", file=sys.stderr)
+    if not arguments.quiet:
+        print(table(("list", "lines"), sorted(made.lines.items()), right=(1,)))
+
+
+if __name__ == "__main__":
+    main()

@@ -188,11 +188,11 @@ class BinaryAccuracy(Layer):
         return [()]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        said, label = x > 0, label.to(torch.int64)
-        tp, fn, tn, fp = (
-            (a & b).sum().to(x.dtype)
-            for a, b in ((said, label == 1), (~said, label == 1), (~said, label == 0), (said, label == 0))
+        said, label = x > 0, label.to(torch.int32)
+        (tp, positive), (fp, negative) = (
+            [which.sum().to(x.dtype) for which in (said & true, true)] for true in (label == 1, label == 0)
         )
+        fn, tn = positive - tp, negative - fp
         if self.mode == "Accuracy":
             return (tp + tn) / (tp + fn + tn + fp)
         precision, recall = tp / (tp + fp), tp / (tp + fn)

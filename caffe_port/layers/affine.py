@@ -64,7 +64,7 @@ class Scale(_Broadcast):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         factor = self.along(self.weight if other is None else other, x)
-        return x * factor if self.bias is None else torch.addcmul(self.along(self.bias, x), x, factor)
+        return x * factor if self.bias is None else (x * factor).add_(self.along(self.bias, x))
 
     def channel_affine(self) -> tuple[Tensor, Tensor] | None:
         if self.n_bottoms == 2 or len(self.operand_shape) != 1 or self.from_axis != 1:

@@ -9,6 +9,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from caffe_port.layers.base import Shape, layer
 from caffe_port.layers.loss import Loss, check_labels, serial_sum
@@ -26,8 +27,7 @@ class EuclideanLoss(Loss):
         return [()]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        d = x - y.reshape(x.shape)
-        return (d * d).sum() / x.shape[0] / 2
+        return F.mse_loss(x, y.reshape(x.shape), reduction="sum") / x.shape[0] / 2
 
 
 @layer("ContrastiveLoss", param="contrastive_loss_param")
@@ -54,7 +54,7 @@ class ContrastiveLoss(Loss):
 
     def forward(self, x: Tensor, y: Tensor, alike: Tensor) -> Tensor:
         d = (x - y).flatten(1)
-        squared = (d * d).sum(1)
+        squared = d.square().sum(1)
         if self.legacy:
             apart = torch.relu(self.margin - squared)
         else:
@@ -84,5 +84,5 @@ class HingeLoss(Loss):
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         scores = x.flatten(1)
         index = check_labels(self, label.reshape(-1, 1).long(), scores.shape[1])
-        margin = torch.relu(1 + scores.scatter(1, index, -scores.gather(1, index)))
-        return (margin if self.norm == "L1" else margin * margin).sum() / x.shape[0]
+        margin = torch.relu(1 + scores * torch.ones_like(scores).scatter_(1, index, -1))
+        return (margin if self.norm == "L1" else margin.square()).sum() / x.shape[0]

@@ -24,7 +24,7 @@ class _UnstableProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         top, *bottoms = ctx.saved_tensors
-        return tuple(top / b * grad for b in bottoms)
+        return tuple((top / b).mul_(grad) for b in bottoms)
 
 
 class _Larger(torch.autograd.Function):
@@ -53,11 +53,12 @@ class Eltwise(Layer):
 
     def setup(self, *shapes: Shape) -> None:
         self.operation, self.stable = self.p.enum("operation"), self.p.stable_prod_grad
-        self.coeff = self.p.coeff
-        if self.coeff and len(self.coeff) != self.n_bottoms:
-            raise self.error(f"{len(self.coeff)} coeff", expected=f"none, or one for each of {self.n_bottoms} bottoms")
-        if self.coeff and self.operation == "PROD":
+        coeff = self.p.coeff
+        if coeff and len(coeff) != self.n_bottoms:
+            raise self.error(f"{len(coeff)} coeff", expected=f"none, or one for each of {self.n_bottoms} bottoms")
+        if coeff and self.operation == "PROD":
             raise self.error("coeff with operation: PROD", expected="coeff with SUM only")
+        self.coeff = coeff or [1.0] * self.n_bottoms
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
         for s in shapes:
@@ -69,11 +70,11 @@ class Eltwise(Layer):
         if self.operation == "PROD":
             return reduce(torch.mul, bottoms) if self.stable else _UnstableProduct.apply(*bottoms)
         if self.operation == "SUM":
-            if not self.coeff:
-                return reduce(torch.add, bottoms)
-            return reduce(torch.add, (b if c == 1 else b * c for b, c in zip(bottoms, self.coeff, strict=True)))
-        first, second, *others = bottoms
-        return reduce(lambda top, b: _Larger.apply(b, top), others, _Larger.apply(first, second))
+            first = bottoms[0] if self.coeff[0] == 1 else bottoms[0] * self.coeff[0]
+            others = zip(bottoms[1:], self.coeff[1:], strict=True)
+            return reduce(lambda top, b: torch.add(top, b[0], alpha=b[1]), others, first)
+        first, second, *rest = bottoms
+        return reduce(lambda top, b: _Larger.apply(b, top), rest, _Larger.apply(first, second))
 
     def coord_map(self) -> CoordMap:
         return identity_map()

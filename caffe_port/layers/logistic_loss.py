@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,21 @@ LEAST = 1e-20
 """Smaller probabilities count as this one (kLOG_THRESHOLD)."""
 
 
+class _AtLeast(torch.autograd.Function):
+    """max(x, bound), whose gradient passes on either side of the bound."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 def log_of_bounded(p: Tensor) -> Tensor:
     """log(max(p, LEAST)), with the gradient 1 / max(p, LEAST) on either side of the bound."""
-    return torch.log(p + (p.clamp(min=LEAST) - p).detach())
+    return torch.log(_AtLeast.apply(p, LEAST))
 
 
 @layer("MultinomialLogisticLoss")
@@ -35,7 +48,7 @@ class MultinomialLogisticLoss(Loss):
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         p = x.flatten(1)
         own = p.gather(1, check_labels(self, label.reshape(-1, 1).long(), p.shape[1]))
-        return serial_sum(-log_of_bounded(own)) / x.shape[0]
+        return -serial_sum(log_of_bounded(own)) / x.shape[0]
 
 
 @layer("InfogainLoss", param="infogain_loss_param")
@@ -89,14 +102,13 @@ class InfogainLoss(Loss):
     def forward(self, x: Tensor, label: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         classes, outer = self.classes(x.shape), prod(x.shape[: self.over])
         rows = x.reshape(outer, classes, -1).transpose(1, 2).reshape(-1, classes)
-        label = label.flatten().long()
-        valid = torch.ones_like(label, dtype=torch.bool) if self.ignore is None else label != self.ignore
-        label = check_labels(self, torch.where(valid, label, 0), classes)
+        label, keep, count = self.kept(label.flatten().long(), x.dtype)
+        check_labels(self, label, classes)
         if self.from_probabilities:
             log_p = log_of_bounded(rows)
         else:
-            exact = torch.log_softmax(rows, 1)
-            log_p = exact + (exact.clamp(min=math.log(LEAST)) - exact).detach()
-        gain = (self.matrix if matrix is None else matrix).reshape(classes, classes)[label] * valid.unsqueeze(1)
-        loss = serial_sum(-gain * log_p) / self.normalizer(outer, len(rows), valid.sum().to(x.dtype))
+            log_p = _AtLeast.apply(torch.log_softmax(rows, 1), math.log(LEAST))
+        gain = (self.matrix if matrix is None else matrix).reshape(classes, classes).index_select(0, label)
+        gain = gain if keep is None else gain * keep.unsqueeze(1)
+        loss = -serial_sum(gain * log_p) / self.normalizer(outer, len(rows), count)
         return loss if self.n_tops == 1 else (loss, torch.softmax(x.detach(), self.over))

@@ -18,6 +18,12 @@ from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, identity_map
 
 
+def softmax(x: Tensor, axis: int) -> Tensor:
+    """The softmax along ``axis``; where nothing follows that but axes of 1, torch's quick way is the one without them."""
+    behind = x.shape[axis + 1 :]
+    return torch.softmax(x.flatten(axis), axis).view(x.shape) if behind and prod(behind) == 1 else torch.softmax(x, axis)
+
+
 @layer("Softmax", param="softmax_param")
 class Softmax(Layer):
     """exp(x) normalised to sum 1 along ``axis``."""
@@ -27,7 +33,7 @@ class Softmax(Layer):
         self.over = self.axis(self.p.axis, x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(x, self.over)
+        return softmax(x, self.over)
 
     def coord_map(self) -> CoordMap:
         return identity_map()
@@ -58,6 +64,13 @@ class Loss(Layer):
         else:
             self.normalization = default
 
+    def kept(self, label: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The labels, 0 for ignored ones; which are not ignored, and how many; None where none can be."""
+        if self.ignore is None:
+            return label, None, None
+        keep = label != self.ignore
+        return label.masked_fill(~keep, 0), keep, keep.sum().to(dtype)
+
     def normalizer(self, batch: int, full: int, valid: Tensor | None) -> Tensor | float:
         """What the sum is divided by: ``valid`` is the count of labels not ignored, None when every label counts."""
         if self.normalization == "VALID":
@@ -71,9 +84,10 @@ class Loss(Layer):
 
 def check_labels(loss: Loss, label: Tensor, classes: int) -> Tensor:
     """``label`` (int64) itself, if every label is a class's number; a ShapeError otherwise."""
-    if label.numel() and not (0 <= label.min() and label.max() < classes):
+    low, high = (int(end) for end in label.aminmax()) if label.numel() else (0, 0)
+    if not 0 <= low <= high < classes:
         raise loss.shape_error(
-            f"labels from {int(label.min())} to {int(label.max())}",
+            f"labels from {low} to {high}",
             expected=f"0 to {classes - 1}" + (f", or {loss.ignore} to ignore" if loss.ignore is not None else ""),
         )
     return label
@@ -92,7 +106,8 @@ class _SerialSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
-        return torch.from_numpy(np.add.accumulate(x.contiguous().numpy().ravel())[-1:]).squeeze(0)
+        # numpy adds up in parallel, pairs of pairs, but subtracts one number after the other.
+        return x.new_tensor(0 - np.subtract.reduce(x.contiguous().numpy().ravel(), initial=0))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -109,34 +124,43 @@ def grouped_sum(x: Tensor, groups: int) -> Tensor:
 class _LogProbability(torch.autograd.Function):
     """Sum of -log(max(p[label], smallest normal float)); the gradient, as Caffe's, does not see the bound.
 
-    ``x`` (outer, C, inner), ``label`` (outer, inner), ``keep`` (outer, inner) as 0 and 1. With fewer ``classes`` than
-    channels a label's probability is the sum of its class's channels. Returns the sum and the probabilities.
+    ``x`` (outer, C, inner), ``label`` (outer, inner), ``keep`` (outer, inner) as booleans, or None for all. With fewer
+    ``classes`` than channels a label's probability is the sum of its class's channels. Returns the sum and the
+    probabilities.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, label: Tensor, keep: Tensor, classes: int) -> tuple[Any, ...]:
-        probability = torch.softmax(x, 1)
-        index, redundant = label.unsqueeze(1), classes != x.shape[1]
-        by_class = grouped_sum(probability, classes) if redundant else probability
-        own = by_class.gather(1, index)
-        loss = serial_sum(own.clamp(min=torch.finfo(torch.float32).tiny).log().squeeze(1) * -keep)
-        ctx.save_for_backward(probability, index, keep, own)
-        ctx.classes, ctx.redundant = classes, redundant
+    def forward(ctx: Any, x: Tensor, label: Tensor, keep: Tensor | None, classes: int) -> tuple[Any, ...]:
+        probability = softmax(x, 1)
+        by_class = probability if classes == x.shape[1] else grouped_sum(probability, classes)
+        own = by_class.flatten(1).gather(1, _places(label))
+        log = own.clamp(min=torch.finfo(torch.float32).tiny).log_()
+        loss = -serial_sum(log if keep is None else log.mul_(keep))
+        ctx.save_for_backward(probability, label, keep, own)
+        ctx.classes = classes
         ctx.mark_non_differentiable(probability)
         return loss, probability
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-        probability, index, keep, own = ctx.saved_tensors
-        if ctx.redundant:
-            channels = probability.shape[1]
-            first = index * channels // ctx.classes
-            past = (index + 1) * channels // ctx.classes
-            channel = torch.arange(channels, device=index.device).view(1, -1, 1)
-            diff = probability - probability / own * ((channel >= first) & (channel < past))
+        probability, label, keep, own = ctx.saved_tensors
+        channels, classes = probability.shape[1], ctx.classes
+        if classes == channels:
+            diff = probability.flatten(1).scatter(1, _places(label), own - 1).view(probability.shape)
         else:
-            diff = probability.scatter_add(1, index, -torch.ones_like(own))
-        return diff * (keep.unsqueeze(1) * grad), None, None, None
+            diff = probability.clone()
+            first, past = label * channels // classes, (label + 1) * channels // classes
+            for i in range(-(-channels // classes)):  # the channels of the label's class
+                channel = torch.minimum(first + i, past - 1).unsqueeze(1)
+                p = probability.gather(1, channel)
+                diff.scatter_(1, channel, p - p / own.unsqueeze(1))
+        return diff.mul_(grad if keep is None else (keep * grad).unsqueeze(1)), None, None, None
+
+
+def _places(label: Tensor) -> Tensor:
+    """For labels (outer, inner) their places in scores (outer, C * inner)."""
+    inner = label.shape[1]
+    return label * inner + torch.arange(inner, device=label.device)
 
 
 class _SoftmaxLoss(Loss):
@@ -153,11 +177,9 @@ class _SoftmaxLoss(Loss):
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         outer, inner = prod(x.shape[: self.over]), prod(x.shape[self.over + 1 :])
-        label = label.reshape(outer, inner).to(torch.int64)
-        valid = torch.ones_like(label, dtype=torch.bool) if self.ignore is None else label != self.ignore
-        label = check_labels(self, torch.where(valid, label, 0), self.classes)
-        total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, valid.to(x.dtype), self.classes)
-        count = None if self.ignore is None else valid.sum().to(x.dtype)
+        label, keep, count = self.kept(label.reshape(outer, inner).to(torch.int64), x.dtype)
+        check_labels(self, label, self.classes)
+        total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, keep, self.classes)
         loss = total / self.normalizer(outer, outer * inner, count)
         return loss if self.n_tops == 1 else (loss, probability.view(x.shape))
 
@@ -182,6 +204,22 @@ class RedSoftmaxWithLoss(_SoftmaxLoss):
         self.classes = self.p.class_num if self.p.has("class_num") else x[1]
 
 
+class _LogLogistic(torch.autograd.Function):
+    """Sum of -(t log s + (1 - t) log(1 - s)) for s = sigmoid(x), where ``keep`` (None: everywhere)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, target, keep)
+        loss = x.abs().neg_().exp_().log1p_().sub_((target - (x >= 0).to(x.dtype)).mul_(x))
+        return serial_sum(loss if keep is None else loss.mul_(keep))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, target, keep = ctx.saved_tensors
+        diff = torch.sigmoid(x).sub_(target).mul_(grad)
+        return diff if keep is None else diff.mul_(keep), None, None
+
+
 @layer("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(Loss):
     """The cross-entropy of independent yes-or-no predictions sigmoid(x) against targets in [0, 1]."""
@@ -199,10 +237,6 @@ class SigmoidCrossEntropyLoss(Loss):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         target = target.reshape(x.shape)
-        positive = (x >= 0).to(x.dtype)
-        loss = torch.log1p(torch.exp(x - 2 * x * positive)) - x * (target - positive)
-        valid = None
-        if self.ignore is not None:
-            keep = target.to(torch.int64) != self.ignore
-            loss, valid = loss * keep, keep.sum().to(x.dtype)
-        return serial_sum(loss) / self.normalizer(x.shape[0], x.numel(), valid)
+        keep = None if self.ignore is None else target.to(torch.int64) != self.ignore
+        valid = None if keep is None else keep.sum().to(x.dtype)
+        return _LogLogistic.apply(x, target, keep) / self.normalizer(x.shape[0], x.numel(), valid)

@@ -215,10 +215,11 @@ class _Dropout(Neuron):
             raise self.error(f"dropout_ratio {self.ratio}", expected="a number between 0 and 1")
 
     def mask(self, x: Tensor) -> Tensor:
+        """0 for what is dropped, 1 for what is kept, in a shape that lies over ``x``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask(x) * (1 / (1 - self.ratio)) if self.training else x.view_as(x)
+        return x * self.mask(x).mul_(1 / (1 - self.ratio)) if self.training else x.view_as(x)
 
 
 @layer("Dropout", param="dropout_param")

@@ -65,7 +65,7 @@ class BN(Layer):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         if not self.learn:
-            return torch.addcmul(self.shift, x, self.scale)
+            return (x * self.scale).add_(self.shift)
         y = by_batch(x, self.eps, scale=self.scale.flatten(), shift=self.shift.flatten())
         if self.n_tops == 1:
             return y
@@ -126,7 +126,7 @@ class BatchNorm(Layer):
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """The mean and variance that the blobs hold."""
-        weight = torch.where(self.scale_factor == 0, 0, 1 / self.scale_factor)
+        weight = torch.where(self.scale_factor == 0, self.scale_factor, 1 / self.scale_factor)
         return self.mean * weight, self.variance * weight
 
     def channel_affine(self) -> tuple[Tensor, Tensor] | None:

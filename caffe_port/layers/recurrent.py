@@ -144,7 +144,9 @@ class _Recurrent(Layer):
 
     def carried(self, x: Tensor) -> tuple[Tensor, ...]:
         """The states that the batch before left; zeros if it had another number of streams."""
-        kept = (getattr(self, name)[0] for name in self.states)
+        kept = [getattr(self, name)[0] for name in self.states]
+        if kept[0].is_inference() and not x.is_inference():
+            kept = [s.clone() for s in kept]  # autograd takes no tensors that inference mode made
         return tuple(s if len(s) == x.shape[1] else x.new_zeros(x.shape[1], self.size) for s in kept)
 
     def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -170,7 +170,7 @@ class Flatten(Layer):
         return [(*x[:first], prod(x[first : last + 1]), *x[last + 1 :])]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(self.reshape(tuple(x.shape))[0])
+        return x.flatten(self.from_axis, self.end_axis)
 
 
 @layer("Reshape", param="reshape_param", dialects=("bvlc",))

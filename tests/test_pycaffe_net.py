@@ -198,6 +198,18 @@ def test_backward_without_forward_takes_the_blobs_as_they_are(phase: int) -> Non
     np.testing.assert_allclose(net.params["ip"][0].diff, np.full((4, 3), 12), rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_torchs_modes_make_no_difference_to_blobs(net: Any, mode: Any) -> None:
+    net.forward(**inputs())
+    seeds = {name: np.ones((2, 4)) for name in ("half", "twice")}
+    expected = net.backward(**seeds)["data"].copy()
+    with mode():
+        net.forward(**inputs())
+        np.testing.assert_array_equal(net.backward(**seeds)["data"], expected)
+    net.blobs["data"].data[...] = 0
+    net.forward()
+
+
 @pytest.mark.parametrize("phase", [TRAIN, TEST])
 def test_backward_after_forward_in_parts(phase: int) -> None:
     net = caffe_port.Net(NET, phase)
@@ -408,6 +420,14 @@ def test_arrays_over_copies_are_taken_over(net: Any, monkeypatch: pytest.MonkeyP
     net.save(tmp_path / "w.caffemodel")
     other = caffe_port.Net(NET, TEST, weights=tmp_path / "w.caffemodel")
     assert (other.params["ip"][0].data == 6).all()
+    net.after_forward(lambda layer: net.blobs["ip"].data.fill(layer) if layer == 1 else None)
+    net.before_forward(lambda layer: net.params["ip"][1].data.fill(0))
+    np.testing.assert_allclose(net.forward(blobs=["sum"], **given)["sum"], 3 + given["aim"], rtol=1e-6)
+    assert (net.params["ip"][1].data == 0).all()
+    with torch.no_grad():
+        net.get_parameter("ip.bias").add_(8)
+    assert (net.params["ip"][1].data == 8).all()
+    assert (net.state_dict()["ip.bias"] == 8).all()
 
 
 def test_a_gpu_that_is_not_there_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

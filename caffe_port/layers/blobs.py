@@ -69,16 +69,17 @@ class Copies:
     """Host copies of another device's tensors, handed out as arrays; what was written there comes back by ``flush``."""
 
     def __init__(self) -> None:
-        self._copies: dict[str, tuple[Tensor, Tensor]] = {}
+        self._copies: dict[str, _Copy] = {}
 
     def array(self, key: str, tensor: Tensor) -> np.ndarray:
         """The tensor's numbers; its memory itself if numpy can see it."""
         tensor = tensor.detach()
         if self.seen(tensor):
             return tensor.numpy()
-        if key not in self._copies or self._copies[key][0].data_ptr() != tensor.data_ptr():
-            self._copies[key] = tensor, tensor.to("cpu", copy=True).contiguous()
-        return self._copies[key][1].numpy()
+        copy = self._copies.get(key)
+        if copy is None or copy.outdated() or copy.tensor.data_ptr() != tensor.data_ptr():
+            copy = self._copies[key] = _Copy(tensor)
+        return copy.host.numpy()
 
     @staticmethod
     def seen(tensor: Tensor) -> bool:
@@ -86,10 +87,20 @@ class Copies:
         return tensor.device.type == "cpu"
 
     def flush(self) -> None:
-        """Bring the copies back to their tensors and forget them."""
-        for tensor, copy in self._copies.values():
-            tensor.copy_(copy)
+        """Bring the copies back to their tensors, unless torch has written to these since, and forget them."""
+        for copy in self._copies.values():
+            if not copy.outdated():
+                copy.tensor.copy_(copy.host)
         self._copies.clear()
+
+
+class _Copy:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+        self.host = tensor.to("cpu", copy=True).contiguous()
+
+    def outdated(self) -> bool:
+        return self.tensor._version != self.version
 
 
 class Parameter(Shaped):

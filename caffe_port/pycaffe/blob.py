@@ -38,12 +38,12 @@ class BlobStore(dict[str, Tensor]):
         """The tensor, made anew where the net has been reshaped or moved since."""
         if tuple(self[name].shape) != self.shapes[name]:
             del self[name]
-        return self._moved(name)
+        return self._moved(name, self._like())
 
-    def _moved(self, name: str) -> Tensor:
-        tensor, like = self[name], self._like()
+    def _moved(self, name: str, like: Tensor) -> Tensor:
+        tensor = self[name]
         if tensor.device != like.device or tensor.dtype != like.dtype:
-            self._copies.flush()
+            self.flush()
             tensor = self[name] = tensor.to(like)
         return tensor
 
@@ -56,9 +56,14 @@ class BlobStore(dict[str, Tensor]):
 
     def sync(self) -> None:
         """Take over what was written to arrays over copies, and follow the net to its device; call it before a run."""
-        self._copies.flush()
+        self.flush()
+        like = self._like()
         for name in self:
-            self._moved(name)
+            self._moved(name, like)
+
+    def flush(self) -> None:
+        """Take over what was written to arrays over copies."""
+        self._copies.flush()
 
 
 class Blob(Shaped):

@@ -149,4 +149,8 @@ class NCCL:
     """The name is here; what it stands for is not."""
 
     def __init__(self, *_: object) -> None:
+        self.new_uid()
+
+    @staticmethod
+    def new_uid() -> bytes:
         raise CaffeError("NCCL", "training on several GPUs", expected="one", remedy="raise iter_size instead")

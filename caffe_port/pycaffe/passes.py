@@ -69,6 +69,7 @@ class Passes(core.Net):
 
     # -- forward -------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def _run_forward(self, first: int, last: int) -> float:
         """Run nodes ``first`` to ``last``; the sum of their losses, weighted."""
         if first <= min(self._numbers, default=0):
@@ -78,6 +79,7 @@ class Passes(core.Net):
                 if node.type != "Input":
                     self._set_shapes(node, layer)
         self._data.reshaped = False
+        self.sync()
         if not self._callbacks["before forward"] and not self._callbacks["after forward"]:
             self._run(first, last)
         else:
@@ -89,9 +91,11 @@ class Passes(core.Net):
         return self._loss(first, last)
 
     def _call(self, when: str, index: int) -> None:
-        if index in self._numbers:
+        if index in self._numbers and self._callbacks[when]:
             for run in self._callbacks[when]:
                 run(self._numbers[index])
+            self._data.flush()
+            self._diff.flush()
 
     def _loss(self, first: int, last: int) -> float:
         tops = (top for node, _ in self.nodes[first : last + 1] for top in node.tops if self.loss_weights[top])
@@ -105,9 +109,9 @@ class Passes(core.Net):
     def _run(self, first: int, last: int, *, again: bool = False) -> None:
         """Run layers; ``again`` on the numbers that inputs and data layers gave the pass before."""
         nodes = self.nodes[first : last + 1]
-        for node, _ in nodes:
+        for node, layer in nodes:
             self._tape.pop(node.index, None)
-        self.sync()
+            layer.copies.flush()
         if self._records:
             for node, layer in nodes:
                 if node.type != "Input" and (node.bottoms or layer.blob_names or not again):
@@ -136,6 +140,7 @@ class Passes(core.Net):
 
     # -- backward ------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def _run_backward(self, start: int, end: int) -> None:
         """Run nodes ``start`` down to ``end`` backward."""
         self.sync()
@@ -151,6 +156,7 @@ class Passes(core.Net):
             self._call("after backward", node.index)
 
     def _step_back(self, node: Node, layer: Layer) -> None:
+        layer.copies.flush()
         seeds = {name: self._diff.fitting(name) for name in node.tops}
         leaves, tops = self._recorded(node, layer)
         learned = [

@@ -315,6 +315,8 @@ def test_inputs_are_all_or_none_in_bvlc(net: Any) -> None:
         net.backward(half=np.zeros((2, 4)))
     with pytest.raises(ShapeError, match=r"input data: expected \(2, 3\), found shape \(2, 5\)"):
         net.forward(data=np.zeros((2, 5)), aim=np.zeros((2, 4)))
+    with pytest.raises(CaffeError, match="no blob 'summ'; near: sum"):
+        net.forward(blobs=["summ"])
     with pytest.raises(ShapeError, match=r"output half: expected \(2, 4\), found shape \(1, 4\)"):
         net.backward(half=np.zeros((1, 4)), twice=np.zeros((2, 4)))
 

@@ -127,7 +127,7 @@ class Face(Passes):
         first, last = self._span(start, end)
         self._run_forward(first, last)
         names = self.outputs if end is None else list(self.nodes[last][0].tops)
-        return {name: self.blobs[_shown(name)].data for name in dict.fromkeys([*names, *(blobs or ())])}
+        return {name: self._blob(_shown(name)).data for name in dict.fromkeys([*names, *(blobs or ())])}
 
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **seeds: Any
@@ -150,7 +150,7 @@ class Face(Passes):
         low, high = self._span(end, start)
         self._run_backward(high, low)
         names = self.inputs if end is None else list(self.nodes[low][0].bottoms)
-        return {name: self.blobs[name].diff for name in dict.fromkeys([*names, *(diffs or ())])}
+        return {name: self._blob(name).diff for name in dict.fromkeys([*names, *(diffs or ())])}
 
     def _forward(self, start: int, end: int) -> float:
         """Run the layers from number ``start`` to number ``end``; the sum of the losses, weighted."""
@@ -211,6 +211,12 @@ class Face(Passes):
                 where, fits = f"{noun} {name}", f"{target.shape}"
                 found = f"shape {array.shape}"
                 raise ShapeError(where, found, expected=fits, remedy="reshape the blob first") from None
+
+    def _blob(self, name: str) -> Blob:
+        if name not in self.blobs:
+            near = nearest(name, self.blobs)
+            raise CaffeError("net", f"no blob {name!r}", remedy=f"near: {near}" if near else "")
+        return self.blobs[name]
 
     def _span(self, start: str | None, end: str | None) -> tuple[int, int]:
         first = 0 if start is None else self._index(start)

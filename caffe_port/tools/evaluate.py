@@ -1,0 +1,167 @@
+"""evaluate: masks beside the true ones, as PASCAL VOC's devkit scores them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+
+from caffe_port.errors import CaffeError, FileError
+from caffe_port.formats.atomic import atomic_write, check_output
+from caffe_port.tools.cli import Parser, each, run, table
+
+if TYPE_CHECKING:
+    from caffe_port.segmentation.evaluate import Scored, Scores
+
+__all__ = ["System", "Truth", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "evaluate",
+        "Score folders of masks by mean intersection over union, as PASCAL VOC's devkit does: over the pixels of all"
+        " pictures together, those with the true label 255 left out.",
+    )
+    add = parser.add_argument
+    add("results", metavar="[SYSTEM=]RESULTS", nargs="+", help="a folder of masks NAME.png; a row of the table")
+    add("--truth", metavar="DIR", required=True, help="the true masks: a folder of them, or one laid out as VOC's")
+    add("--list", metavar="FILE", help="the pictures to count, a name a line; in VOC's layout also a list's name (val)")
+    add(
+        "--names", metavar="A,B,...", help="the classes from label 1 on; default: classes.txt of VOC's layout, or VOC's"
+    )
+    add("--markdown", metavar="FILE", help="also write the table as Markdown, in the shape of the paper's table 2")
+    add("--confusion", metavar="FILE", help="also write pixel counts as CSV: true labels by row, given ones by column")
+    add(
+        "--html",
+        metavar="FILE",
+        help="also write a page of its own: scores, confusion, the worst and the best pictures",
+    )
+    add("--pictures", metavar="DIR", help="the pictures behind the masks on that page; default: VOC's layout's")
+    add(
+        "--show",
+        type=int,
+        default=8,
+        metavar="N",
+        help="worst and best pictures on the page; default: %(default)s each",
+    )
+    add("-f", "--force", action="store_true", help="overwrite existing files")
+    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    run(_evaluate, parser, argv)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from caffe_port.segmentation.evaluate import markdown
+
+    for path in filter(None, (arguments.markdown, arguments.confusion, arguments.html)):
+        check_output(path, overwrite=arguments.force)
+    if len(arguments.results) > 1 and (arguments.html or arguments.confusion):
+        raise CaffeError("--html and --confusion", f"{len(arguments.results)} folders of results", expected="one")
+    truth = _truth(arguments)
+    systems = [_system(given, truth, arguments.quiet) for given in arguments.results]
+    if not arguments.quiet:
+        _print(systems, truth)
+    if arguments.markdown:
+        rows = [(system.name, system.total) for system in systems]
+        _write(arguments.markdown, markdown(rows, truth.classes), arguments)
+    if arguments.confusion:
+        counts = zip(truth.classes, systems[0].total.counts, strict=True)
+        lines = [("", *truth.classes), *((name, *row) for name, row in counts)]
+        _write(arguments.confusion, "".join(",".join(map(str, line)) + "\n" for line in lines), arguments)
+    if arguments.html:
+        from caffe_port.tools.evaluation_page import page
+
+        _write(arguments.html, page(systems[0], truth, arguments.show), arguments)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What results are held to.
+
+    Attributes:
+        masks: the folder of the true ones. names: those that count. classes: names from label 0 on.
+        pictures: the folder of what they are of, if there is one.
+    """
+
+    masks: Path
+    names: list[str]
+    classes: tuple[str, ...]
+    pictures: Path | None
+
+
+def _truth(arguments: argparse.Namespace) -> Truth:
+    from caffe_port.segmentation import evaluate, voc
+    from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
+
+    masks, pictures = Path(arguments.truth), arguments.pictures and Path(arguments.pictures)
+    classes: tuple[str, ...] = voc.CLASSES
+    if (masks / MASKS).is_dir():
+        folder = Folder(masks)
+        masks, pictures, classes = folder.root / MASKS, pictures or folder.root / PHOTOGRAPHS, folder.classes
+        names = folder.names(arguments.list) if arguments.list else evaluate.masks_in(masks)
+    else:
+        names = evaluate.masks_in(masks, arguments.list and Path(arguments.list))
+    if arguments.names:
+        classes = tuple(arguments.names.split(","))
+    return Truth(masks, names, ("background", *classes), pictures)
+
+
+@dataclass(frozen=True)
+class System:
+    """A folder of results and how good they are: all together, and each."""
+
+    name: str
+    folder: Path
+    total: Scores
+    scored: list[Scored]
+
+
+def _system(given: str, truth: Truth, quiet: bool) -> System:
+    """Scores ``[SYSTEM=]RESULTS``.
+
+    Raises:
+        FileError: masks are missing; with how many, and the first.
+    """
+    from caffe_port.segmentation.evaluate import Scores, score
+
+    name, equals, path = given.partition("=")
+    folder = Path(path if equals else given)
+    if not folder.is_dir():
+        raise FileError(str(folder), "no such folder")
+    for one, remedy in ((truth.masks, "is the list another one's?"), (folder, "name those to count with --list")):
+        missing = [name for name in truth.names if not (one / f"{name}.png").is_file()]
+        if missing:
+            found = f"{len(missing)} of {len(truth.names)} masks missing, the first {missing[0]}.png"
+            raise FileError(str(one), found, remedy=remedy)
+    name = name if equals else folder.resolve().name
+    scored = [score(n, folder, truth.masks, len(truth.classes)) for n in each(truth.names, name, quiet=quiet)]
+    counts = np.sum([one.scores.counts for one in scored], axis=0)
+    return System(name, folder, Scores(counts), scored)
+
+
+def _print(systems: Sequence[System], truth: Truth) -> None:
+    from caffe_port.segmentation.evaluate import percents, short_names
+
+    head = [*short_names(truth.classes), "mean"]
+    if len(systems) == 1:  # a class a line reads better than all in one
+        total = systems[0].total
+        print(table(("class", "IoU %"), list(zip(head, percents(total), strict=True)), right=(1,)))
+        print(f"{len(truth.names)} pictures, {100 * total.accuracy:.1f} % of the pixels right")
+    else:
+        rows = [[system.name, *percents(system.total)] for system in systems]
+        print(table(["", *head], rows, right=range(1, len(head) + 1)))
+
+
+def _write(path: str, text: str, arguments: argparse.Namespace) -> None:
+    with atomic_write(path, overwrite=arguments.force) as file:
+        file.write(text.encode())
+    if not arguments.quiet:
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

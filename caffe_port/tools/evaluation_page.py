@@ -1,0 +1,134 @@
+"""The page that evaluate writes: one file that needs nothing else, its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caffe_port.segmentation import voc
+from caffe_port.segmentation.evaluate import Scored, Scores, short_names
+
+if TYPE_CHECKING:
+    from caffe_port.tools.evaluate import System, Truth
+
+__all__ = ["page"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_SIDE = 320
+"""Pixels to which the longer side of a picture is shrunk."""
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #667079; --line: #d9dee3; --ok: #2f7fc1;
+  --heat: 47 127 193; --track: #eef1f4 }
+@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e4e7ea; --faint: #98a2ab; --line: #343b42;
+  --ok: #5aa7e6; --heat: 90 167 230; --track: #23282d } }
+* { box-sizing: border-box }
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
+  font: 15px/1.45 system-ui, sans-serif }
+h1 { font-size: 1.3rem; margin: 0 0 .3rem } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
+p { margin: .2rem 0 } .faint { color: var(--faint) }
+.classes { columns: 3 18rem } .class { display: grid; grid-template-columns: 7rem 1fr 3.2rem; gap: .6rem;
+  align-items: center; break-inside: avoid } .class span:last-child { text-align: right }
+.bar { height: .8rem; background: var(--track); border-radius: 2px } .bar i { display: block; height: 100%;
+  background: var(--ok); border-radius: 2px }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
+th { font-weight: 400; color: var(--faint); text-align: right; padding: .1rem .4rem } td { padding: .1rem .4rem;
+  text-align: right; background: rgb(var(--heat) / var(--share)) }
+figure { margin: 0 0 1.4rem; border-top: 1px solid var(--line); padding-top: .6rem }
+figcaption { margin-bottom: .4rem } figure div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem }
+img { width: 100%; border-radius: 3px; display: block } .chip { display: inline-block; width: .8rem; height: .8rem;
+  border-radius: 2px; margin: 0 .3rem 0 .8rem; vertical-align: -.1rem }
+@media (max-width: 40rem) { figure div { grid-template-columns: 1fr } }
+"""
+
+
+def page(system: System, truth: Truth, show: int) -> str:
+    """The page, with the ``show`` worst and the ``show`` best pictures; no picture twice."""
+    order = sorted((one for one in system.scored if not isnan(one.scores.mean)), key=lambda one: one.scores.mean)
+    worst = order[: min(show, (len(order) + 1) // 2)]
+    best = order[max(len(worst), len(order) - show) :][::-1]
+    figures = "".join(
+        f"<h2>{title}</h2>{''.join(_figure(one, system, truth) for one in group)}"
+        for title, group in (("Worst", worst), ("Best", best))
+        if group
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(system.name)}</title><style>{_STYLE}</style></head><body>
+<h1>{escape(system.name)}: mean IoU {_percent(system.total.mean)} %</h1>
+<p class="faint">{len(system.scored)} pictures, {_percent(system.total.accuracy)} % of the pixels right. A class's score
+is intersection over union, over the pixels of all pictures together, those with the true label 255 left out.</p>
+<h2>Classes</h2><div class="classes">{_classes(system.total, truth)}</div>
+<h2>Where the pixels of a class went, in percent</h2>
+<p class="faint">True classes by row, given ones by column; cells below 0.5 % are empty.</p>
+<div class="wide"><table>{_confusion(system.total, truth)}</table></div>{figures}
+</body></html>
+"""
+
+
+def _classes(total: Scores, truth: Truth) -> str:
+    return "".join(
+        f'<div class="class"><span>{escape(name)}</span><span class="bar"><i style="width:{width:.0f}%"></i></span>'
+        f"<span>{_percent(iou)}</span></div>"
+        for name, iou, width in zip(truth.classes, total.iou, 100 * np.nan_to_num(total.iou), strict=True)
+    )
+
+
+def _confusion(total: Scores, truth: Truth) -> str:
+    names = [escape(name) for name in short_names(truth.classes)]
+    rows = ["<tr><th>" + "".join(f"<th>{name}" for name in names)]
+    for name, shares in zip(names, total.shares, strict=True):
+        cells = "".join(f'<td style="--share:{share:.2f}">{_cell(share)}' for share in shares)
+        rows.append(f"<tr><th>{name}{cells}")
+    return "\n".join(rows)
+
+
+def _figure(one: Scored, system: System, truth: Truth) -> str:
+    """A picture, with its true labels over it, and with its given ones."""
+    true, given = (voc.read_labels(folder / f"{one.name}.png") for folder in (truth.masks, system.folder))
+    picture, colours = _picture(truth.pictures, one.name, true.shape), voc.palette()
+    views = {"picture": picture}
+    views |= {what: voc.overlaid(picture, labels, colours) for what, labels in (("truth", true), ("result", given))}
+    images = "".join(f'<img alt="{what}" title="{what}" src="{_data(pixels)}">' for what, pixels in views.items())
+    labels = (label for label in np.union1d(true, given) if 0 < label < len(truth.classes))
+    chips = "".join(
+        f'<i class="chip" style="background:#{bytes(colours[label]).hex()}"></i>{escape(truth.classes[label])}'
+        for label in labels
+    )
+    return (
+        f"<figure><figcaption>{escape(one.name)}: {_percent(one.scores.mean)} %{chips}</figcaption>"
+        f"<div>{images}</div></figure>\n"
+    )
+
+
+def _picture(folder: Path | None, name: str, size: tuple[int, ...]) -> Array:
+    """The picture, or grey where there is none of that name and size."""
+    paths = [folder / f"{name}{ending}" for ending in voc.PICTURES] if folder else []
+    found = next((path for path in paths if path.is_file()), None)
+    picture = voc.read_picture(found) if found else np.empty(0)
+    return picture if picture.shape[:2] == size else np.full((*size, 3), 128, np.uint8)
+
+
+def _cell(share: float) -> str:
+    return f"{100 * share:.0f}" if share >= 0.005 else ""
+
+
+def _percent(share: float) -> str:
+    return "-" if isnan(share) else f"{100 * share:.1f}"
+
+
+def _data(pixels: Array) -> str:
+    """A picture as a data URL."""
+    from PIL import Image
+
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((_SIDE, _SIDE))
+    image.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -19,6 +19,7 @@ from caffe_port.tools import fp_bp
 
 ROOT = Path(__file__).resolve().parents[1]
 FP_BP = "decouplednet/fp_bp_network.prototxt"
+DEPLOY = "decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
 CLASSIFICATION = "classification/cls_voc_deploy.prototxt"
 WIDTH = "1/32"
 
@@ -71,6 +72,33 @@ def test_pool5_bp_is_the_gradient_that_autograd_finds(here: Path, capsys: pytest
     ours = net.blobs["pool5-bp"].data
     assert np.abs(ours - gradient.numpy()).max() < 1e-5 * np.abs(ours).max()
     assert np.abs(ours).max() > 0
+
+
+def test_each_class_alone_gives_the_gradient_of_its_largest_score(here: Path) -> None:
+    """In the net for inference: by pool5, times the number put in at cls-score-masked."""
+    assert call("classification.caffemodel", "--prototxt", "fp_bp.prototxt", "-q") == 0
+    net = caffe_port.Net(str(narrow(DEPLOY, WIDTH)), weights="classification_fp_bp.caffemodel")
+    weights = np.random.RandomState(2).uniform(0.5, 1.5, 20).astype(np.float32)
+    picture = np.random.RandomState(1).randint(-110, 140, (1, 3, 320, 320))
+    net.blobs["data"].reshape(20, 3, 320, 320)
+    net.blobs["data"].data[...] = picture
+    net.blobs["cls-score-masked"].reshape(20, 20, 1, 1)
+    net.blobs["cls-score-masked"].data[..., 0, 0] = np.diag(weights)
+    net.forward()
+    ours, switches = net.blobs["pool5-bp"].data, net.blobs["score-pool-mask"].data[0, :, 0, 0]
+
+    pool5 = torch.from_numpy(net.blobs["pool5"].data[:1].copy()).requires_grad_()
+    score = pool5
+    for layer in ("fc6", "fc7", "cls-score-voc"):
+        weight, bias = (torch.from_numpy(p.data.copy()) for p in net.params[layer])
+        score = F.conv2d(score if layer == "fc6" else F.relu(score), weight, bias.flatten())
+    largest = score.flatten(2).amax(2)[0]
+    assert score.flatten(2).argmax(2)[0].tolist() == switches.tolist()
+    for label in range(20):
+        (gradient,) = torch.autograd.grad(largest[label], pool5, retain_graph=True)
+        wanted = weights[label] * gradient[0].numpy()
+        assert np.abs(ours[label] - wanted).max() < 1e-5 * np.abs(wanted).max()
+        assert np.abs(wanted).max() > 0
 
 
 @pytest.mark.parametrize("case", [c for c in cases("noh_nets", "noh") if c.name == "decouplednet_fp_bp"], ids=str)

@@ -29,8 +29,8 @@ class Bar(Listener):
         self._images = solver.images
 
     def on_iteration(self, solver: Solver, iteration: Iteration) -> None:
-        speed = self._bar.format_dict["rate"]
-        images = f", {speed * self._images:.3g} images/s" if speed and self._images else ""
+        speed = (self._bar.format_dict["rate"] or 0.0) * self._images
+        images = f", {speed:.{0 if speed >= 10 else 2}f} images/s" if speed else ""
         told = f"loss {iteration.loss:.4g}, rate {iteration.rate:.3g}{images}"
         self._bar.set_postfix_str(told, refresh=False)
         self._bar.update()

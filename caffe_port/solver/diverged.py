@@ -27,9 +27,9 @@ def diverged(solver: Solver, loss: float) -> DivergedError:
     layer by layer, up to the first blob that is not finite."""
     if solver.moment:
         solver.moment.back()
-    where = f"iteration {solver.iter}"
-    place = _in_parameters(solver) or _in_passes(solver) or "no blob of a second run of the same batch"
-    return DivergedError(where, f"the loss is {loss:g}, and first not finite is {place}", remedy=_ADVICE)
+    place = _in_parameters(solver) or _in_passes(solver) or "none that a second run of the same batch shows"
+    found = f"the loss is {loss:g}; the first numbers that are not finite: {place}"
+    return DivergedError(f"iteration {solver.iter}", found, remedy=_ADVICE)
 
 
 def check_parameters(solver: Solver) -> None:
@@ -39,14 +39,14 @@ def check_parameters(solver: Solver) -> None:
         DivergedError: naming the first.
     """
     if place := _in_parameters(solver):
-        raise DivergedError(f"after iteration {solver.iter - 1}", f"not finite is {place}", remedy=_ADVICE)
+        raise DivergedError(f"after iteration {solver.iter - 1}", f"not finite: {place}", remedy=_ADVICE)
 
 
 def _in_parameters(solver: Solver) -> str:
     for node, layer in solver.net.nodes:
         for name, blob in zip(layer.blob_names, layer.caffe_blobs, strict=True):
             if found := _wrong(blob):
-                return f"parameter {name} of layer {node.name} ({node.type}, {node.where}) before the pass: {found}"
+                return f"{found} in parameter {name} of layer {node.name} ({node.type}, {node.where})"
     return ""
 
 
@@ -57,8 +57,8 @@ def _in_passes(solver: Solver) -> str:
         for node, layer in net.nodes:
             for name, top in zip(node.tops, net.run_layer(node, layer, blobs), strict=False):
                 if found := _wrong(top):
-                    turn = f" in pass {i + 1} of {solver.param.iter_size}" if solver.param.iter_size > 1 else ""
-                    return f"blob {name} of layer {node.name} ({node.type}, {node.where}){turn}: {found}"
+                    turn = f", pass {i + 1} of {solver.param.iter_size}" if solver.param.iter_size > 1 else ""
+                    return f"{found} in blob {name} of layer {node.name} ({node.type}, {node.where}){turn}"
     return ""
 
 
@@ -69,4 +69,4 @@ def _wrong(blob: Tensor) -> str:
     nans, count = int(torch.isnan(blob).sum()), blob.numel()
     infinite = int(torch.isinf(blob).sum())
     parts = [f"{n} {what}" for n, what in ((nans, "nan"), (infinite, "inf")) if n]
-    return f"{' and '.join(parts)} of {count} numbers"
+    return f"{' and '.join(parts)} among {count}"

@@ -52,7 +52,9 @@ class Plot(Listener):
         panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
         if records.train.rows:
             panels[0].plot(*_line(records.train, "Loss"), linewidth=1, label="loss (train)")
-            panels[1].plot(*_line(records.train, "LearningRate"), linewidth=1, color="black")
+            iterations, rates = _line(records.train, "LearningRate")
+            panels[1].plot(iterations, rates, linewidth=1, color="black", drawstyle="steps-post")
+            panels[1].set_yscale("log" if max(rates) > 30 * min(rates) > 0 else "linear")
         for label, table, name in losses:
             panels[0].plot(*_line(table, name), marker="o", markersize=3, label=label)
         for label, table, name in scores:
@@ -65,6 +67,7 @@ class Plot(Listener):
                 panel.legend(fontsize="small")
         panels[0].set_title(solver.net.definition.net.name or solver.path)
         panels[-1].set_xlabel("iteration")
+        figure.align_ylabels()
         with atomic_path(self.path, overwrite=True) as temporary:
             figure.savefig(temporary, format="png", dpi=100)
 

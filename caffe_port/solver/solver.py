@@ -105,7 +105,7 @@ class Solver:
         self._debugs = False
         """Whether the iteration under way is told blob by blob."""
         self._whole = True
-        """Not while parameters change."""
+        """Not while parameters change or are written."""
         self.iter = self.current_step = 0
         self.requested: Callable[[], str] = lambda: "none"
         """Asked after every iteration and test pass: "snapshot", "stop" or "none"."""
@@ -358,8 +358,9 @@ class Solver:
         if not self.keep_going:
             check_parameters(self)
         adds_one = off_interval and self.dialect.snapshot_off_interval_adds_one
+        self._whole = False
         state = snapshot.write(self, f"{self.param.snapshot_prefix}_iter_{self.iter + adds_one}")
-        self.saved = self.iter, state
+        self._whole, self.saved = True, (self.iter, state)
         self._tell("on_snapshot", state)
         return state
 
@@ -372,7 +373,7 @@ class Solver:
     def rescue(self) -> Path | None:
         """After an error: a snapshot of the last completed iteration, or the one that holds it already.
 
-        None if there is nothing to save yet, or the error came while parameters were changing.
+        None if there is nothing to save yet, or the error came while parameters were changing or being written.
         """
         if not self._whole or (self.saved and self.saved[0] == self.iter) or not self.iter:
             return self.saved[1] if self.saved else None

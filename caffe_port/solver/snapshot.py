@@ -137,9 +137,11 @@ def read(solver: Solver, path: str | Path) -> None:
         if state.learned_net:
             solver.net.load(_weights(path, state.learned_net))
     except (FileError, FormatError) as error:
-        if good := latest(path, but=path):
-            raise error.advised(f"the last whole snapshot is {good}") from error
-        raise
+        good = latest(path, but=path)
+        if good is None and isinstance(error, FileError):
+            raise
+        offer = f"the last whole snapshot is {good}" if good else "no other whole snapshot lies beside it"
+        raise error.advised(offer) from error
     if path.suffix != ".h5":
         solver.log.line("SGDSolver: restoring history", "sgd_solver.cpp")  # whatever the type, as in Caffe
     _restore_history(solver, state, path)

@@ -69,7 +69,7 @@ class Net(Batching, Older):
         self.mean, self.input_scale, self.raw_scale, self.channel_swap = {}, {}, {}, {}
         self.blobs = OrderedDict(zip(self._blob_names, self._blobs, strict=True))
         self.params = OrderedDict((layer.name, layer.blobs) for _, layer in self.nodes if layer.blob_names)
-        self.register_state_dict_pre_hook(lambda net, *_: net.sync())
+        self.register_state_dict_pre_hook(_sync)
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
@@ -101,6 +101,9 @@ class Net(Batching, Older):
         Raises:
             WeightsError: a layer has another number of blobs there, or other shapes.
         """
+        for net in (self, other):
+            if isinstance(net, Net):
+                net.sync()
         mine: dict[str, Layer] = {}
         for _, layer in self.nodes:
             mine.setdefault(layer.name, layer)
@@ -120,6 +123,10 @@ class Net(Batching, Older):
         for p in self.parameters():
             if p.grad is not None:
                 p.grad.zero_()
+
+
+def _sync(net: Net, *_: Any) -> None:
+    net.sync()
 
 
 def _arguments(args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""Segmenting a picture with DecoupledNet: all passes at once, pass by pass, and pass by pass on the fork where built.
+
+    python benchmarks/segment.py [--width 1/1] [--classes 1,3] [--rounds 7] [--threads 2] [--fork DIR]
+
+Times a picture's passes through the net and the maps made of them, without reading and resizing; pass by pass, these
+are L + 2 for L classes found. The ways run in turn, round by round, the fork in a process of its own. Medians are
+printed, and the median of the rounds' ratios. ``--fork`` is the folder of a built HyeonwooNoh/caffe; OPENBLAS_CORETYPE
+decides which kernels its BLAS uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.forward import DEPLOY, SIDE, random_weights  # noqa: E402
+
+FORK = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import caffe, numpy as np
+net = caffe.Net(sys.argv[2]); net.set_phase_test(); net.set_mode_cpu()
+net = caffe.Net(sys.argv[2], sys.argv[3])
+net.blobs['data'].data[...] = np.random.randn(*net.blobs['data'].data.shape) * 60
+net.blobs['cls-score-masked'].data[0, 14] = 0.9
+last = len(net.layers) - 1
+for line in sys.stdin:
+    start = time.time()
+    for _ in range(int(line) + 2):
+        net._forward(0, last)
+    print((time.time() - start) * 1e3); sys.stdout.flush()
+"""
+
+Way = Callable[[int], float]
+"""From a number of classes to milliseconds."""
+
+
+def ours(prototxt: str, weights: str) -> dict[str, Way]:
+    """Both ways of this program, on one net."""
+    import torch
+
+    from caffe_port.net import Net
+    from caffe_port.segmentation.inference import PassByPass, Segmenter
+
+    net = Net(prototxt, weights)
+    picture = torch.randn(1, 3, SIDE, SIDE).numpy()  # faint, so that random weights give scores that differ
+    scores = sorted(Segmenter(net).maps(picture).scores, reverse=True)
+
+    def way(kind: type[Segmenter]) -> Way:
+        def run(classes: int) -> float:
+            segmenter = kind(net, threshold=float(scores[classes - 1] + scores[classes]) / 2)
+            start = time.perf_counter()
+            found = segmenter.maps(picture)
+            took = (time.perf_counter() - start) * 1e3
+            assert len(found.labels) == classes + 1
+            return took
+
+        return run
+
+    return {"caffe_port": way(Segmenter), "pass by pass": way(PassByPass)}
+
+
+def fork(process: subprocess.Popen[str]) -> Way:
+    """The fork in its process."""
+
+    def run(classes: int) -> float:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(f"{classes}\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the fork stopped with status {process.wait()}")
+        return float(line)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", default="1/1", help="of the net's layers (default 1/1, the published net)")
+    parser.add_argument("--classes", default="1,3", help="numbers of classes found (default 1,3)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default 7)")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads for each (default 2)")
+    parser.add_argument("--weights", help="a .caffemodel of the net (default: random numbers)")
+    parser.add_argument("--fork", help="the folder of a built HyeonwooNoh/caffe, to be timed too")
+    parser.add_argument(
+        "--fork-python", default="python3", help="the Python that its pycaffe was built for (default python3)"
+    )
+    args = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS=str(args.threads), OPENBLAS_NUM_THREADS=str(args.threads), GLOG_minloglevel="2")
+    import torch
+
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        build = [sys.executable, str(ROOT / "prototxt/build.py"), "--width", args.width, "-o", folder]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        prototxt = str(Path(folder, DEPLOY))
+        weights = args.weights or str(random_weights(Path(prototxt), Path(folder, "net.caffemodel")))
+        ways, process = ours(prototxt, weights), None
+        if args.fork:
+            command = [args.fork_python, "-c", FORK, f"{args.fork}/python", prototxt, weights]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            ways["the fork"] = fork(process)
+        try:
+            for classes in map(int, args.classes.split(",")):
+                report(ways, classes, args)
+        finally:
+            if process:
+                process.kill()
+
+
+def report(ways: dict[str, Way], classes: int, args: argparse.Namespace) -> None:
+    for way in ways.values():  # the first run in a size pays for memory and prepared weights
+        way(classes)
+    rounds = [{name: way(classes) for name, way in ways.items()} for _ in range(args.rounds)]
+    print(f"\n{classes} classes found, {SIDE}x{SIDE}, width {args.width}, fp32, {args.threads} threads")
+    print(f"{'':16}{'median ms':>10}{'min ms':>9}{'times ours (median of rounds)':>32}")
+    for name in ways:
+        times = [one[name] for one in rounds]
+        ratio = statistics.median(one[name] / one["caffe_port"] for one in rounds)
+        print(f"{name:16}{statistics.median(times):10.0f}{min(times):9.0f}{ratio:32.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""A data set that a program draws: textured shapes in clutter, laid out as PASCAL VOC, to try everything on.
+
+A class has a shape, a pattern, and a hue that it keeps to loosely. A picture has some objects of any scale, which hide
+parts of each other, among lines and blobs that are no class.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caffe_port.errors import CaffeError
+from caffe_port.segmentation.crops import present
+from caffe_port.segmentation.folder import CLASSES_FILE, LABELS_FILE, LISTS, MASKS, PHOTOGRAPHS
+from caffe_port.segmentation.outputs import replacing
+from caffe_port.segmentation.parallel import in_processes
+from caffe_port.segmentation.voc import IGNORED, write_labels
+
+__all__ = ["SHAPES", "ShapeSet", "make_shapes"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Watch = Callable[[Sequence[str], str], Iterable[str]]
+
+_FINE = 2
+"""Pixels are drawn this many times finer along each side, then averaged."""
+_ASPECTS = (1.0, 4 / 3, 3 / 4)
+_OBJECTS = (1, 4)
+_SCALES = (0.13, 0.34)
+"""An object's radius as a share of the longer side, drawn evenly by its logarithm."""
+_SEEN = 0.35
+"""The least share of an object that others leave to be seen."""
+_TRIES = 20
+_COUNTS = {"train": "images", "val": "val"}
+"""Which number of a set says how many pictures its lists have."""
+
+
+def _star(points: int, inner: float) -> Array:
+    """A star's corners, those between the points at the radius ``inner``."""
+    angles = np.arange(2 * points) * np.pi / points - np.pi / 2
+    radii = np.where(np.arange(2 * points) % 2, inner, 1.0)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
+
+
+def _polygon(corners: int) -> Array:
+    angles = np.arange(corners) * 2 * np.pi / corners - np.pi / 2
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def _heart() -> Array:
+    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return np.stack([x, y], 1) / 17
+
+
+def _crescent() -> Array:
+    outer, inner = np.linspace(0.6, 2 * np.pi - 0.6, 50), np.linspace(2 * np.pi - 1.05, 1.05, 50)
+    return np.concatenate(
+        [np.stack([np.cos(outer), np.sin(outer)], 1), np.stack([0.42 + 0.8 * np.cos(inner), 0.66 * np.sin(inner)], 1)]
+    )
+
+
+_CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
+_ARROW = [(-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)]
+_HOURGLASS = [(-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)]
+_BOLT = [(0.1, -1), (0.7, -1), (0.25, -0.2), (0.75, -0.2), (-0.5, 1), (-0.1, 0.15), (-0.6, 0.15)]
+
+SHAPES: dict[str, list[Array]] = {
+    "disc": [_polygon(64)],
+    "triangle": [_polygon(3)],
+    "star": [_star(5, 0.45)],
+    "ring": [_polygon(64), 0.5 * _polygon(64)],
+    "cross": [np.array(_CROSS) / 3],
+    "square": [_polygon(4)],
+    "heart": [_heart()],
+    "arrow": [np.array(_ARROW)],
+    "crescent": [_crescent()],
+    "gear": [_star(9, 0.72), 0.3 * _polygon(32)],
+    "hourglass": [np.array(_HOURGLASS)],
+    "bolt": [np.array(_BOLT)],
+}
+"""Outlines within the unit circle by the name of their class; a second one is a hole."""
+
+_PATTERNS: list[Callable[[Array, Array], Array]] = [
+    lambda u, v: 0.5 + 0.5 * np.sin(9 * u),
+    lambda u, v: (np.sin(8 * u) * np.sin(8 * v) > 0) * 1.0,
+    lambda u, v: (np.cos(9 * u) + np.cos(9 * v) > 0.8) * 1.0,
+    lambda u, v: 0.5 + 0.5 * np.sin(14 * np.hypot(u, v)),
+    lambda u, v: 0.5 + 0.5 * v,
+    lambda u, v: (np.sin(7 * v + 2 * np.abs(np.mod(2 * u, 2) - 1) * 3) > 0) * 1.0,
+    lambda u, v: (np.sin(9 * (u + v)) > 0.3) * 1.0,
+]
+"""From 0 to 1 by the place on a shape."""
+
+
+@dataclass(frozen=True)
+class ShapeSet:
+    """What to draw.
+
+    Attributes:
+        images: for training. val: others, for validation. classes: the first of SHAPES. size: of the longer side.
+
+    Raises:
+        CaffeError: a number that cannot be.
+    """
+
+    images: int
+    val: int
+    classes: int = 5
+    size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, number, least, most in (
+            ("images", self.images, 1, 999_999),
+            ("val", self.val, 1, 999_999),
+            ("classes", self.classes, 1, len(SHAPES)),
+            ("size", self.size, 32, 4096),
+        ):
+            if not least <= number <= most:
+                raise CaffeError(f"shapes: {what}", str(number), expected=f"{least} to {most}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names, of labels 1 and up."""
+        return tuple(SHAPES)[: self.classes]
+
+
+def make_shapes(
+    output: Path,
+    drawn: ShapeSet,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    watch: Watch = lambda names, what: names,
+) -> None:
+    """Draws the set into a folder laid out as VOC's, which appears whole or not at all.
+
+    The same set comes out of the same numbers, with any number of workers.
+
+    Args:
+        watch: called with names and what is done with them; gives the names, one by one as they are done.
+
+    Raises:
+        FileError: the folder is there already, or cannot be made.
+    """
+    names = [f"{split}_{i:06}" for split in ("train", "val") for i in range(getattr(drawn, _COUNTS[split]))]
+    with replacing(output, overwrite) as folder:
+        for part in (PHOTOGRAPHS, MASKS, LISTS):
+            (folder / part).mkdir()
+        draw = in_processes(partial(_write, folder, drawn), names, workers)
+        labels = dict(zip(watch(names, "drawing"), draw, strict=True))
+        _text(folder / CLASSES_FILE, drawn.names)
+        _text(
+            folder / LISTS / LABELS_FILE,
+            (" ".join([name, *(drawn.names[label - 1] for label in shown)]) for name, shown in labels.items()),
+        )
+        for split in _COUNTS:
+            _text(folder / LISTS / f"{split}.txt", (name for name in names if name.startswith(split)))
+
+
+def _text(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _write(folder: Path, drawn: ShapeSet, name: str) -> tuple[int, ...]:
+    """Draws a picture and its mask, and gives its labels."""
+    from PIL import Image
+
+    split, number = name.split("_")
+    picture, labels = draw(drawn, np.random.default_rng([drawn.seed, list(_COUNTS).index(split), int(number)]))
+    Image.fromarray(picture).save(folder / PHOTOGRAPHS / f"{name}.jpg", quality=95)
+    write_labels(folder / MASKS / f"{name}.png", labels)
+    return present(labels)
+
+
+def draw(drawn: ShapeSet, rng: np.random.Generator) -> tuple[Array, Array]:
+    """A picture, uint8 RGB (height, width, 3), and its labels, uint8 (height, width), outlines ignored as VOC's."""
+    import cv2
+
+    aspect = rng.choice(_ASPECTS)
+    width, height = (round(drawn.size * min(1.0, a)) for a in (aspect, 1 / aspect))
+    canvas = _background(rng, _FINE * height, _FINE * width)
+    owner = np.full(canvas.shape[:2], -1)
+    areas: list[int] = []
+    classes: list[int] = []
+    for _ in range(rng.integers(*_OBJECTS, endpoint=True)):
+        label = int(rng.integers(drawn.classes)) + 1
+        for _ in range(_TRIES):
+            stamp, u, v = _placed(rng, SHAPES[drawn.names[label - 1]], *canvas.shape[:2])
+            hidden = np.where(stamp, len(areas), owner)
+            seen = np.bincount(hidden.ravel() + 1, minlength=len(areas) + 2)[1:]
+            if stamp.any() and (seen >= _SEEN * np.array([*areas, stamp.sum()])).all():
+                owner = hidden
+                areas.append(int(stamp.sum()))
+                classes.append(label)
+                canvas[stamp] = _painted(rng, label, drawn.classes, u[stamp], v[stamp])
+                break
+    labels = np.array([*classes, 0], np.uint8)[owner]
+    soft = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    light = 1 + rng.uniform(-0.15, 0.15) * np.linspace(-1, 1, width)[None, :, None]
+    noisy = soft * light + rng.normal(0, rng.uniform(0.01, 0.04), soft.shape)
+    labels = labels[::_FINE, ::_FINE].copy()
+    labels[_outlines(owner[::_FINE, ::_FINE])] = IGNORED
+    return (noisy.clip(0, 1) * 255 + 0.5).astype(np.uint8), labels
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> Array:
+    """Clouds of two or three colours, with blobs and lines that are no class; float32 RGB from 0 to 1."""
+    import cv2
+
+    canvas = np.empty((height, width, 3), np.float32)
+    canvas[:] = rng.uniform(0.2, 0.8, 3)
+    for cells in (2, 5, 11):
+        clouds = rng.normal(0, 0.1, (cells, cells, 3)).astype(np.float32)
+        canvas += cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)
+    longest = max(height, width)
+    for _ in range(rng.integers(4, 13)):
+        colour = [float(c) for c in rng.uniform(0.05, 0.95, 3)]
+        place = [int(n) for n in rng.integers(0, [width, height])]
+        if rng.random() < 0.5:
+            axes = [int(n) + 1 for n in rng.uniform(0.01, 0.09, 2) * longest]
+            cv2.ellipse(canvas, place, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1)
+        else:
+            end = [int(n) for n in rng.integers(0, [width, height])]
+            cv2.line(canvas, place, end, colour, int(rng.integers(1, 1 + max(2, longest // 50))))
+    return canvas
+
+
+def _placed(rng: np.random.Generator, outlines: Sequence[Array], height: int, width: int) -> tuple[Array, Array, Array]:
+    """Where a shape lies, bool (height, width), and each pixel's place in its own coordinates."""
+    import cv2
+
+    radius = max(height, width) * np.exp(rng.uniform(*np.log(_SCALES)))
+    angle, stretch = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.25, 0.25))
+    centre = rng.uniform([0.1 * width, 0.1 * height], [0.9 * width, 0.9 * height])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.diag([radius * stretch, radius / stretch])
+    stamp = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(stamp, [np.rint(outline @ matrix.T + centre).astype(np.int32) for outline in outlines], 1)
+    y, x = np.indices((height, width))
+    u, v = np.tensordot(np.linalg.inv(matrix), np.stack([x - centre[0], y - centre[1]]), 1)
+    return stamp.astype(bool), u, v
+
+
+def _painted(rng: np.random.Generator, label: int, classes: int, u: Array, v: Array) -> Array:
+    """The colours of a shape's pixels, (pixels, 3)."""
+    hue = label / classes + rng.normal(0, 0.05)
+    saturation, value, contrast = rng.uniform([0.45, 0.55, 0.25], [0.9, 0.95, 0.5])
+    light = np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
+    dark = np.array(colorsys.hsv_to_rgb((hue + rng.normal(0, 0.04)) % 1, saturation, value * contrast))
+    share = _PATTERNS[(label - 1) % len(_PATTERNS)](u, v)[:, None]
+    return (light * share + dark * (1 - share)).astype(np.float32)
+
+
+def _outlines(owner: Array) -> Array:
+    """The pixels next to one of another object, or of none."""
+    edge = np.zeros(owner.shape, bool)
+    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differ = owner[here] != owner[there]
+        edge[here] |= differ
+        edge[there] |= differ
+    return edge

@@ -1,0 +1,52 @@
+"""make_shapes: draws a small data set of textured shapes, laid out as PASCAL VOC, to try everything on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from caffe_port.segmentation.parallel import usable_cores
+from caffe_port.segmentation.shapes import SHAPES, ShapeSet, make_shapes
+from caffe_port.tools.cli import Parser, each, run
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "make_shapes",
+        "Draw a data set: textured shapes in clutter, several classes a picture, laid out as PASCAL VOC.",
+    )
+    add = parser.add_argument
+    add("-o", "--output", metavar="DIR", required=True, help="the folder to make")
+    add("--images", type=int, default=400, metavar="N", help="pictures for training; default: %(default)s")
+    add("--val", type=int, metavar="N", help="pictures for validation; default: a quarter as many")
+    add("--classes", type=int, default=5, metavar="K", help=f"1 to {len(SHAPES)}; default: %(default)s")
+    add("--size", type=int, default=128, metavar="S", help="pixels along the longer side; default: %(default)s")
+    add("--seed", type=int, default=0, metavar="N", help="another set for another one; default: %(default)s")
+    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; default: one a core")
+    add("-f", "--force", action="store_true", help="replace an existing folder")
+    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    run(_make_shapes, parser, argv)
+
+
+def _make_shapes(arguments: argparse.Namespace) -> None:
+    val = max(1, arguments.images // 4) if arguments.val is None else arguments.val
+    drawn = ShapeSet(arguments.images, val, arguments.classes, arguments.size, arguments.seed)
+    make_shapes(
+        Path(arguments.output),
+        drawn,
+        workers=arguments.workers,
+        overwrite=arguments.force,
+        watch=partial(each, quiet=arguments.quiet),
+    )
+    if not arguments.quiet:
+        print(f"{drawn.images} + {drawn.val} pictures of {', '.join(drawn.names)} in {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

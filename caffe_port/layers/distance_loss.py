@@ -6,6 +6,7 @@ Source: euclidean_loss_layer.cpp, contrastive_loss_layer.cpp, hinge_loss_layer.c
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,22 @@ class EuclideanLoss(Loss):
         return [()]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(x, y.reshape(x.shape), reduction="sum") / x.shape[0] / 2
+        return F.mse_loss(x, y.reshape(x.shape), reduction="sum") / (2 * x.shape[0])
+
+
+class _Distance(torch.autograd.Function):
+    """The root of a squared distance; its gradient is Caffe's, 1 / (2 (d + 1e-4)), finite at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, squared: Tensor) -> Tensor:
+        distance = squared.sqrt()
+        ctx.save_for_backward(distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (distance,) = ctx.saved_tensors
+        return grad / (2 * (distance + 1e-4))
 
 
 @layer("ContrastiveLoss", param="contrastive_loss_param")
@@ -58,15 +74,9 @@ class ContrastiveLoss(Loss):
         if self.legacy:
             apart = torch.relu(self.margin - squared)
         else:
-            apart = torch.relu(self.margin - self.distance(squared)) ** 2
-        loss = torch.where(alike.flatten().long() != 0, squared, apart)
+            apart = torch.relu(self.margin - _Distance.apply(squared)).square()
+        loss = torch.where(alike.flatten().to(torch.int32).bool(), squared, apart)
         return serial_sum(loss) / x.shape[0] / 2
-
-    @staticmethod
-    def distance(squared: Tensor) -> Tensor:
-        """The root, whose gradient is Caffe's: 1 / (2 (d + 1e-4)), finite at 0."""
-        d = squared.detach().sqrt()
-        return d + (squared - squared.detach()) / (2 * (d + 1e-4))
 
 
 @layer("HingeLoss", param="hinge_loss_param")

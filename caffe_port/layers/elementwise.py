@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, identity_map
+from caffe_port.layers.masks import above
 
 
 class _UnstableProduct(torch.autograd.Function):
@@ -38,7 +39,7 @@ class _Larger(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         first, second = ctx.saved_tensors
-        from_first = grad * (first > second)
+        from_first = grad * above(first, second)
         return from_first, grad - from_first
 
 

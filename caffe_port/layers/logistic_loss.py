@@ -102,7 +102,7 @@ class InfogainLoss(Loss):
     def forward(self, x: Tensor, label: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         classes, outer = self.classes(x.shape), prod(x.shape[: self.over])
         rows = x.reshape(outer, classes, -1).transpose(1, 2).reshape(-1, classes)
-        label, keep, count = self.kept(label.flatten().long(), x.dtype)
+        label, keep, count = self.kept(label.flatten(), x.dtype)
         check_labels(self, label, classes)
         if self.from_probabilities:
             log_p = log_of_bounded(rows)

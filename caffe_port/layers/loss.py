@@ -16,6 +16,7 @@ from torch import Tensor
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, identity_map
+from caffe_port.layers.masks import above, differs
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:
@@ -65,11 +66,12 @@ class Loss(Layer):
             self.normalization = default
 
     def kept(self, label: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The labels, 0 for ignored ones; which are not ignored, and how many; None where none can be."""
+        """The labels as int64, 0 for ignored ones; 1 where one counts, else 0, and how many do: None if all must."""
         if self.ignore is None:
-            return label, None, None
-        keep = label != self.ignore
-        return label.masked_fill(~keep, 0), keep, keep.sum().to(dtype)
+            return label.to(torch.int64), None, None
+        label = label.to(torch.int32)  # enough for any class, and quicker
+        keep = differs(label, self.ignore)
+        return (label * keep).to(torch.int64), keep.to(dtype), keep.sum().to(dtype)
 
     def normalizer(self, batch: int, full: int, valid: Tensor | None) -> Tensor | float:
         """What the sum is divided by: ``valid`` is the count of labels not ignored, None when every label counts."""
@@ -124,7 +126,7 @@ def grouped_sum(x: Tensor, groups: int) -> Tensor:
 class _LogProbability(torch.autograd.Function):
     """Sum of -log(max(p[label], smallest normal float)); the gradient, as Caffe's, does not see the bound.
 
-    ``x`` (outer, C, inner), ``label`` (outer, inner), ``keep`` (outer, inner) as booleans, or None for all. With fewer
+    ``x`` (outer, C, inner), ``label`` (outer, inner), ``keep`` (outer, inner) as 0 and 1, or None for all. With fewer
     ``classes`` than channels a label's probability is the sum of its class's channels. Returns the sum and the
     probabilities.
     """
@@ -133,7 +135,7 @@ class _LogProbability(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, label: Tensor, keep: Tensor | None, classes: int) -> tuple[Any, ...]:
         probability = softmax(x, 1)
         by_class = probability if classes == x.shape[1] else grouped_sum(probability, classes)
-        own = by_class.flatten(1).gather(1, _places(label))
+        own = by_class.flatten().index_select(0, _places(label, classes).flatten()).view(label.shape)
         log = own.clamp(min=torch.finfo(torch.float32).tiny).log_()
         loss = -serial_sum(log if keep is None else log.mul_(keep))
         ctx.save_for_backward(probability, label, keep, own)
@@ -145,22 +147,24 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         probability, label, keep, own = ctx.saved_tensors
         channels, classes = probability.shape[1], ctx.classes
+        factor = grad.expand(label.shape) if keep is None else keep * grad
+        diff = probability * factor.unsqueeze(1)
         if classes == channels:
-            diff = probability.flatten(1).scatter(1, _places(label), own - 1).view(probability.shape)
+            diff.view(-1).scatter_(0, _places(label, classes).flatten(), ((own - 1) * factor).flatten())
         else:
-            diff = probability.clone()
             first, past = label * channels // classes, (label + 1) * channels // classes
             for i in range(-(-channels // classes)):  # the channels of the label's class
                 channel = torch.minimum(first + i, past - 1).unsqueeze(1)
                 p = probability.gather(1, channel)
-                diff.scatter_(1, channel, p - p / own.unsqueeze(1))
-        return diff.mul_(grad if keep is None else (keep * grad).unsqueeze(1)), None, None, None
+                diff.scatter_(1, channel, (p - p / own.unsqueeze(1)) * factor.unsqueeze(1))
+        return diff, None, None, None
 
 
-def _places(label: Tensor) -> Tensor:
-    """For labels (outer, inner) their places in scores (outer, C * inner)."""
-    inner = label.shape[1]
-    return label * inner + torch.arange(inner, device=label.device)
+def _places(label: Tensor, classes: int) -> Tensor:
+    """For labels (outer, inner) the places of their scores among all (outer, classes, inner)."""
+    outer, inner = label.shape
+    first = torch.arange(outer, device=label.device).unsqueeze(1) * (classes * inner)
+    return torch.add(first + torch.arange(inner, device=label.device), label, alpha=inner)
 
 
 class _SoftmaxLoss(Loss):
@@ -177,7 +181,7 @@ class _SoftmaxLoss(Loss):
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         outer, inner = prod(x.shape[: self.over]), prod(x.shape[self.over + 1 :])
-        label, keep, count = self.kept(label.reshape(outer, inner).to(torch.int64), x.dtype)
+        label, keep, count = self.kept(label.reshape(outer, inner), x.dtype)
         check_labels(self, label, self.classes)
         total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, keep, self.classes)
         loss = total / self.normalizer(outer, outer * inner, count)
@@ -210,7 +214,7 @@ class _LogLogistic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, target, keep)
-        loss = x.abs().neg_().exp_().log1p_().sub_((target - (x >= 0).to(x.dtype)).mul_(x))
+        loss = x.abs().neg_().exp_().log1p_().sub_((target - above(x, 0)).mul_(x))
         return serial_sum(loss if keep is None else loss.mul_(keep))
 
     @staticmethod
@@ -237,6 +241,5 @@ class SigmoidCrossEntropyLoss(Loss):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         target = target.reshape(x.shape)
-        keep = None if self.ignore is None else target.to(torch.int64) != self.ignore
-        valid = None if keep is None else keep.sum().to(x.dtype)
-        return _LogLogistic.apply(x, target, keep) / self.normalizer(x.shape[0], x.numel(), valid)
+        _, keep, count = self.kept(target, x.dtype) if self.ignore is not None else (None, None, None)
+        return _LogLogistic.apply(x, target, keep) / self.normalizer(x.shape[0], x.numel(), count)

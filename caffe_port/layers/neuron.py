@@ -17,6 +17,7 @@ from caffe_port import random
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.fields import Fields
 from caffe_port.layers.geometry import CoordMap, identity_map
+from caffe_port.layers.masks import above
 from caffe_port.schema.messages import FillerParameter
 
 
@@ -44,7 +45,7 @@ class ReLU(Neuron):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         y = F.leaky_relu(x, self.slope) if self.slope else F.relu(x)
-        return (y, (x > 0).to(x.dtype)) if self.n_tops == 2 else y
+        return (y, above(x, 0)) if self.n_tops == 2 else y
 
 
 @layer("PReLU", param="prelu_param", dialects=("bvlc",))
@@ -145,7 +146,7 @@ class Threshold(Neuron):
         self.threshold = self.p.threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x > self.threshold).to(x.dtype)
+        return above(x, self.threshold)
 
 
 class _Exponential(Neuron):

@@ -6,6 +6,7 @@ y * W + x inside their own channel plane, kept as floating-point blobs.
 
 from __future__ import annotations
 
+import math
 from math import prod
 from typing import Any
 
@@ -118,9 +119,12 @@ class Pooling(Layer):
         """``x`` with just the rows and columns around it that ``size`` windows cover."""
         need = [(n - 1) * s + k for n, s, k in zip(size, self.stride, kernel, strict=True)]
         (top, left), (h, w) = self.pad, x.shape[2:]
-        return F.pad(x, (left, need[1] - w - left, top, need[0] - h - top), value=value), (top, left)
+        sides = (left, need[1] - w - left, top, need[0] - h - top)
+        return F.pad(x, sides, value=value) if any(sides) else x, (top, left)
 
     def _average(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> Tensor:
+        if kernel == x.shape[2:] and not any(self.pad):
+            return x.mean((2, 3), keepdim=True)
         if self._as_torch(x, kernel, size):
             return F.avg_pool2d(x, kernel, self.stride, self.pad, self.ceil, count_include_pad=True)
         counts = []
@@ -135,7 +139,7 @@ class Pooling(Layer):
         windows = columns.view(*x.shape[:2], -1, *size)
         if not self.training:
             total = windows.sum(2)
-            return torch.where(total > 0, (windows * windows).sum(2) / total.where(total > 0, 1), 0)
+            return windows.square().sum(2) / total.masked_fill(total <= 0, math.inf)
         reached = windows.detach().cumsum(2)
         dtype = np.float64 if x.dtype == torch.float64 else np.float32
         drawn = torch.from_numpy(random.default_stream().uniform(0, 1, reached[:, :, 0].numel(), dtype))
@@ -155,6 +159,16 @@ class SPP(Layer):
         self.height, self.method = self.p.pyramid_height, self.p.pool
         if self.height < 1:
             raise self.error(f"pyramid_height {self.height}", expected="at least 1")
+        self._size: Shape = ()
+        self._levels: list[Pooling] = []
+
+    def levels(self, x: Shape) -> list[Pooling]:
+        """The poolings of blobs of this size; those of the last size are kept."""
+        if self._size != x[2:]:
+            self._size, self._levels = x[2:], [self.level(x, i) for i in range(self.height)]
+        for pooling in self._levels:
+            pooling.training = self.training
+        return self._levels
 
     def level(self, x: Shape, level: int) -> Pooling:
         """The pooling of ``x`` into 2^level windows a side; they may hang over its edges."""
@@ -168,16 +182,16 @@ class SPP(Layer):
             setattr(p, f"pad_{side}", (kernel * 2**level - n + 1) // 2)
         pooling = Pooling(message, self.dialect, self.where)
         pooling.setup(x)
-        return pooling.train(self.training)
+        return pooling
 
     def reshape(self, x: Shape) -> list[Shape]:
         if len(x) != 4:
             raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
-        shapes = [self.level(x, i).reshape(x)[0] for i in range(self.height)]
+        shapes = [pooling.reshape(x)[0] for pooling in self.levels(x)]
         return shapes if self.height == 1 else [(x[0], sum(prod(s[1:]) for s in shapes))]
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = [self.level(tuple(x.shape), i)(x) for i in range(self.height)]
+        pooled = [pooling(x) for pooling in self.levels(tuple(x.shape))]
         return pooled[0] if self.height == 1 else torch.cat([y.flatten(1) for y in pooled], 1)
 
 

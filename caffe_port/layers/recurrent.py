@@ -122,16 +122,17 @@ class _Recurrent(Layer):
         if self.static:
             entering = entering + F.linear(others[0].flatten(1), getattr(self, static))
         states = tuple(s[0].detach() for s in others[self.static :]) if self.exposes else self.carried(x)
-        outputs = []
+        hidden = []
         for entry, go_on in zip(entering, cont.unsqueeze(-1), strict=True):
-            output, states = self.step(entry, go_on, states)
-            outputs.append(output)
+            states = self.step(entry, go_on, states)
+            hidden.append(states[0])
         last = tuple(s.detach().unsqueeze(0) for s in states)
+        outputs = self.output(torch.stack(hidden))
         if self.exposes:
-            return (torch.stack(outputs), *last)
+            return (outputs, *last)
         for name, state in zip(self.states, last, strict=True):
             setattr(self, name, state)
-        return (torch.stack(outputs),)
+        return (outputs,)
 
     def state(self) -> dict[str, str]:
         """What the next batch goes on from, as text that JSON can hold, for :meth:`restore`."""
@@ -149,9 +150,13 @@ class _Recurrent(Layer):
             kept = [s.clone() for s in kept]  # autograd takes no tensors that inference mode made
         return tuple(s if len(s) == x.shape[1] else x.new_zeros(x.shape[1], self.size) for s in kept)
 
-    def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One step's output and states, from what enters it (N, gates * H), marks (N, 1), earlier states (N, H)."""
+    def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One step's states, from what enters it (N, gates * H), marks (N, 1), earlier states (N, H)."""
         raise NotImplementedError
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """The outputs (T, N, H) that the first state's numbers at all steps give."""
+        return hidden
 
 
 @layer("LSTM", param="recurrent_param", dialects=("bvlc",))
@@ -166,10 +171,10 @@ class LSTM(_Recurrent):
         super().setup(x, cont, *others)
         self.drawn_again = ["W_hc"] * (self.steps - 1)
 
-    def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         h, c = states
         c, h = lstm_unit(c, entry + F.linear(h * go_on, self.W_hc), go_on)
-        return h, (h, c)
+        return h, c
 
 
 @layer("RNN", param="recurrent_param", dialects=("bvlc",))
@@ -186,6 +191,8 @@ class RNN(_Recurrent):
         self.blob("b_o", (self.size,), self.p.bias_filler)
         self.drawn_again = ["W_hh", "W_ho", "b_o"] * (self.steps - 1)
 
-    def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        h = torch.tanh(entry + F.linear(states[0] * go_on, self.W_hh))
-        return torch.tanh(F.linear(h, self.W_ho, self.b_o)), (h,)
+    def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (torch.tanh(entry + F.linear(states[0] * go_on, self.W_hh)),)
+
+    def output(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(F.linear(hidden, self.W_ho, self.b_o))

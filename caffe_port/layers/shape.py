@@ -188,7 +188,8 @@ class Reshape(Layer):
         if self.dims.count(-1) > 1 or min(self.dims, default=0) < -1:
             raise self.error(f"shape {self.dims}", expected="numbers from 0 up, and at most one -1")
 
-    def reshape(self, x: Shape) -> list[Shape]:
+    def asked(self, x: Shape) -> list[int]:
+        """The shape that a bottom of shape ``x`` takes, with a -1 for what is left over."""
         axis, n = self.from_axis, self.num_axes
         start = axis if axis >= 0 else len(x) + axis + 1
         end = len(x) if n == -1 else start + n
@@ -197,7 +198,10 @@ class Reshape(Layer):
         if any(d == 0 and start + i >= len(x) for i, d in enumerate(self.dims)):
             raise self.shape_error(f"a 0 in {self.dims} from axis {start} on", expected=f"axes to copy in {x}")
         new = [x[start + i] if d == 0 else d for i, d in enumerate(self.dims)]
-        shape = [*x[:start], *new, *x[end:]]
+        return [*x[:start], *new, *x[end:]]
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        shape = self.asked(x)
         if -1 in shape:
             known = -prod(shape)
             if not known or prod(x) % known:
@@ -210,7 +214,7 @@ class Reshape(Layer):
         return [tuple(shape)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(self.reshape(tuple(x.shape))[0])
+        return x.reshape(self.asked(x.shape))
 
 
 @layer("Crop", param="crop_param")

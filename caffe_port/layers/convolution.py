@@ -64,7 +64,9 @@ def _convolve(
         return _convolve(x[..., None], weight[..., None], bias, ((1, 1, 0, 1),), transposed, group)[..., 0]
     if len(windows) <= 3:
         _, strides, pads, dilations = zip(*windows, strict=True)
-        return _Convolve.apply(x, weight, bias, strides, pads, dilations, transposed, (0,) * len(windows), group)
+        learns_bias = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+        run = _Convolve.apply if learns_bias else torch.convolution
+        return run(x, weight, bias, strides, pads, dilations, transposed, (0,) * len(windows), group)
     (kernel, stride, pad, dilation), *rest = windows
     n, extent = x.shape[2], (kernel - 1) * dilation + 1
 

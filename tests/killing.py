@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from caffe_port.solver import Solver, snapshot
+from caffe_port.solver.distributed import join
 from caffe_port.solver.log import Log
 
 TRANSFORM = "transform_param { mirror: true crop_size: 9 scale: 0.02 mean_value: 100 }"
@@ -139,8 +140,8 @@ class Diary(Log):
         super().__init__(Path(path).open("a"))  # noqa: SIM115
         self.quiet = False
 
-    def line(self, text: str, source: str = "solver.cpp") -> None:
-        if text.startswith(("Iteration", "Test", "Train")):
+    def line(self, text: str, source: str = "solver.cpp", severity: str = "I") -> None:
+        if text.startswith(("Iteration", "Test", "Train")) and not self.quiet:
             print(text, file=self.file, flush=True)
 
     def loss(self, iteration: int, loss: float, **more: Any) -> None:
@@ -155,11 +156,13 @@ def train(net: str, folder: Path, iterations: int = 16, seed: int = 5, *, anew: 
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     text = SOLVER.format(net=net, folder=folder, iterations=iterations, seed=seed)
-    solver = Solver(text, log=Diary(folder / "diary"))
+    group = join(torch.device("cpu"))
+    solver = Solver(text, log=Diary(folder / "diary"), group=group)
     last = snapshot.latest(folder / "snap")
     if last and not anew:
         solver.restore(last)
     solver.solve()
+    group.leave()
 
 
 def killed_before(event: int, *, of: int) -> None:
@@ -184,22 +187,34 @@ def killed_before(event: int, *, of: int) -> None:
 
 
 def forked(order: dict[str, Any]) -> dict[str, Any]:
-    """Train in a fork as ``order`` says; how it ended."""
-    child = os.fork()
-    if not child:
-        try:
-            if "event" in order:
-                killed_before(order["event"], of=order["of"])
-            train(order["net"], Path(order["folder"]), **order["more"])
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
+    """Train in a fork as ``order`` says, or in several, one a rank; how it ended."""
+    group = order.get("group", {"WORLD_SIZE": "1"})
+    children = [child(order, group | {"RANK": str(rank)}) for rank in range(int(group["WORLD_SIZE"]))]
     if "after" in order:
         time.sleep(order["after"])
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return {"killed": os.WIFSIGNALED(status), "failed": os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0}
+        for one in children:
+            os.kill(one, signal.SIGKILL)
+    ends = [os.waitpid(one, 0)[1] for one in children]
+    return {
+        "killed": any(os.WIFSIGNALED(status) for status in ends),
+        "failed": any(os.WIFEXITED(status) and os.WEXITSTATUS(status) for status in ends),
+    }
+
+
+def child(order: dict[str, Any], environment: dict[str, str]) -> int:
+    """The number of the process that trains."""
+    number = os.fork()
+    if number:
+        return number
+    os.environ.update(environment)
+    try:
+        if "event" in order:
+            killed_before(order["event"], of=order["of"])
+        train(order["net"], Path(order["folder"]), **order["more"])
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from caffe_port.data.batches import Array, Batches, State
 from caffe_port.data.pictures import decode
+from caffe_port.data.share import ALL, Share
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError, FileError, FormatError
 from caffe_port.schema.messages import SCHEMA
@@ -185,12 +186,22 @@ class DatumBatches(Batches):
     Args:
         color: how encoded records are decoded, a flag of :mod:`~caffe_port.data.pictures`.
         skip: records to pass over at first.
+        share: the part of the records that these batches are of.
     """
 
     def __init__(
-        self, path: str, records: Records, transformer: Transformer, batch: int, *, color: int, skip: int
+        self,
+        path: str,
+        records: Records,
+        transformer: Transformer,
+        batch: int,
+        *,
+        color: int,
+        skip: int,
+        share: Share = ALL,
     ) -> None:
         self._path, self._records, self.transformer, self._batch, self._color = path, records, transformer, batch, color
+        self._share, self._offset = share, 0
         for _ in range(skip):
             records.advance()
         self.shapes = [(batch, *self._shape(self._read()[0])), (batch,)]
@@ -206,19 +217,23 @@ class DatumBatches(Batches):
         return f"{self._path}: record {self._records.key.decode(errors='backslashreplace')}"
 
     def make(self) -> tuple[Array, ...]:
-        item, label = self._read()
-        data = np.empty((self._batch, *self._shape(item)), np.float32)
-        labels = np.empty(self._batch, np.float32)
+        data, labels = np.empty(0), np.empty(self._batch, np.float32)
         for i in range(self._batch):
-            if i:
-                item, label = self._read()
+            while not self._share.keeps(self._offset):
+                self._advance()
+            item, labels[i] = self._read()
+            if i == 0:
+                data = np.empty((self._batch, *self._shape(item)), np.float32)
             self.transformer.item(item, data[i], self._where)
-            labels[i] = label
-            self._records.advance()
+            self._advance()
         return data, labels
 
+    def _advance(self) -> None:
+        self._records.advance()
+        self._offset += 1
+
     def position(self) -> State:
-        return {"key": np.frombuffer(self._records.key, np.uint8)}
+        return {"key": np.frombuffer(self._records.key, np.uint8), "offset": np.array([self._offset])}
 
     def move(self, state: State) -> None:
         key = state["key"].tobytes()
@@ -228,3 +243,4 @@ class DatumBatches(Batches):
                 f"{self._path} without the record {key!r}",
                 expected="the database as it was saved",
             )
+        (self._offset,) = state["offset"].tolist()

@@ -11,6 +11,7 @@ import numpy as np
 
 from caffe_port.data.batches import Array, State
 from caffe_port.data.files import Places, lines
+from caffe_port.data.share import ALL, Share
 from caffe_port.errors import CaffeError, FormatError, ShapeError
 from caffe_port.formats.hdf5 import open_hdf5
 from caffe_port.random import CRand
@@ -24,6 +25,7 @@ class Rows:
     Args:
         source: the text file that lists them. names: the data sets to read, the same number of rows in each.
         rand: shuffles the files, and the rows of each; None leaves them in order.
+        share: the part of the rows that batches are made of.
         four_axes: whether shapes are filled up with ones to four axes.
 
     Raises:
@@ -32,8 +34,16 @@ class Rows:
     """
 
     def __init__(
-        self, source: str, places: Places, names: Sequence[str], rand: CRand | None, *, four_axes: bool
+        self,
+        source: str,
+        places: Places,
+        names: Sequence[str],
+        rand: CRand | None,
+        *,
+        four_axes: bool,
+        share: Share = ALL,
     ) -> None:
+        self._share, self._offset = share, 0
         self._names, self._rand, self._four_axes = names, rand, four_axes
         listed = [(n, word) for n, line in lines(source) for word in line.split()]
         self._files = [places.find(word, "HDF5 file", f"{source}:{n}") for n, word in listed]
@@ -49,19 +59,26 @@ class Rows:
         batch = tuple(np.empty((count, *shape), np.float32) for shape in self.shapes)
         done = 0
         while done < count:
-            rows = self._rows[self._row : self._row + count - done]
+            while not self._share.keeps(self._offset):
+                self._advance(1)
+            wanted = count - done if self._share.count == 1 else 1
+            rows = self._rows[self._row : self._row + wanted]
             for out, array in zip(batch, self._arrays, strict=True):
                 out[done : done + len(rows)] = array[rows]
             done += len(rows)
-            self._row += len(rows)
-            if self._row == len(self._rows):
-                self._next_file()
+            self._advance(len(rows))
         return batch
+
+    def _advance(self, rows: int) -> None:
+        self._offset += rows
+        self._row += rows
+        if self._row == len(self._rows):
+            self._next_file()
 
     def get_state(self) -> State:
         """The position of the next row."""
         state = {
-            "at": np.array([self._file, self._row]),
+            "at": np.array([self._file, self._row, self._offset]),
             "files": np.array(self._order, np.int32),
             "rows": np.array(self._rows, np.int32),
         }
@@ -76,14 +93,14 @@ class Rows:
                 expected=f"one in {len(self._files)}",
                 remedy="the list or its shuffle field has changed since it was saved",
             )
-        (self._file, row), self._order = state["at"].tolist(), state["files"].tolist()
+        (self._file, row, offset), self._order = state["at"].tolist(), state["files"].tolist()
         self._load()
         if len(state["rows"]) != len(self._rows):
             path = self._files[self._order[self._file]]
             raise CaffeError(
                 "the data's position", f"one in {len(state['rows'])} rows", expected=f"{path}'s {len(self._rows)}"
             )
-        self._row, self._rows = row, state["rows"].tolist()
+        self._row, self._offset, self._rows = row, offset, state["rows"].tolist()
         if self._rand:
             self._rand.set_state(state["rand"])
 

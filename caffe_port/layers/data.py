@@ -29,7 +29,7 @@ class Data(Prefetching):
         path, batch = self.find(self.p.source, "database"), self.batch_size()
         records = open_records(path, self.p.enum("backend"))
         skip = self.draw() % limit if limit else 0
-        return DatumBatches(path, records, self.transformer, batch, color=self.color(), skip=skip)
+        return DatumBatches(path, records, self.transformer, batch, color=self.color(), skip=skip, share=self.share())
 
     def color(self) -> int:
         """How encoded records are decoded."""

@@ -34,7 +34,9 @@ class HDF5Data(Reading):
         self.count = self.batch_size()
         rand = c_rand() if self.p.shuffle else None
         source = self.find(self.p.source, "list of HDF5 files")
-        self.rows = Rows(source, self.places, self.fields.top, rand, four_axes=self.dialect.legacy_shapes)
+        self.rows = Rows(
+            source, self.places, self.fields.top, rand, four_axes=self.dialect.legacy_shapes, share=self.share()
+        )
 
     def reshape(self) -> list[Shape]:
         return [(self.count, *shape) for shape in self.rows.shapes]

@@ -15,6 +15,7 @@ from caffe_port.data import Ahead, Batches, Places, State, Transformer
 from caffe_port.data.batches import Cursor
 from caffe_port.data.pictures import Reader
 from caffe_port.data.position import pack, unpack
+from caffe_port.data.share import ALL, Share, share
 from caffe_port.errors import CaffeError
 from caffe_port.formats.meanfile import read_mean
 from caffe_port.layers.base import Layer, Shape
@@ -44,6 +45,10 @@ class Reading(Layer):
         if size < 1:
             raise self.error(f"batch_size {size}", expected="1 or more")
         return size
+
+    def share(self) -> Share:
+        """The part of the data that is this process's, if the layer is of those that read only that."""
+        return share() if self.training else ALL
 
     def state(self) -> dict[str, str]:
         """The position of the next batch that ``forward`` gives, as text that JSON can hold, for :meth:`restore`."""

@@ -63,7 +63,7 @@ def check_prefix(param: Any, where: str) -> None:
 
 
 def write(solver: Solver, stem: str) -> Path:
-    """Write a snapshot named ``stem`` + extensions; the state's path.
+    """Write a snapshot named ``stem`` + extensions; the state's path. Of several processes all take part, one writes.
 
     Raises:
         FileError: it cannot be written (a full disk); an earlier one of the same name is then as it was.
@@ -72,6 +72,9 @@ def write(solver: Solver, stem: str) -> Path:
     end = ".h5" if hdf5 else ""
     kind = f"{'HDF5' if hdf5 else 'binary proto'} file " if solver.dialect.logs_kind_of_snapshot else ""
     weights, state, resume = (Path(f"{stem}{e}") for e in (f".caffemodel{end}", f".solverstate{end}", ".resume"))
+    positions = solver.group.gather((solver.moment or Moment(solver)).facts())
+    if not solver.group.first:
+        return state
     _sweep(Path(f"{solver.param.snapshot_prefix}_iter_"))
     staged = {path: path.with_name(_NEW + path.name) for path in (weights, state)}
     try:
@@ -83,7 +86,7 @@ def write(solver: Solver, stem: str) -> Path:
             "iter": solver.iter,
             "written": time.time(),
             "files": {path.name: _checksum(new) for path, new in staged.items()},
-            "positions": [(solver.moment or Moment(solver)).facts()],
+            "positions": positions,
         }
         with atomic_write(resume, overwrite=True, durable=True) as file:
             file.write(json.dumps(facts, indent=1).encode())
@@ -239,9 +242,11 @@ def _restore_history(solver: Solver, state: SolverHistory, path: Path) -> None:
 
 
 def _restore_position(solver: Solver, facts: dict[str, Any]) -> None:
-    (mine,) = facts["positions"]
-    solver.iter = facts["iter"]
-    nets = _nets(solver)
+    solver.iter, positions, group = facts["iter"], facts["positions"], solver.group
+    if len(positions) != group.count:
+        solver.log.line(f"{len(positions)} processes trained, now {group.count} do: data and random numbers start anew")
+        return
+    mine, nets = positions[group.rank], _nets(solver)
     if len(mine["nets"]) != len(nets):
         raise CaffeError(solver.path, f"{len(nets) - 1} test nets", expected=f"{len(mine['nets']) - 1}")
     for net, states in zip(nets, mine["nets"], strict=True):

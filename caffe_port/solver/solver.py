@@ -23,6 +23,7 @@ from caffe_port.pycaffe import Net
 from caffe_port.schema import read_solver
 from caffe_port.solver import debug, schedule, snapshot, update
 from caffe_port.solver.average import Average
+from caffe_port.solver.distributed import Group
 from caffe_port.solver.diverged import check_parameters, diverged
 from caffe_port.solver.listener import Iteration, Listener
 from caffe_port.solver.log import Log
@@ -66,6 +67,7 @@ class Solver:
         keep_going: whether to train on when the loss is not a number, as Caffe does.
         precision: "fp32", or "bf16" for the training net's products.
         channels_last: whether parameters and images lie with their channels last.
+        group: the processes that train together.
 
     Attributes:
         param: the SolverParameter. net: the training net. test_nets: the others.
@@ -92,6 +94,7 @@ class Solver:
         keep_going: bool = False,
         precision: str = "fp32",
         channels_last: bool = False,
+        group: Group | None = None,
     ) -> None:
         self.param = param = read_solver(source, proto=proto)
         if kind is not None:
@@ -99,6 +102,8 @@ class Solver:
         is_file = isinstance(source, (str, Path)) and "\n" not in str(source)
         self.path = str(path or (source if is_file else "<solver>"))
         self.log, self.keep_going = log or Log(), keep_going
+        self.group = group = group or Group()
+        self.log.quiet |= not group.first
         self.listeners: list[Listener] = []
         self.moment: Moment | None = None
         self.saved: tuple[int, Path] | None = None
@@ -117,7 +122,7 @@ class Solver:
         schedule.check(param, self.path)
         snapshot.check_prefix(param, self.path)
         if param.random_seed >= 0:
-            random.set_random_seed(param.random_seed)
+            random.set_random_seed(param.random_seed + group.rank)
         self._nets = Nets(param, self.path, dialect, proto)
         said, definition = self._nets.train()
         self.log.line(f"Creating training net {said}")
@@ -171,6 +176,8 @@ class Solver:
         if self.stopped:
             self.log.line("Optimization stopped early.")
             return
+        if not self.group.first:
+            return
         self.moment = Moment(self)
         if param.display and self.iter % param.display == 0:
             with torch.no_grad():
@@ -185,6 +192,7 @@ class Solver:
         """Train for so many iterations more."""
         param, start, self.stopped = self.param, self.iter, False
         self.average.start()
+        self.group.broadcast(p.parameter for p in self.learned)
         self._timed = (time.monotonic(), self.iter)
         while self.iter < start + iterations and not self.stopped:
             self.moment = Moment(self)
@@ -193,12 +201,13 @@ class Solver:
                 and self.iter % param.test_interval == 0
                 and (self.iter or param.test_initialization)
             ):
-                self.test_all()
+                if self.group.first:
+                    self.test_all()
                 if self.stopped:
                     self._undo()
                     return
             self._iterate()
-            request = self.requested()
+            request = self.group.agree(self.requested())
             if request == "snapshot" or (param.snapshot and self.iter % param.snapshot == 0):
                 self.snapshot()
             self.stopped = request == "stop"
@@ -216,6 +225,7 @@ class Solver:
         if display:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
             self.log.scores("Train", told)
+        self.group.average([p.parameter.grad for p in self.learned if p.parameter.grad is not None])
         self._tell("on_gradients_ready")
         self._whole, self.moment = False, None
         rate = self.apply_update(display)
@@ -339,6 +349,8 @@ class Solver:
         return loss.item(), outputs
 
     def _asked_to_stop(self) -> bool:
+        if self.group.count > 1:
+            return False  # the others cannot hear of it before the next iteration
         while (request := self.requested()) != "none":
             if request == "snapshot":
                 self.snapshot()
@@ -373,9 +385,11 @@ class Solver:
     def rescue(self) -> Path | None:
         """After an error: a snapshot of the last completed iteration, or the one that holds it already.
 
-        None if there is nothing to save yet, or the error came while parameters were changing or being written.
+        None if there is nothing to save yet, or the error came while parameters were changing or being written. Several
+        processes save nothing: the others may not have failed.
         """
-        if not self._whole or (self.saved and self.saved[0] == self.iter) or not self.iter:
+        can = self._whole and self.iter and self.group.count == 1
+        if not can or (self.saved and self.saved[0] == self.iter):
             return self.saved[1] if self.saved else None
         self._undo()
         return self.snapshot()

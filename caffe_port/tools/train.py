@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,12 +83,24 @@ def train(arguments: argparse.Namespace) -> None:
         raise CaffeError(
             "--snapshot and --weights", "both", expected="a snapshot to resume from, or weights to finetune"
         )
-    from caffe_port.solver.bar import Bar
-    from caffe_port.solver.plot import Plot
-    from caffe_port.solver.records import Records
     from caffe_port.solver.signals import Signals
 
     solver = build(arguments)
+    if solver.group.first:
+        _add_listeners(solver, arguments)
+    solver.log.line("Starting Optimization", "caffe.cpp")
+    with Signals(arguments.sigint_effect, arguments.sighup_effect) as signals, _rescued(solver):
+        solver.requested = signals.requested
+        solver.solve()
+    solver.log.line("Optimization Done.", "caffe.cpp")
+    solver.group.leave()
+
+
+def _add_listeners(solver: Solver, arguments: argparse.Namespace) -> None:
+    from caffe_port.solver.bar import Bar
+    from caffe_port.solver.plot import Plot
+    from caffe_port.solver.records import Records
+
     if arguments.log_dir or arguments.plot:
         records = Records(arguments.log_dir)
         solver.listeners.append(records)
@@ -95,11 +108,6 @@ def train(arguments: argparse.Namespace) -> None:
             solver.listeners.append(Plot(arguments.plot, records))
     if sys.stderr.isatty():
         solver.listeners.append(Bar())
-    solver.log.line("Starting Optimization", "caffe.cpp")
-    with Signals(arguments.sigint_effect, arguments.sighup_effect) as signals, _rescued(solver):
-        solver.requested = signals.requested
-        solver.solve()
-    solver.log.line("Optimization Done.", "caffe.cpp")
 
 
 def build(arguments: argparse.Namespace) -> Solver:
@@ -107,6 +115,7 @@ def build(arguments: argparse.Namespace) -> Solver:
     from caffe_port.schema import read_solver
     from caffe_port.schema.plugins import allow_python_layers, load_plugin
     from caffe_port.solver import Solver
+    from caffe_port.solver.distributed import join
     from caffe_port.solver.log import Log
 
     for plugin in arguments.plugin:
@@ -114,13 +123,15 @@ def build(arguments: argparse.Namespace) -> Solver:
     if arguments.python_layers:
         allow_python_layers()
     param = read_solver(arguments.solver, proto=arguments.proto, settings=_settings(arguments))
-    log = Log()
+    group = join(device_of(arguments.device or ("auto" if param.solver_mode == param.GPU else "cpu")))
+    if not group.first:
+        os.environ["GLOG_minloglevel"] = "1"  # one process speaks for all
+    log, device = Log(), group.device
     state = _state(arguments, param, log)
     if state:
         param.ClearField("weights")
     elif arguments.weights:
         param.weights[:] = [arguments.weights]
-    device = device_of(arguments.device or ("auto" if param.solver_mode == param.GPU else "cpu"))
     log.line("Use CPU." if device.type == "cpu" else f"Using GPUs {device.index or 0}", "caffe.cpp")
     solver = Solver(
         param,
@@ -132,6 +143,7 @@ def build(arguments: argparse.Namespace) -> Solver:
         keep_going=arguments.keep_going,
         precision=arguments.precision,
         channels_last=arguments.channels_last,
+        group=group,
     )
     if state:
         log.line(f"Resuming from {state}", "caffe.cpp")

@@ -41,5 +41,6 @@ setup(
         "tqdm>=4.64",
         "opencv-contrib-python-headless>=4.8,<5",
     ],
+    entry_points={"console_scripts": ["caffe-port=caffe_port.tools.caffe:main"]},
     extras_require={"data": DATA, "leveldb": LEVELDB, "plot": PLOT, "board": BOARD, "test": TEST, "lint": LINT},
 )

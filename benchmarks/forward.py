@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,18 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.turns import report, serve, take_turns  # noqa: E402
+
 SIDE = 320
 DEPLOY = "decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
 GMAC = {"convolution": 66.2, "fully-connected and bridge": 6.4}
 """Of the full-width pass (SPEED in docs/)."""
-
-
-def serve(run) -> None:
-    """Answer each line on stdin with the milliseconds of one run."""
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print((time.perf_counter() - start) * 1e3, flush=True)
 
 
 def serve_port(prototxt: str, weights: str, threads: int) -> None:
@@ -160,46 +153,17 @@ def random_weights(prototxt: Path, path: Path) -> Path:
 
 def compare(args: argparse.Namespace, prototxt: str, weights: str) -> None:
     me = [sys.executable, __file__, "--prototxt", prototxt, "--weights", weights, "--threads", str(args.threads)]
-    quiet = {**os.environ, "GLOG_minloglevel": "2", "OMP_NUM_THREADS": str(args.threads)}
-    quiet["OPENBLAS_NUM_THREADS"] = quiet["OMP_NUM_THREADS"]
     commands = {"caffe_port": [*me, "--serve", "port"], "plain PyTorch": [*me, "--serve", "hand"]}
     if args.fork:
         commands["the fork"] = [args.fork_python, "-c", FORK, f"{args.fork}/python", prototxt, weights]
-    running = {
-        name: subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet, cwd=ROOT)
-        for name, c in commands.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in running}
-    try:
-        for i in range(args.rounds + 3):  # three rounds to warm up: the second prepares weights
-            for name, process in running.items():
-                process.stdin.write("\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-                if not line:
-                    raise SystemExit(f"{name} stopped with status {process.wait()}")
-                if i >= 3:
-                    times[name].append(float(line))
-    finally:
-        for process in running.values():
-            process.kill()
-    report(times, args)
-
-
-def report(times: dict[str, list[float]], args: argparse.Namespace) -> None:
-    ours = times["caffe_port"]
+    # Three rounds to warm up: the second prepares weights.
+    times, peaks = take_turns(commands, rounds=args.rounds, warm=3, threads=args.threads, cwd=ROOT)
     print(f"one deploy pass, {SIDE}x{SIDE}, width {args.width}, fp32, {args.threads} threads, {args.rounds} rounds\n")
-    print(f"{'':16}{'median ms':>10}{'min ms':>9}{'times ours (median of rounds)':>32}")
-    for name, t in times.items():
-        ratio = statistics.median(a / b for a, b in zip(t, ours, strict=True))
-        print(f"{name:16}{statistics.median(t):10.0f}{min(t):9.0f}{ratio:32.2f}")
+    report(times, peaks, "caffe_port")
     if Fraction(args.width) == 1:
-        speed = ceiling(args.threads)
-        work = sum(GMAC.values())
+        speed, work, best = ceiling(args.threads), sum(GMAC.values()), min(times["caffe_port"])
         floor = 2 * work / speed * 1e3
-        print(
-            f"\nlimit: {work:.1f} GMAC at {speed:.0f} GFLOP/s = {floor:.0f} ms; best run {min(ours) / floor:.2f} of it"
-        )
+        print(f"\nlimit: {work:.1f} GMAC at {speed:.0f} GFLOP/s = {floor:.0f} ms; best run {best / floor:.2f} of it")
 
 
 if __name__ == "__main__":

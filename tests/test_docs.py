@@ -1,7 +1,8 @@
 """What the documents say is so: their commands run, their tables are current, their links lead somewhere.
 
 A fenced block whose first line ends in ``run`` is run, in a folder with ``net.prototxt``, ``model.caffemodel`` and
-``reference.npz``. One that names a file of docs/ shows that file.
+``reference.npz``, and with a slim DecoupledNet: ``deploy.prototxt``, ``trained.caffemodel``, ``inference.caffemodel``.
+One that names a file of docs/ shows that file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 from reference import EMBEDDED
-from slim import with_inputs
+from segment_nets import DEPLOY, slim
+from slim import narrow, with_inputs
 
 import caffe_port
 from caffe_port.schema.plugins import load_plugin
@@ -68,6 +70,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i, blob in enumerate(blobs):
                 blob.data[...] = arrays[f"param/{layer}/{i}"]
     net.save(folder / "model.caffemodel")
+    (folder / "deploy.prototxt").write_text(str(narrow(DEPLOY, "1/32")))
+    for name in ("trained.caffemodel", "inference.caffemodel"):
+        slim(found=[1, 3]).save(folder / name)
     return folder
 
 

@@ -198,7 +198,7 @@ def test_levels_are_chosen_and_reported(source: Path, made: tuple[Path, Prepared
     assert {*two} <= {*ten}
     used = {Path(line[0]).stem for line in lines(path / "seg_imgset_2" / "train.txt")}
     assert used == {*two}
-    assert "4 classes have fewer pictures than the 10 asked for: disc (" in "\n".join(report.warnings())
+    assert "classes with fewer pictures than the 10 asked for: 4 (disc " in "\n".join(report.warnings())
     strong_only = {Path(line[0]).stem for line in lines(path / "cls_imgset_2" / "train.txt")}
     assert strong_only == {*two}
 
@@ -274,7 +274,7 @@ def test_weak_labels_are_those_of_the_list_not_of_the_mask(copy: Path, tmp_path:
     for name in folder.names("train")[5:]:
         folder.mask(name).unlink()
     report = prepare(folder, tmp_path / "lists", Plan(levels=(Level("Full"),), crops=2, deconvnet=False))
-    assert "11 pictures have no mask, so are not in level Full" in "\n".join(report.warnings())
+    assert "pictures without a mask, so not in level Full: 11 (train_" in "\n".join(report.warnings())
     found = lines(tmp_path / "lists" / "cls_imgset" / "train.txt")
     assert len(found) == 16
     for picture, mask, *box in found:
@@ -362,8 +362,8 @@ def test_pictures_without_a_class_are_counted(copy: Path, tmp_path: Path) -> Non
     name = "train_000002"
     write_labels(folder.mask(name), np.zeros_like(folder.labels(name)), overwrite=True)
     report = "\n".join(prepare(folder, tmp_path / "lists", PLAN).warnings())
-    assert f"1 pictures' masks show other classes than ImageSets/labels.txt says: {name}" in report
-    assert f"1 strongly annotated pictures of level Full show no class, so have no crops: {name}" in report
+    assert f"pictures whose masks show other classes than ImageSets/labels.txt says: 1 ({name})" in report
+    assert f"pictures of level Full that show no class, so have no crops: 1 ({name})" in report
 
 
 def test_an_error_comes_out_of_another_process(copy: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Prepared:
     def warnings(self) -> list[str]:
         """A line for each remark: how many it is on, and the first of them."""
         return [
-            f"{len(whom)} {what}: {', '.join(whom[:3])}{', ...' if len(whom) > 3 else ''}"
+            f"{what}: {len(whom)} ({', '.join(whom[:3])}{', ...' if len(whom) > 3 else ''})"
             for what, whom in self.remarks.items()
         ]
 
@@ -140,14 +140,14 @@ def prepare(
     made = Prepared()
     out = Outputs(output, _paths(plan), overwrite)
     train, val = folder.names(plan.train), folder.names(plan.val)
-    made.remark(f"pictures are in {plan.val} as well as in {plan.train}", sorted({*train} & {*val}))
+    made.remark(f"pictures in {plan.val} as well as in {plan.train}", sorted({*train} & {*val}))
     names = list(dict.fromkeys(train + val))
     survey = dict(zip(watch(names, "reading"), in_processes(partial(_survey, folder), names, workers), strict=True))
     labels = _labels(folder, survey, made)
     strong = {level: _strong(folder, level, plan, train, survey, made) for level in plan.levels}
     for level in plan.levels:
         without = [name for name in strong[level] if not survey[name].shown]
-        made.remark(f"strongly annotated pictures of level {level.name} show no class, so have no crops", without)
+        made.remark(f"pictures of level {level.name} that show no class, so have no crops", without)
     dim = plan.label_dim or len(folder.classes)
     if dim < len(folder.classes):
         raise CaffeError("label_dim", str(dim), expected=f"at least the {len(folder.classes)} classes")
@@ -200,8 +200,8 @@ def _labels(folder: Folder, survey: Mapping[str, Surveyed], made: Prepared) -> d
             )
         labels[name] = given
     differ = [name for name, (_, shown) in survey.items() if shown is not None and shown != labels[name]]
-    made.remark("pictures' masks show other classes than ImageSets/labels.txt says", differ)
-    made.remark("pictures have no class", [name for name, given in labels.items() if not given])
+    made.remark("pictures whose masks show other classes than ImageSets/labels.txt says", differ)
+    made.remark("pictures without a class", [name for name, given in labels.items() if not given])
     return labels
 
 
@@ -210,9 +210,9 @@ def _strong(
 ) -> list[str]:
     """The strongly annotated pictures of a level."""
     if level.list:
-        names = folder.names(level.list)
+        names, known = folder.names(level.list), {*train}
         for name in names:
-            if name not in {*train}:
+            if name not in known:
                 raise CaffeError(level.list, name, expected=f"pictures of {plan.train}")
             if survey[name].shown is None:
                 raise FileError(
@@ -223,13 +223,13 @@ def _strong(
     if not masked:
         raise FileError(str(folder.root / MASKS), f"no mask of a picture of {plan.train}", expected="some")
     if level.name == FULL:
-        made.remark(f"pictures have no mask, so are not in level {FULL}", [n for n in train if n not in masked])
+        made.remark(f"pictures without a mask, so not in level {FULL}", [n for n in train if n not in masked])
         return list(masked)
     if not level.name.isdecimal() or not int(level.name):
         raise CaffeError("level", repr(level.name), expected=f"{FULL}, a number for each class, or NAME:LIST")
     names, short = choose(masked, int(level.name), len(folder.classes), plan.seed)
-    got = [f"{folder.classes[label - 1]} ({count})" for label, count in short.items()]
-    made.remark(f"classes have fewer pictures than the {level.name} asked for", got)
+    got = [f"{folder.classes[label - 1]} {count}" for label, count in short.items()]
+    made.remark(f"classes with fewer pictures than the {level.name} asked for", got)
     return names
 
 

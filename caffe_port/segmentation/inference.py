@@ -194,5 +194,4 @@ def enlarge(maps: Array, height: int, width: int) -> Array:
     """Maps of the padded square at the size of the picture in it: (n, size, size) to (n, height, width)."""
     side = max(height, width)
     # MATLAB holds what comes from Caffe with x as its first axis, and resizes that first.
-    resized = imresize(maps.transpose(2, 1, 0), (side, side))
-    return np.ascontiguousarray(resized[:width, :height].transpose(2, 1, 0))
+    return np.stack([imresize(one.T, (side, side))[:width, :height].T for one in maps])

@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from reference import SHARED, folder, needs_shared
+from reference import EMBEDDED, SHARED, folder, needs_shared
 
 from caffe_port import random
+from caffe_port.errors import DefinitionError
 from caffe_port.formats import open_weights
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
 from caffe_port.net import Net
@@ -172,7 +173,7 @@ def compare_states(ours: Path, theirs: Path) -> float:
     assert (a.iter, a.current_step, a.learned_net) == (b.iter, b.current_step, b.learned_net)
     assert len(a.history) == len(b.history)
     worst = [apart(x, y) for x, y in zip(a.history, b.history, strict=True)]
-    mine, real = (open_weights(p.with_name(Path(b.learned_net).name)) for p in (ours, theirs))
+    mine, real = (open_weights(str(p).replace(".solverstate", ".caffemodel")) for p in (ours, theirs))
     assert [(x.name, x.type) for x in mine.layers] == [(y.name, y.type) for y in real.layers]
     for x, y in zip(mine.layers, real.layers, strict=True):
         worst += [apart(p, q) for p, q in zip(x.blobs, y.blobs, strict=True)]
@@ -229,6 +230,70 @@ def structure(file: h5py.File) -> dict[str, Any]:
 
     file.visititems(visit)
     return found
+
+
+CORNERS = """
+layer {
+  name: "data" type: "HDF5Data" top: "data" top: "label"
+  hdf5_data_param { source: "data.txt" batch_size: 6 }
+}
+layer { name: "norm" type: "BatchNorm" bottom: "data" top: "norm" }
+layer {
+  name: "a" type: "InnerProduct" bottom: "norm" top: "a" param { name: "w" } param { lr_mult: 2 decay_mult: 0 }
+  inner_product_param { axis: 3 num_output: 8 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layer { name: "tanh" type: "TanH" bottom: "a" top: "a" }
+layer {
+  name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" lr_mult: 0.5 decay_mult: 3 }
+  inner_product_param { axis: 3 num_output: 8 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layer {
+  name: "aside" type: "InnerProduct" bottom: "b" top: "aside"
+  inner_product_param { num_output: 3 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layer { name: "silence" type: "Silence" bottom: "aside" }
+layer {
+  name: "stopped" type: "InnerProduct" bottom: "norm" top: "stopped"
+  inner_product_param { num_output: 5 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layer {
+  name: "score" type: "InnerProduct" bottom: "b" top: "score"
+  inner_product_param { num_output: 5 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layer {
+  name: "sum" type: "Eltwise" bottom: "stopped" bottom: "score" top: "sum"
+  propagate_down: false propagate_down: true
+}
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "sum" bottom: "label" top: "loss" }
+"""
+CORNER_KINDS = {
+    "SGD": "base_lr: 0.02 momentum: 0.9",
+    "Nesterov": "base_lr: 0.02 momentum: 0.9",
+    "AdaGrad": "base_lr: 0.02",
+    "RMSProp": "base_lr: 0.02 rms_decay: 0.9",
+    "AdaDelta": "base_lr: 1 momentum: 0.95 delta: 1e-6",
+    "Adam": "base_lr: 0.02 momentum: 0.9 momentum2: 0.99",
+}
+
+
+@pytest.mark.parametrize("kind", CORNER_KINDS)
+def test_what_has_no_gradient_and_what_is_shared_moves_as_in_caffe(kind: str, place: Path) -> None:
+    """``caffe train`` on this net and this solver left the files compared with: a parameter shared by layers of which
+    the second has the multipliers, layers that no gradient reaches and that decay all the same, statistics."""
+    Path("net.prototxt").write_text(CORNERS)
+    text = f"""
+        net: "net.prototxt" type: "{kind}" {CORNER_KINDS[kind]} weight_decay: 0.05 {FIXED} iter_size: 2
+        clip_gradients: 5 random_seed: 3 max_iter: 8 snapshot: 8 snapshot_prefix: "r" solver_mode: CPU
+    """
+    Solver(text, log=Recorder()).solve()
+    theirs = EMBEDDED / "bvlc_solver_corners" / f"{kind}.solverstate"
+    assert compare_states(Path("r_iter_8.solverstate"), theirs) < CLOSE
+
+
+def test_layers_that_share_a_parameter_agree_on_its_multipliers(place: Path) -> None:
+    text = CORNERS.replace('param { name: "w" }', 'param { name: "w" lr_mult: 1 }')
+    with pytest.raises(DefinitionError, match=r"layer b: a.weight.*expected 1.0, found lr_mult 0.5"):
+        Solver("net_param {" + text + '} lr_policy: "fixed" base_lr: 0.1\n', log=Recorder())
 
 
 # -- noh ---------------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_a_damaged_snapshot_is_refused_and_another_offered(harm: Callable[[Path]
         fresh().restore(run / "snap_iter_4.solverstate")
     harm(run / f"snap_iter_2{end}")
     assert snapshot.latest(run / "snap") is None
-    with pytest.raises(FormatError, match=rf"^{hurt}: [^;]*$"):
+    with pytest.raises(FormatError, match=rf"^{hurt}: (?!.*the last whole)"):
         fresh().restore(run / "snap_iter_4.solverstate")
 
 

@@ -6,7 +6,7 @@ Source: solver.cpp, sgd_solver.cpp (bvlc), solver.cpp (noh).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caffe_port import random
 from caffe_port.dialect import Dialect
@@ -25,23 +25,14 @@ from caffe_port.solver import debug, schedule, snapshot, update
 from caffe_port.solver.average import Average
 from caffe_port.solver.distributed import Group
 from caffe_port.solver.diverged import check_parameters, diverged
+from caffe_port.solver.learned import learned
 from caffe_port.solver.listener import Iteration, Listener
 from caffe_port.solver.log import Log
 from caffe_port.solver.moment import Moment
 from caffe_port.solver.nets import Nets
 from caffe_port.solver.precision import Bf16Net
 
-__all__ = ["Learned", "Solver"]
-
-
-@dataclass
-class Learned:
-    """A parameter that the solver updates (or, with lr_mult 0, leaves as it is), with its multipliers."""
-
-    name: str
-    parameter: Tensor
-    lr_mult: float
-    decay_mult: float
+__all__ = ["Scores", "Solver"]
 
 
 @dataclass
@@ -139,7 +130,7 @@ class Solver:
         for weights in param.weights:
             self.load(weights.split(","))
         self.log.line("Solver scaffolding done.")
-        self.learned = list(_learned(self.net))
+        self.learned = list(learned(self.net))
         self.history = [[torch.zeros_like(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates are found to do nothing."""
@@ -299,11 +290,11 @@ class Solver:
         Caffe updates all. One without a gradient can still decay (into a history of gradients even if its rate is 0),
         or go on by its momentum.
         """
-        learned = self.learned[i]
-        if learned.parameter.grad is not None:
+        one = self.learned[i]
+        if one.parameter.grad is not None:
             return True
         if i not in self._idle:
-            decays = bool(decay) and bool(learned.lr_mult or not self.rule.of_steps)
+            decays = bool(decay) and bool(one.lr_mult or not self.rule.of_steps)
             if decays or any(h[i].any() for h in self.history):
                 return True
             self._idle.add(i)
@@ -408,18 +399,3 @@ def scores(net: Net, outputs: dict[str, Tensor]) -> list[Scores]:
         for name in net.outputs
         for value in outputs[name].flatten().tolist()
     ]
-
-
-def _learned(net: Net) -> Iterator[Learned]:
-    """The net's own parameters (a shared one once) with their multipliers, in Caffe's order."""
-    seen: set[int] = set()
-    for node, layer in net.nodes:
-        for i, name in enumerate(layer.blob_names):
-            blob = layer.aliases.get(name, getattr(layer, name))
-            if id(blob) in seen:
-                continue
-            seen.add(id(blob))
-            spec = node.message.param[i] if i < len(node.message.param) else None
-            frozen = not isinstance(blob, nn.Parameter)
-            lr = 0.0 if frozen else spec.lr_mult if spec else 1.0
-            yield Learned(f"{layer.name}.{name}", blob, lr, spec.decay_mult if spec else 1.0)

@@ -1,10 +1,10 @@
-"""One training step of DecoupledNet: the solver here, a step written by hand in PyTorch, and the fork where it is built.
+"""One training step of DecoupledNet: the solver here, a step by hand in PyTorch, and the fork where it is built.
 
     python benchmarks/training.py [--width 1/1] [--rounds 5] [--batch 4] [--threads 2] [--fork DIR]
 
-A step is a forward and a backward pass of a batch at 320x320 and the update, the classification layers frozen. The three
-run in turn, round by round, in processes of their own; medians, ratios and each one's peak memory are printed. The data
-stands still: what reading it costs is in benchmarks of its own. ``--fork`` is the folder of a built HyeonwooNoh/caffe;
+A step is a forward and a backward pass of a batch at 320x320 and the update, the classification layers frozen. The
+three run in turn, round by round, in processes of their own; medians, ratios and each one's peak memory are printed.
+The data stands still: what reading it costs is in benchmarks of its own. ``--fork`` is the folder of a built HyeonwooNoh/caffe;
 OPENBLAS_CORETYPE decides which kernels its BLAS uses.
 """
 

@@ -4,8 +4,8 @@
 
 A step is a forward and a backward pass of a batch at 320x320 and the update, the classification layers frozen. The
 three run in turn, round by round, in processes of their own; medians, ratios and each one's peak memory are printed.
-The data stands still: what reading it costs is in benchmarks of its own. ``--fork`` is the folder of a built HyeonwooNoh/caffe;
-OPENBLAS_CORETYPE decides which kernels its BLAS uses.
+The data stands still: what reading it costs is in benchmarks of its own. ``--fork`` is the folder of a built
+HyeonwooNoh/caffe; OPENBLAS_CORETYPE decides which kernels its BLAS uses.
 """
 
 from __future__ import annotations
@@ -152,9 +152,8 @@ def compare(args: argparse.Namespace, folder: str, weights: str) -> None:
 
         speed, best = ceiling(args.threads), min(times["caffe_port"])
         floor = 2 * GMAC * args.batch / speed * 1e3
-        print(
-            f"\nlimit: {GMAC * args.batch:.0f} GMAC at {speed:.0f} GFLOP/s = {floor:.0f} ms; best {best / floor:.2f} of it"
-        )
+        work = f"{GMAC * args.batch:.0f} GMAC at {speed:.0f} GFLOP/s"
+        print(f"\nlimit: {work} = {floor:.0f} ms; best {best / floor:.2f} of it")
 
 
 if __name__ == "__main__":

@@ -238,7 +238,8 @@ def opencv(net: Any, text: str, arrays: dict[str, Any], threads: int) -> Run | N
         weights = Path(folder, "net.caffemodel")
         net.save(weights)
         try:
-            theirs = cv2.dnn.readNetFromCaffe(*(np.frombuffer(b, np.uint8) for b in (text.encode(), weights.read_bytes())))
+            files = (np.frombuffer(file, np.uint8) for file in (text.encode(), weights.read_bytes()))
+            theirs = cv2.dnn.readNetFromCaffe(*files)
             return forward if forward().shape == net.shapes["y0"] else None
         except cv2.error:
             return None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.loss import grouped_sum
+from caffe_port.layers.masks import above, equals
 
 
 def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:
@@ -113,14 +114,15 @@ class ArgMax(Layer):
 
     def ranked(self, x: Tensor, along: int) -> tuple[Tensor, Tensor]:
         """The largest numbers and their places; among equal ones the last comes first, as it does first from behind."""
-        backwards, n = x.flip(along), x.shape[along]
-        if self.top_k == 1:
-            value, place = backwards.max(along, keepdim=True)
-        else:
-            value, place = backwards.topk(min(self.top_k + 1, n), along)
-            if (value.diff(dim=along) == 0).any():
-                value, place = backwards.sort(dim=along, descending=True, stable=True)
+        n = x.shape[along]
+        if self.top_k > 1:
+            value, place = x.topk(min(self.top_k + 1, n), along)
+            if not (value.diff(dim=along) == 0).any():
+                return value.narrow(along, 0, self.top_k), place.narrow(along, 0, self.top_k).to(x.dtype)
+            value, place = x.flip(along).sort(dim=along, descending=True, stable=True)
             value, place = value.narrow(along, 0, self.top_k), place.narrow(along, 0, self.top_k)
+        else:
+            value, place = x.flip(along).max(along, keepdim=True)
         return value, (n - 1 - place).to(x.dtype)
 
 
@@ -188,9 +190,9 @@ class BinaryAccuracy(Layer):
         return [()]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        said, label = x > 0, label.to(torch.int32)
+        said, label = above(x, 0), label.to(torch.int32).to(x.dtype)
         (tp, positive), (fp, negative) = (
-            [which.sum().to(x.dtype) for which in (said & true, true)] for true in (label == 1, label == 0)
+            ((said * true).sum(), true.sum()) for true in (equals(label, 1), equals(label, 0))
         )
         fn, tn = positive - tp, negative - fp
         if self.mode == "Accuracy":

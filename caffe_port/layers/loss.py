@@ -20,9 +20,10 @@ from caffe_port.layers.masks import above, differs
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:
-    """The softmax along ``axis``; where nothing follows that but axes of 1, torch's quick way is the one without them."""
-    behind = x.shape[axis + 1 :]
-    return torch.softmax(x.flatten(axis), axis).view(x.shape) if behind and prod(behind) == 1 else torch.softmax(x, axis)
+    """The softmax along ``axis``. Torch's quick way is for the last one, so axes of 1 behind it are taken off."""
+    if axis + 1 < x.dim() and prod(x.shape[axis + 1 :]) == 1:
+        return torch.softmax(x.flatten(axis), axis).view(x.shape)
+    return torch.softmax(x, axis)
 
 
 @layer("Softmax", param="softmax_param")

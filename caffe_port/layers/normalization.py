@@ -201,6 +201,35 @@ class MVN(Layer):
         return y.view(shape)
 
 
+class _AcrossChannels(torch.autograd.Function):
+    """x / (k + alpha * sum of the squares of ``size`` channels)^beta."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+        scale = _sum_over_channels(x.square(), size).mul_(alpha).add_(k)
+        # x^-3/4, the default, is cheap as roots.
+        factor = scale.rsqrt().mul_(scale.rsqrt().sqrt_()) if beta == 0.75 else scale.pow(-beta)
+        ctx.save_for_backward(x, scale, factor)
+        ctx.size, ctx.rate = size, 2 * alpha * beta
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, scale, factor = ctx.saved_tensors
+        direct = grad * factor
+        around = _sum_over_channels((direct * x).div_(scale), ctx.size)
+        return direct.sub_(around.mul_(x).mul_(ctx.rate)), None, None, None, None
+
+
+def _sum_over_channels(x: Tensor, size: int) -> Tensor:
+    """For each channel the sum of the ``size`` ones around it."""
+    total = x.clone()
+    for d in range(1, size // 2 + 1):
+        total[:, d:] += x[:, :-d]
+        total[:, :-d] += x[:, d:]
+    return total
+
+
 @layer("LRN", param="lrn_param")
 class LRN(Layer):
     """x / (k + alpha / n * sum of squares)^beta over nearby channels, or over a square of pixels (there k is 1)."""
@@ -220,7 +249,7 @@ class LRN(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.across:
-            return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+            return _AcrossChannels.apply(x, self.size, self.alpha / self.size, self.beta, self.k)
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (1 + self.alpha * mean) ** -self.beta
 

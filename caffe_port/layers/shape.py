@@ -195,10 +195,9 @@ class Reshape(Layer):
         end = len(x) if n == -1 else start + n
         if not 0 <= start <= end <= len(x):
             raise self.error(f"axis {axis} and num_axes {n}", expected=f"axes of a blob of shape {x}")
-        if any(d == 0 and start + i >= len(x) for i, d in enumerate(self.dims)):
+        if any(d == 0 and i >= len(x) for i, d in enumerate(self.dims, start)):
             raise self.shape_error(f"a 0 in {self.dims} from axis {start} on", expected=f"axes to copy in {x}")
-        new = [x[start + i] if d == 0 else d for i, d in enumerate(self.dims)]
-        return [*x[:start], *new, *x[end:]]
+        return [*x[:start], *(d or x[i] for i, d in enumerate(self.dims, start)), *x[end:]]
 
     def reshape(self, x: Shape) -> list[Shape]:
         shape = self.asked(x)
@@ -214,6 +213,8 @@ class Reshape(Layer):
         return [tuple(shape)]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.from_axis == 0 and self.num_axes == -1:
+            return x.reshape([d or x.shape[i] for i, d in enumerate(self.dims)])
         return x.reshape(self.asked(x.shape))
 
 

@@ -1,0 +1,113 @@
+"""What layers do to be quick gives the numbers of the slow way, and benchmarks/layers.py knows every layer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import caffe_port
+from caffe_port.dialect import BVLC
+from caffe_port.layers import REGISTRY, Layer, create
+from caffe_port.layers.loss import serial_sum, softmax
+from caffe_port.layers.masks import above, differs, equals
+from caffe_port.schema import parse_text
+from caffe_port.schema.messages import LayerParameter
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.layer_rows import LEFT_OUT, ROWS
+
+
+def layer(text: str, *shapes: tuple[int, ...]) -> Layer:
+    bottoms = " ".join(f"bottom: 'x{i}'" for i in range(len(shapes)))
+    made = create(parse_text(f"name: 'l' {bottoms} {text}", LayerParameter, "text"), BVLC, "text")
+    made.setup(*shapes)
+    return made
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 127, 128, 129, 8193, 100_003])
+def test_a_serial_sum_is_rounded_after_every_addition(count: int, kind: type) -> None:
+    numbers = np.random.default_rng(count).normal(1, 3, count).astype(kind)
+    assert serial_sum(torch.from_numpy(numbers)).item() == np.add.accumulate(numbers)[-1]
+
+
+def test_a_serial_sum_of_zeros_has_no_sign() -> None:
+    assert str(serial_sum(torch.zeros(3)).item()) == "0.0"
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int32])
+def test_masks(kind: torch.dtype) -> None:
+    x = torch.tensor([-2, 0, 1, 2, 1], dtype=kind)
+    assert above(x, 1).tolist() == [0, 0, 0, 1, 0]
+    assert above(x, x.flip(0)).tolist() == [0, 0, 0, 1, 1]
+    assert equals(x, 1).tolist() == [0, 0, 1, 0, 1]
+    assert differs(x, 1).tolist() == [1, 1, 0, 1, 0]
+    assert {above(x, 1).dtype, equals(x, 1).dtype, differs(x, 1).dtype} == {kind}
+
+
+@pytest.mark.parametrize("behind", [(), (1,), (1, 1), (2, 1), (1, 3)], ids=str)
+def test_softmax(behind: tuple[int, ...]) -> None:
+    x = torch.randn(5, 7, *behind)
+    torch.testing.assert_close(softmax(x, 1), x.exp() / x.exp().sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("tops", ["top: 'y'", "top: 'y' top: 'switches'"])
+@pytest.mark.parametrize(
+    "windows",
+    [
+        "kernel_size: 2 stride: 2",
+        "kernel_size: 3 stride: 2",
+        "kernel_size: 3 stride: 1 pad: 1",
+        "kernel_h: 2 kernel_w: 3 stride: 3 round_mode: FLOOR",
+        "kernel_size: 3 stride: 2 pad: 2",
+    ],
+)
+@pytest.mark.parametrize("method", ["MAX", "AVE"])
+def test_pooling_is_the_same_with_and_without_gradients(method: str, windows: str, tops: str) -> None:
+    """Small whole numbers, so that windows are full of ties."""
+    x = torch.randint(-3, 3, (2, 19, 9, 11)).float()
+    pool = layer(f"type: 'Pooling' {tops} pooling_param {{ pool: {method} {windows} }}", tuple(x.shape))
+    with torch.no_grad():
+        quick = pool(x)
+    slow = pool(x.clone().requires_grad_())
+    for a, b in zip(quick, slow, strict=True) if isinstance(quick, tuple) else [(quick, slow)]:
+        assert torch.equal(a, b)
+        assert a.is_contiguous()
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 9])
+def test_lrn_is_torchs(channels: int, beta: float) -> None:
+    x = torch.randn(2, channels, 3, 4, dtype=torch.float64, requires_grad=True)
+    lrn = layer(f"type: 'LRN' top: 'y' lrn_param {{ local_size: 7 alpha: 2 beta: {beta} k: 3 }}", tuple(x.shape))
+    ours, theirs = lrn(x), F.local_response_norm(x, 7, 2, beta, 3)
+    torch.testing.assert_close(ours, theirs)
+    diff = torch.randn_like(x)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, diff)[0] for y in (ours, theirs)))
+
+
+def test_training_goes_on_from_states_that_inference_mode_left() -> None:
+    net = caffe_port.Net("""
+        layer { name: 'x' type: 'Input' top: 'x' top: 'c' input_param { shape { dim: 3 dim: 2 dim: 4 }
+          shape { dim: 3 dim: 2 } } }
+        layer { name: 'l' type: 'LSTM' bottom: 'x' bottom: 'c' top: 'y' recurrent_param { num_output: 3
+          weight_filler { type: 'uniform' min: -1 max: 1 } } }""")
+    inputs = {"x": torch.randn(3, 2, 4), "c": torch.ones(3, 2)}
+    with torch.inference_mode():
+        first = net(**inputs)["y"]
+    second = net(**inputs)["y"]
+    second.sum().backward()
+    assert not torch.equal(first, second)
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_the_benchmark_has_a_row_for_every_layer_or_a_reason() -> None:
+    ours = {name for name, cls in REGISTRY.items() if cls.__module__.startswith("caffe_port.")}
+    data = {name for name in ours if name.endswith("Data") or name in ("WindowSegBinary", "SelectSegBinary")}
+    assert ours - data - {row.type for row in ROWS} == LEFT_OUT.keys() - {"Data layers", "DummyData"}

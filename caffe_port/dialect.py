@@ -92,6 +92,10 @@ class Dialect:
     decay_before_iter_size: bool
     """The solver decays the summed gradient and divides by iter_size afterwards, in SGD only (noh: solver.cpp)."""
 
+    shared_parameters_decay_apart: bool
+    """Every layer that shares a parameter has a history of it, adds its own decay to that, and its step is one of the
+    parameter's (noh: net.cpp, Update). Otherwise a shared parameter is one, with one pair of multipliers."""
+
     smooths_last_loss: bool
     """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""
 
@@ -131,6 +135,7 @@ BVLC = Dialect(
     decodes_in_color=False,
     test_nets_crop_at_random=False,
     decay_before_iter_size=False,
+    shared_parameters_decay_apart=False,
     smooths_last_loss=True,
     logs_speed=True,
     logs_kind_of_snapshot=True,
@@ -160,6 +165,7 @@ NOH = Dialect(
     decodes_in_color=True,
     test_nets_crop_at_random=True,
     decay_before_iter_size=True,
+    shared_parameters_decay_apart=True,
     smooths_last_loss=False,
     logs_speed=False,
     logs_kind_of_snapshot=False,

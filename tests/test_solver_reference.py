@@ -298,6 +298,74 @@ def test_layers_that_share_a_parameter_agree_on_its_multipliers(place: Path) -> 
 
 # -- noh ---------------------------------------------------------------------------------------------------------------
 
+NOH_CORNERS = """
+layers {
+  name: "data" type: HDF5_DATA top: "data" top: "label"
+  hdf5_data_param { source: "data.txt" batch_size: 6 }
+}
+layers {
+  name: "norm" type: BN bottom: "data" top: "norm"
+  bn_param { scale_filler { type: "constant" value: 1 } shift_filler { type: "constant" value: 0.1 } }
+}
+layers {
+  name: "a" type: CONVOLUTION bottom: "norm" top: "a" param: "w" param: ""
+  blobs_lr: 1 blobs_lr: 2 weight_decay: 1 weight_decay: 0
+  convolution_param { num_output: 2 kernel_size: 3 pad: 1 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layers { name: "tanh" type: TANH bottom: "a" top: "a" }
+layers {
+  name: "b" type: CONVOLUTION bottom: "a" top: "b" param: "w" param: ""
+  blobs_lr: 1 blobs_lr: 0 weight_decay: 3 weight_decay: 1
+  convolution_param {
+    num_output: 2 kernel_size: 3 pad: 1 weight_filler { type: "gaussian" std: 0.2 } bias_filler { value: 0.3 }
+  }
+}
+layers {
+  name: "aside" type: INNER_PRODUCT bottom: "b" top: "aside"
+  inner_product_param { num_output: 3 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layers { name: "silence" type: SILENCE bottom: "aside" }
+layers {
+  name: "score" type: INNER_PRODUCT bottom: "b" top: "score"
+  inner_product_param { num_output: 5 weight_filler { type: "gaussian" std: 0.2 } }
+}
+layers { name: "loss" type: SOFTMAX_LOSS bottom: "score" bottom: "label" top: "loss" }
+"""
+NOH_SOLVER = """
+net: "net.prototxt" solver_type: {} base_lr: 0.02 weight_decay: 0.05 lr_policy: "fixed" iter_size: 2
+random_seed: 3 max_iter: 8 snapshot: 8 snapshot_prefix: "r" solver_mode: CPU
+"""
+NOH_KINDS = {"SGD": "momentum: 0.9", "NESTEROV": "momentum: 0.9", "ADAGRAD": ""}
+"""AdaGrad without the shared parameter."""
+
+
+@pytest.mark.parametrize("kind", NOH_KINDS)
+def test_shared_parameters_and_iter_size_are_the_forks(kind: str, place: Path) -> None:
+    """``caffe train`` of the fork left the files compared with: layers that share a parameter each decay it, gradients
+    of BN are the last pass's alone, and only SGD divides by iter_size."""
+    unshared = kind == "ADAGRAD"
+    Path("net.prototxt").write_text(NOH_CORNERS.replace('param: "w" param: ""', "") if unshared else NOH_CORNERS)
+    text = NOH_SOLVER.format(kind) + NOH_KINDS[kind]
+    run = Solver(text, log=Recorder())
+    run.solve()
+    theirs = EMBEDDED / "noh_solver_corners" / f"{kind}.solverstate"
+    mine, real = (open_weights(p).state_dict() for p in ("r_iter_8.caffemodel", theirs.with_suffix(".caffemodel")))
+    assert list(mine) == list(real)
+    assert max(apart(mine[name], real[name]) for name in real) < CLOSE
+    resumed = Solver(text, log=Recorder())
+    shutil.copy(theirs, "theirs.solverstate")
+    resumed.restore("theirs.solverstate")
+    for mine, real in zip(run.history[0], resumed.history[0], strict=True):
+        assert apart(mine, real) < CLOSE
+    assert len(read_solverstate("r_iter_8.solverstate").history) == len(read_solverstate(theirs).history) == 10
+
+
+def test_what_the_fork_shares_must_add_up(place: Path) -> None:
+    Path("net.prototxt").write_text(NOH_CORNERS)
+    with pytest.raises(DefinitionError, match=r"layer b: .*SGD or Nesterov.*a.weight, which it shares"):
+        Solver(NOH_SOLVER.format("ADAGRAD"), log=Recorder())
+
+
 NOH = SHARED / "reference" / "noh_solver"
 LOG_CLOSE = 1e-4
 """Of a loss or score, as part of it. The fork itself under OpenBLAS's kernels for other processors: 7e-5."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from killing import NETS, SOLVER, Diary, furnish, train
-from trainer import ENDS, Trainer, same
+from trainer import ENDS, Trainer, same, same_files
 
 from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
 from caffe_port.random import CRand, c_rand
@@ -40,6 +40,14 @@ def test_killed_at_random_moments(net: str, trainer: Trainer) -> None:
             kills += 1
         trainer.train(net, folder)
         same(trainer.place, folder, f"whole_{net}")
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_run_that_ended_goes_on(net: str, trainer: Trainer) -> None:
+    """Its last snapshot lies off the interval, and the fork numbers that one too high."""
+    trainer.train(net, f"ended_{net}", iterations=5)
+    trainer.train(net, f"ended_{net}")
+    same_files(trainer.place, f"ended_{net}", f"whole_{net}")
 
 
 @pytest.mark.parametrize("before", ["", "old"], ids=["new", "over_another_run's"])

@@ -44,9 +44,14 @@ class Trainer:
 
 def same(place: Path, ours: str, whole: str, iterations: int = 16) -> None:
     """The last snapshots are equal to the last byte, and nothing that was said differs."""
+    same_files(place, ours, whole, iterations)
+    told = [{*(place / folder / "diary").read_text().splitlines()} for folder in (ours, whole)]
+    assert told[0] == told[1]
+
+
+def same_files(place: Path, ours: str, whole: str, iterations: int = 16) -> None:
+    """Weights and states of the snapshots at ``iterations`` are equal to the last byte."""
     assert len(ours) == len(whole)
     for end in ENDS:
         state, expected = ((place / folder / f"snap_iter_{iterations}{end}").read_bytes() for folder in (ours, whole))
         assert state.replace(ours.encode(), whole.encode()) == expected  # a state names its weights
-    told = [{*(place / folder / "diary").read_text().splitlines()} for folder in (ours, whole)]
-    assert told[0] == told[1]

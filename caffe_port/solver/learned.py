@@ -1,8 +1,11 @@
-"""What a solver updates: the parameters, each once, with their multipliers. Source: net.cpp (bvlc), AppendParam."""
+"""What a solver updates: the net's parameters, each once, with their multipliers.
+
+Source: net.cpp (bvlc, AppendParam; noh, GetLearningRateAndWeightDecay and Update).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from caffe_port.errors import DefinitionError
 from caffe_port.net import Net
 
-__all__ = ["Learned", "learned"]
+__all__ = ["Learned", "learned", "slots"]
 
 
 @dataclass
@@ -24,12 +27,18 @@ class Learned:
     decay_mult: float
 
 
-def learned(net: Net) -> Iterator[Learned]:
+def learned(net: Net, *, of_steps: bool) -> Iterator[Learned]:
     """The net's own parameters in Caffe's order; multipliers of a shared one are those that any of its layers gives.
 
+    In noh every layer that shares it decays it, which together is the sum of their decays.
+
+    Args:
+        of_steps: whether histories hold steps, which add up.
+
     Raises:
-        DefinitionError: layers that share a parameter give it different ones.
+        DefinitionError: layers that share a parameter give it different ones, or, in noh, keep what does not add up.
     """
+    apart = net.dialect.shared_parameters_decay_apart
     names: dict[int, tuple[str, Tensor]] = {}
     specs: dict[int, list[tuple[str, Any]]] = {}
     for node, layer in net.nodes:
@@ -40,8 +49,32 @@ def learned(net: Net) -> Iterator[Learned]:
             if i < len(node.message.param):
                 given.append((f"{layer.where}: layer {layer.name}", node.message.param[i]))
     for key, (name, blob) in names.items():
-        lr, decay = (_multiplier(field, name, specs[key]) for field in ("lr_mult", "decay_mult"))
-        yield Learned(name, blob, lr if isinstance(blob, nn.Parameter) else 0.0, decay)
+        lr = _multiplier("lr_mult", name, specs[key]) if isinstance(blob, nn.Parameter) else 0.0
+        if apart and len(specs[key]) > 1:
+            if not of_steps:
+                where, what = specs[key][1][0], f"{name}, which it shares, with a history of gradients"
+                raise DefinitionError(where, what, expected="SGD or Nesterov where layers share parameters (noh)")
+            decay = float(sum(spec.decay_mult for _, spec in specs[key]))
+        else:
+            decay = _multiplier("decay_mult", name, specs[key])
+        yield Learned(name, blob, lr, decay)
+
+
+def slots(net: Net, parameters: Sequence[Learned]) -> Iterator[tuple[int, bool]]:
+    """Which parameter each history in a state is of, and whether it is that one's first.
+
+    Each has one; in noh one for every layer that has it. Their steps add up, and so the first stands for all.
+    """
+    if not net.dialect.shared_parameters_decay_apart:
+        yield from ((i, True) for i in range(len(parameters)))
+        return
+    numbers = {id(p.parameter): i for i, p in enumerate(parameters)}
+    seen: set[int] = set()
+    for _, layer in net.nodes:
+        for name in layer.blob_names:
+            i = numbers[id(layer.aliases.get(name, getattr(layer, name)))]
+            yield i, i not in seen
+            seen.add(i)
 
 
 def _multiplier(field: str, name: str, specs: list[tuple[str, Any]]) -> float:

@@ -34,6 +34,7 @@ from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
 from caffe_port.layers.blobs import legacy
+from caffe_port.solver.learned import slots
 from caffe_port.solver.moment import Moment
 
 if TYPE_CHECKING:
@@ -102,8 +103,11 @@ def write(solver: Solver, stem: str) -> Path:
 
 def _write_state(solver: Solver, path: Path, iteration: int, weights: Path) -> None:
     shaped = legacy if solver.dialect.legacy_shapes else tuple
-    history = [h.detach().cpu().numpy() for histories in solver.history for h in histories]
-    history = [h.reshape(shaped(h.shape)) for h in history]
+    places, history = list(slots(solver.net, solver.learned)), []
+    for histories in solver.history:
+        arrays = [h.detach().cpu().numpy() for h in histories]
+        arrays = [a.reshape(shaped(a.shape)) for a in arrays]
+        history += [arrays[i] if first else np.zeros_like(arrays[i]) for i, first in places]
     facts = SolverHistory(iteration, str(weights), solver.current_step, history)
     write_solverstate(path, facts, legacy=solver.dialect.legacy_shapes, overwrite=True)
 
@@ -226,7 +230,8 @@ def _weights(state: Path, named: str) -> Path:
 
 @torch.no_grad()
 def _restore_history(solver: Solver, state: SolverHistory, path: Path) -> None:
-    mine = [h for histories in solver.history for h in histories]
+    places = list(slots(solver.net, solver.learned))
+    mine = [(solver.learned[i].name, h[i], first) for h in solver.history for i, first in places]
     if len(state.history) != len(mine):
         raise WeightsError(
             str(path),
@@ -234,11 +239,11 @@ def _restore_history(solver: Solver, state: SolverHistory, path: Path) -> None:
             expected=f"{len(mine)} ({solver.param.type}, {len(solver.learned)} parameters)",
             remedy="resume with the net and the solver type it was trained with",
         )
-    names = [p.name for p in solver.learned] * len(solver.history)
-    for name, target, array in zip(names, mine, state.history, strict=True):
+    for (name, target, first), array in zip(mine, state.history, strict=True):
         if legacy(array.shape) != legacy(target.shape):
             raise WeightsError(f"{path}: history of {name}", f"shape {array.shape}", expected=str(tuple(target.shape)))
-        target.copy_(torch.from_numpy(np.ascontiguousarray(array)).view(target.shape))
+        there = torch.from_numpy(np.ascontiguousarray(array)).view(target.shape).to(target.device)
+        target.copy_(there if first else target + there)
 
 
 def _restore_position(solver: Solver, facts: dict[str, Any]) -> None:

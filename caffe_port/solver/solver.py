@@ -130,7 +130,7 @@ class Solver:
         for weights in param.weights:
             self.load(weights.split(","))
         self.log.line("Solver scaffolding done.")
-        self.learned = list(learned(self.net))
+        self.learned = list(learned(self.net, of_steps=self.rule.of_steps))
         self.history = [[torch.zeros_like(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates are found to do nothing."""

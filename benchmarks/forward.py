@@ -48,6 +48,7 @@ def serve_port(prototxt: str, weights: str, threads: int) -> None:
 
 
 def serve_hand(prototxt: str, weights: str, threads: int) -> None:
+    os.environ["CAFFE_PORT_KEEP_MEMORY"] = "0"  # what our own net asks of the C library would be its rival's gain too
     import torch
 
     import caffe_port

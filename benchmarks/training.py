@@ -65,6 +65,7 @@ def serve_port(folder: str, weights: str, args: argparse.Namespace) -> None:
 
 
 def serve_hand(folder: str, weights: str, args: argparse.Namespace) -> None:
+    os.environ["CAFFE_PORT_KEEP_MEMORY"] = "0"  # what our own net asks of the C library would be its rival's gain too
     import torch
     from torch.nn import functional as F
 

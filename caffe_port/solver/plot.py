@@ -24,8 +24,8 @@ class Plot(Listener):
     """
 
     def __init__(self, path: str | Path, records: Records) -> None:
-        check_matplotlib()
         check_output(path, overwrite=True)
+        check_matplotlib()
         self.path, self.records = Path(path), records
 
     def on_snapshot(self, solver: Solver, state: Path) -> None:

@@ -39,7 +39,7 @@ class Table:
         if self.path is None or not self.path.exists():
             return
         with self.path.open(newline="") as file:
-            kept = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+            kept = [row for row in map(_row, csv.DictReader(file)) if row]
         self.rows = [row for row in kept if row.get(_STEP, iteration) < iteration]
         self.path.replace(self.path.with_name(self.path.name + ".old"))
         if self.rows:
@@ -60,6 +60,14 @@ class Table:
                 file.write(_text(self.rows[0], [row], head=len(self.rows) == 1))
         except OSError as error:
             raise FileError(str(self.path), f"cannot be written: {error.strerror or error}") from error
+
+
+def _row(texts: dict[str, str]) -> Row | None:
+    """A line's numbers; None if it was cut off."""
+    try:
+        return {k: float(v) for k, v in texts.items() if k and v}
+    except ValueError:
+        return None
 
 
 def _text(columns: Row, rows: Sequence[Row], *, head: bool) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -20,7 +21,7 @@ from caffe_port import random
 from caffe_port.dialect import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.pycaffe import Net
-from caffe_port.schema import read_solver
+from caffe_port.schema import read_solver, to_text
 from caffe_port.solver import debug, schedule, snapshot, update
 from caffe_port.solver.average import Average
 from caffe_port.solver.distributed import Group
@@ -110,6 +111,7 @@ class Solver:
             raise CaffeError(self.path, f"average_loss {param.average_loss}", expected="1 or more")
         if param.iter_size < 1:
             raise CaffeError(self.path, f"iter_size {param.iter_size}", expected="1 or more")
+        self.log.line(f"Initializing solver from parameters: \n{to_text(param)}".rstrip())
         schedule.check(param, self.path)
         snapshot.check_prefix(param, self.path)
         if param.random_seed >= 0:
@@ -156,8 +158,11 @@ class Solver:
         try:
             self._tell("on_begin")
             self._run()
-        finally:
-            self._tell("on_end")
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is told
+                self._tell("on_end")
+            raise
+        self._tell("on_end")
 
     def _run(self) -> None:
         param = self.param
@@ -208,7 +213,7 @@ class Solver:
         display = bool(param.display) and self.iter % param.display == 0
         self._debugs = display and param.debug_info
         self._tell("on_start")
-        self.net.clear_param_diffs()
+        self._clear_diffs()
         loss, outputs = self._passes()
         if not isfinite(loss) and not self.keep_going:
             raise diverged(self, loss)
@@ -230,6 +235,13 @@ class Solver:
             loss, outputs = self._train_pass()
             total += np.float32(loss)
         return float(total / np.float32(self.param.iter_size)), outputs
+
+    def _clear_diffs(self) -> None:
+        """Start without gradients: the memory of the last ones is free for the forward pass."""
+        self.net.zero_grad(set_to_none=True)
+        for _, layer in self.net.nodes:
+            for name in layer.aliases:  # a parameter seen in two shapes has one gradient
+                layer.diff(name)
 
     def _undo(self) -> None:
         """Take back what the iteration under way has moved."""
@@ -387,9 +399,9 @@ class Solver:
 
     @property
     def images(self) -> int:
-        """How many items an iteration takes; 0 if the training net has no data layer."""
+        """How many items an iteration takes, in all processes; 0 if the training net has no data layer."""
         shapes = (self.net.shapes[n.tops[0]] for n, _ in self.net.nodes if n.tops and not n.bottoms)
-        return next((int(s[0]) for s in shapes if s), 0) * self.param.iter_size
+        return next((int(s[0]) for s in shapes if s), 0) * self.param.iter_size * self.group.count
 
 
 def scores(net: Net, outputs: dict[str, Tensor]) -> list[Scores]:

@@ -101,13 +101,13 @@ def _add_listeners(solver: Solver, arguments: argparse.Namespace) -> None:
     from caffe_port.solver.plot import Plot
     from caffe_port.solver.records import Records
 
+    if sys.stderr.isatty():
+        solver.listeners.append(Bar())
     if arguments.log_dir or arguments.plot:
         records = Records(arguments.log_dir)
         solver.listeners.append(records)
         if arguments.plot:
             solver.listeners.append(Plot(arguments.plot, records))
-    if sys.stderr.isatty():
-        solver.listeners.append(Bar())
 
 
 def build(arguments: argparse.Namespace) -> Solver:

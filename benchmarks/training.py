@@ -56,7 +56,7 @@ def serve_port(folder: str, weights: str, args: argparse.Namespace) -> None:
     given = {name: torch.from_numpy(array) for name, array in batch(args.batch).items()}
 
     def step() -> None:
-        solver.net.clear_param_diffs()
+        solver.net.zero_grad(set_to_none=True)
         loss, _ = solver.net.losses(**given)
         loss.backward()
         solver.apply_update()

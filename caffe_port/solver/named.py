@@ -76,6 +76,9 @@ class SGDSolver(Solver):
         self.net.sync()
         return super().apply_update(display)
 
+    def _clear_diffs(self) -> None:
+        self.net.clear_param_diffs()  # in place: somebody may hold an array over them
+
     def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
         loss = self._test_pass(self.net)
         self.net.backward()

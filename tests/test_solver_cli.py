@@ -187,6 +187,18 @@ def test_resume_takes_the_newest_whole_one(solve: Solve) -> None:
     assert "] Resuming from s_iter_4.solverstate" in solve("--resume")[1]
 
 
+def test_resume_writes_over_nothing(solve: Solve) -> None:
+    """A snapshot of real Caffe has no resume file: whether to go on from it is for its owner to say."""
+    solve("--set", "max_iter=3")
+    Path("s_iter_3.resume").unlink()
+    before = {path: path.read_bytes() for path in Path().glob("s_iter*")}
+    status, said = solve("--resume")
+    assert status == 2
+    assert "s_iter_3.solverstate: " in said.splitlines()[-1]
+    assert {path: path.read_bytes() for path in Path().glob("s_iter*")} == before
+    assert solve("--snapshot", "s_iter_3.solverstate")[0] == 0
+
+
 def whole(solve: Solve) -> bytes:
     """The weights of a run that nothing has stopped; its snapshot is gone."""
     assert solve()[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import re
 import sys
@@ -170,8 +171,24 @@ def _state(arguments: argparse.Namespace, param: Any, log: Any) -> Path | None:
 
     state = latest(param.snapshot_prefix)
     if state is None:
+        _refuse_others(Path(param.snapshot_prefix))
         log.line(f"No whole snapshot {param.snapshot_prefix}_iter_*: starting anew", "caffe.cpp")
     return state
+
+
+def _refuse_others(prefix: Path) -> None:
+    """Starting anew would write over these, which are damaged or real Caffe's.
+
+    Raises:
+        FileError: there are some.
+    """
+    for state in sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}_iter_*.solverstate*")):
+        raise FileError(
+            str(state),
+            "a snapshot that nothing says is whole",
+            expected="one with its resume file",
+            remedy="go on from it with --snapshot, or move it away to start anew",
+        )
 
 
 def device_of(name: str) -> torch.device:

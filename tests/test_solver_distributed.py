@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -13,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from killing import NETS
-from trainer import Trainer, same
+from killing import NETS, SOLVER
+from trainer import ROOT, Trainer, same
 
 from caffe_port.data.position import unpack
 from caffe_port.data.share import ALL, Share, set_share
@@ -51,12 +54,16 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
     one.end()
 
 
-def two() -> dict[str, Any]:
-    """An order for two processes."""
+def port() -> str:
+    """One that is free."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return {"group": {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}}
+        return str(free.getsockname()[1])
+
+
+def two() -> dict[str, Any]:
+    """An order for two processes."""
+    return {"group": {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}}
 
 
 def records(place: Path) -> None:
@@ -102,6 +109,26 @@ def test_two_that_are_killed_and_resumed_are_two_that_were_not(net: str, trainer
         trainer.train(net, folder, {**two(), "after": moments.uniform(0.1, 0.6)})
     trainer.train(net, folder, two())
     same(trainer.place, folder, f"whole2_{net}")
+
+
+def test_the_command_under_torchrun(trainer: Trainer) -> None:
+    """One log, one snapshot, which the same command resumes."""
+    place = trainer.place
+    (place / "torchrun").mkdir()
+    data = HDF5.format(2, "true")
+    (place / "pair.prototxt").write_text(PLAIN.format(data=data, test=HDF5.format(2, "false")))
+    text = SOLVER.format(net="pair", folder="torchrun", iterations=4, seed=5)
+    (place / "pair_solver.prototxt").write_text(text)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    training = ["-m", "caffe_port.solver", "pair_solver.prototxt", "--resume"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOG_minloglevel": "0"}
+    for more, iterations in (([], 4), (["--set", "max_iter=6"], 6)):
+        command = [*torchrun, f"--master_port={port()}", *training, *more]
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("Starting Optimization") == 1
+        assert done.stderr.count(f"Snapshotting to binary proto file torchrun/snap_iter_{iterations}.caffemodel") == 1
+        assert ("Resuming from torchrun/snap_iter_4.solverstate" in done.stderr) == bool(more)
 
 
 def test_another_number_of_processes_goes_on_with_data_from_the_start(trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from caffe_port.errors import FormatError
 from caffe_port.tools.cli import Parser, run
@@ -23,11 +23,14 @@ Written from the registry; after a change:
 `.venv/bin/python -m caffe_port.tools.layers_table --cases tests/reference > docs/layers.md`
 
 *forward* and *backward* say whether the pass is compared with real Caffe's numbers, *cases* in which suites of
-`tests/reference`; "none" means that the layer has no gradient. *bvlc* is BVLC Caffe 1.0, *noh* the fork of DecoupledNet
-and DeconvNet.
+`tests/reference`; "none" means that the layer has no gradient. *exports* says whether `torch.export` takes the layer as
+those cases use it in TEST. *bvlc* is BVLC Caffe 1.0, *noh* the fork of DecoupledNet and DeconvNet.
 
 """
-_COLUMNS = ("layer", "dialects", "bottoms", "tops", "forward", "backward", "cases", "what it does")
+_SINGLE = ("bvlc_layers", "bvlc_corners", "noh_layers", "noh_corners")
+"""Suites of nets around one layer."""
+
+_COLUMNS = ("layer", "dialects", "bottoms", "tops", "forward", "backward", "exports", "cases", "what it does")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -50,6 +53,7 @@ def table(cases: Path | None = None) -> str:
     from caffe_port.layers import REGISTRY
 
     forward, backward = suites(cases) if cases else ({}, {})
+    exported = exports(cases) if cases else {}
 
     def row(name: str, cls: type[Layer]) -> Iterator[str]:
         yield f"`{name}`"
@@ -58,6 +62,7 @@ def table(cases: Path | None = None) -> str:
         yield span(cls.tops)
         yield "yes" if name in forward else ""
         yield "none" if not differentiable(cls) else "yes" if name in backward else ""
+        yield {True: "yes", False: "no", None: ""}[exported.get(name)]
         yield " ".join(sorted(forward.get(name, ())))
         yield summary(cls.__doc__ or "")
 
@@ -73,6 +78,45 @@ def differentiable(cls: type[Layer]) -> bool:
     """Whether some bottom can get a gradient."""
     fewest, most = cls.bottoms
     return most != 0 and not (fewest and set(range(fewest)) <= set(cls.labels))
+
+
+def exports(cases: Path) -> dict[str, bool]:
+    """For each type in the single-layer suites whether ``torch.export`` takes it in TEST, as its first case has it."""
+    import logging
+
+    import torch
+
+    from caffe_port.net import Net
+
+    found: dict[str, bool] = {}
+    logging.disable(logging.CRITICAL)  # what cannot be exported is told at length
+    try:
+        for suite in sorted(p.parent for p in cases.glob("*/manifest.json") if p.parent.name in _SINGLE):
+            for case in json.loads((suite / "manifest.json").read_text(encoding="utf-8")).values():
+                if "prototxt" not in case or set(case.get("types", ())) <= found.keys():
+                    continue
+                net = Net(case["prototxt"], phase="TEST", dialect=suite.name.partition("_")[0])
+                for node, layer in net.nodes:
+                    if node.bottoms and layer.type not in found:
+                        bottoms = tuple(torch.ones(net.shapes[b]) for b in node.bottoms)
+                        found[layer.type] = _takes(layer, bottoms)
+    finally:
+        logging.disable(logging.NOTSET)
+    return found
+
+
+def _takes(layer: Layer, bottoms: tuple[Any, ...]) -> bool:
+    import contextlib
+    import io
+
+    import torch
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+        try:
+            torch.export.export(layer, bottoms, strict=False)
+        except Exception:  # whatever torch says, it is a no
+            return False
+    return True
 
 
 def suites(cases: Path) -> tuple[dict[str, set[str]], dict[str, set[str]]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.geometry import CoordMap, identity_map
@@ -102,19 +103,25 @@ def serial_sum(x: Tensor) -> Tensor:
     That is how Caffe's loss loops add; over 10^5 pixels the rounding reaches 4e-4 of the loss, so another order would
     show. Elsewhere than on the CPU, where no Caffe computes losses this way, the sum is torch's. Differentiable.
     """
-    return _SerialSum.apply(x) if x.device.type == "cpu" and x.numel() else x.sum()
+    return _SerialSum.apply(x)
 
 
 class _SerialSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
-        # numpy adds up in parallel, pairs of pairs, but subtracts one number after the other.
-        return x.new_tensor(0 - np.subtract.reduce(x.contiguous().numpy().ravel(), initial=0))
+        return _sum_in_order(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad.expand(ctx.shape)
+
+
+def _sum_in_order(x: Tensor) -> Tensor:
+    if x.device.type != "cpu":
+        return x.sum()
+    # numpy adds up in pairs of pairs, but subtracts one number after the other.
+    return x.new_tensor(0 - np.subtract.reduce(x.contiguous().numpy().ravel(), initial=0))
 
 
 def grouped_sum(x: Tensor, groups: int) -> Tensor:
@@ -136,24 +143,25 @@ class _LogProbability(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, label: Tensor, keep: Tensor | None, classes: int) -> tuple[Any, ...]:
         probability = softmax(x, 1)
         by_class = probability if classes == x.shape[1] else grouped_sum(probability, classes)
-        own = by_class.flatten().index_select(0, _places(label, classes).flatten()).view(label.shape)
+        places = _places(label, classes)
+        own = by_class.flatten().index_select(0, places.flatten()).view(label.shape)
         log = own.clamp(min=torch.finfo(torch.float32).tiny).log_()
-        loss = -serial_sum(log if keep is None else log.mul_(keep))
-        ctx.save_for_backward(probability, label, keep, own)
+        loss = -_sum_in_order(log if keep is None else log.mul_(keep))
+        ctx.save_for_backward(probability, places if by_class is probability else label, keep, own)
         ctx.classes = classes
         ctx.mark_non_differentiable(probability)
         return loss, probability
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-        probability, label, keep, own = ctx.saved_tensors
+        probability, where, keep, own = ctx.saved_tensors
         channels, classes = probability.shape[1], ctx.classes
-        factor = grad.expand(label.shape) if keep is None else keep * grad
+        factor = grad.expand(own.shape) if keep is None else keep * grad
         diff = probability * factor.unsqueeze(1)
         if classes == channels:
-            diff.view(-1).scatter_(0, _places(label, classes).flatten(), ((own - 1) * factor).flatten())
+            diff.view(-1).scatter_(0, where.flatten(), ((own - 1) * factor).flatten())
         else:
-            first, past = label * channels // classes, (label + 1) * channels // classes
+            first, past = where * channels // classes, (where + 1) * channels // classes
             for i in range(-(-channels // classes)):  # the channels of the label's class
                 channel = torch.minimum(first + i, past - 1).unsqueeze(1)
                 p = probability.gather(1, channel)
@@ -164,8 +172,8 @@ class _LogProbability(torch.autograd.Function):
 def _places(label: Tensor, classes: int) -> Tensor:
     """For labels (outer, inner) the places of their scores among all (outer, classes, inner)."""
     outer, inner = label.shape
-    first = torch.arange(outer, device=label.device).unsqueeze(1) * (classes * inner)
-    return torch.add(first + torch.arange(inner, device=label.device), label, alpha=inner)
+    item = torch.arange(0, outer * classes * inner, classes * inner, device=label.device)
+    return torch.add(item.unsqueeze(1) + torch.arange(inner, device=label.device), label, alpha=inner)
 
 
 class _SoftmaxLoss(Loss):
@@ -215,8 +223,8 @@ class _LogLogistic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, target, keep)
-        loss = x.abs().neg_().exp_().log1p_().sub_((target - above(x, 0)).mul_(x))
-        return serial_sum(loss if keep is None else loss.mul_(keep))
+        loss = F.softplus(x.abs().neg_()).addcmul_(target - above(x, 0), x, value=-1)
+        return _sum_in_order(loss if keep is None else loss.mul_(keep))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -143,25 +143,24 @@ class _LogProbability(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, label: Tensor, keep: Tensor | None, classes: int) -> tuple[Any, ...]:
         probability = softmax(x, 1)
         by_class = probability if classes == x.shape[1] else grouped_sum(probability, classes)
-        places = _places(label, classes)
-        own = by_class.flatten().index_select(0, places.flatten()).view(label.shape)
+        own = by_class.flatten(1).gather(1, _places(label))
         log = own.clamp(min=torch.finfo(torch.float32).tiny).log_()
         loss = -_sum_in_order(log if keep is None else log.mul_(keep))
-        ctx.save_for_backward(probability, places if by_class is probability else label, keep, own)
+        ctx.save_for_backward(probability, label, keep, own)
         ctx.classes = classes
         ctx.mark_non_differentiable(probability)
         return loss, probability
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-        probability, where, keep, own = ctx.saved_tensors
+        probability, label, keep, own = ctx.saved_tensors
         channels, classes = probability.shape[1], ctx.classes
         factor = grad.expand(own.shape) if keep is None else keep * grad
         diff = probability * factor.unsqueeze(1)
         if classes == channels:
-            diff.view(-1).scatter_(0, where.flatten(), ((own - 1) * factor).flatten())
+            diff.scatter_(1, label.unsqueeze(1), ((own - 1) * factor).unsqueeze(1))
         else:
-            first, past = where * channels // classes, (where + 1) * channels // classes
+            first, past = label * channels // classes, (label + 1) * channels // classes
             for i in range(-(-channels // classes)):  # the channels of the label's class
                 channel = torch.minimum(first + i, past - 1).unsqueeze(1)
                 p = probability.gather(1, channel)
@@ -169,11 +168,10 @@ class _LogProbability(torch.autograd.Function):
         return diff, None, None, None
 
 
-def _places(label: Tensor, classes: int) -> Tensor:
-    """For labels (outer, inner) the places of their scores among all (outer, classes, inner)."""
-    outer, inner = label.shape
-    item = torch.arange(0, outer * classes * inner, classes * inner, device=label.device)
-    return torch.add(item.unsqueeze(1) + torch.arange(inner, device=label.device), label, alpha=inner)
+def _places(label: Tensor) -> Tensor:
+    """For labels (outer, inner) the places of their scores in (outer, classes * inner)."""
+    inner = label.shape[1]
+    return label if inner == 1 else torch.add(torch.arange(inner, device=label.device), label, alpha=inner)
 
 
 class _SoftmaxLoss(Loss):

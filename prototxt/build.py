@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
         width = Fraction(args.width)
     except (ValueError, ZeroDivisionError):
         raise DefinitionError("--width", repr(args.width), expected="a positive fraction such as 1/32") from None
-    setting = Setting(width, args.input_size, args.batch, args.data_root.rstrip("/"))
+    setting = Setting(
+        width, args.input_size, args.batch, args.data_root.rstrip("/"), args.classes, args.level, args.norm
+    )
     nets = definitions(setting, args.names)
     if args.list:
         print("\n".join(table(nets)))
@@ -126,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", default="1", help="factor on every number of features, such as 1/32")
     parser.add_argument("--input-size", type=int, default=0, metavar="N", help="height and width of the input")
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="images in a batch of every data layer")
+    parser.add_argument("--classes", type=int, default=20, metavar="N", help="without the background (default: 20)")
+    parser.add_argument("--level", default="", help="strong pictures: the lists of prepare's --levels of this name")
+    parser.add_argument("--norm", action="store_true", help="BN in the classification net too, to train it from noise")
     parser.add_argument("--data-root", default=".", metavar="DIR", help="folder of VOC2012 and the image lists")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file differs")
     parser.add_argument("--list", action="store_true", help="write nothing; show files, layers, parameters")

@@ -7,34 +7,34 @@ from __future__ import annotations
 
 from prototxt.decouplednet import SIZE, class_score, resized, score_side
 from prototxt.definition import Layer, Layers, Net, Note, Setting, Solver, Word
-from prototxt.layers import NEW, XAVIER, pooling, sigmoid
-from prototxt.vgg import encoder, fully_connected, input_size
-from prototxt.voc import CLASSES, sgd, voc_data
+from prototxt.layers import NEW, XAVIER, Norm, pooling, sigmoid
+from prototxt.vgg import encoder, fully_connected, input_size, window
+from prototxt.voc import sgd, voc_data
 
 __all__ = ["files"]
 
 
-def network(setting: Setting, size: int) -> Layers:
+def network(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
     """``data`` to ``cls-score-pooled``, one score a class."""
     return [
-        *encoder(setting, fill=XAVIER),
-        *fully_connected(setting, drop=True, fill=XAVIER),
-        class_score(NEW),
+        *encoder(setting, fill=XAVIER, norm=norm),
+        *fully_connected(setting, side=window(size), drop=True, fill=XAVIER, norm=norm),
+        class_score(setting, NEW),
         pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", score_side(size), 1),
     ]
 
 
-def data(setting: Setting, size: int, split: str, batch: int, phase: str) -> Layer:
+def data(setting: Setting, size: int, split: str, batch: int, phase: str = "") -> Layer:
     return voc_data(
         setting,
         "WINDOW_CLS_DATA",
         ["data", "cls-label"],
-        f"cls_imgset/{split}.txt",
+        f"{setting.lists('cls_imgset')}/{split}.txt",
         batch=batch,
         resize=resized(size),
         size=size,
         phase=phase,
-        label_dim=CLASSES,
+        vector=True,
     )
 
 
@@ -70,13 +70,23 @@ def train(setting: Setting) -> Net:
         [
             data(setting, size, "train", 8, "TRAIN"),
             data(setting, size, "val", 2, "TEST"),
-            *network(setting, size),
+            *network(setting, size, Norm.BATCH if setting.norm else None),
             Note("What is present, and what of it is found; precision would be 0/0 while nothing is"),
             measure("Accuracy"),
             measure("Recall"),
             Layer("SIGMOID_CROSS_ENTROPY_LOSS", "cls-loss", ["cls-score-pooled", "cls-label"], ["cls-loss"]),
         ],
         about=TRAIN_NOTES,
+    )
+
+
+def make_inference(setting: Setting) -> Net:
+    """The net trained with BN, whose BN layers give their batch's statistics."""
+    size = input_size(setting, SIZE)
+    return Net(
+        "train_cls_voc_make_inference",
+        [data(setting, size, "train", 16), *network(setting, size, Norm.MEASURED)],
+        about="The VOC classification network: gives every BN layer's statistics, for fold --absorb to take BN away.",
     )
 
 
@@ -94,7 +104,10 @@ def deploy(setting: Setting) -> Net:
 def files(setting: Setting) -> dict[str, Net | Solver]:
     """Every file of the folder."""
     solver = sgd("train_cls_voc", stepsize=4000, max_iter=5500, iter_size=8, base_lr=0.001, about=SOLVER_NOTES)
-    return {
+    measured: dict[str, Net | Solver] = (
+        {"train_cls_voc_make_inference": make_inference(setting)} if setting.norm else {}
+    )
+    return measured | {
         "train_cls_voc": train(setting),
         "train_cls_voc_solver": solver,
         "cls_voc_deploy": deploy(setting),

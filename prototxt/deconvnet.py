@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from prototxt.definition import Layer, Layers, Net, Setting, Solver
 from prototxt.layers import Norm
-from prototxt.vgg import decoder, encoder, fully_connected, input_size
-from prototxt.voc import CLASSES, pixel_accuracy, pixel_loss, sgd, voc_data
+from prototxt.vgg import decoder, encoder, fully_connected, input_size, window
+from prototxt.voc import pixel_accuracy, pixel_loss, sgd, voc_data
 
 __all__ = ["files"]
 
@@ -27,8 +27,8 @@ def network(setting: Setting, size: int, norm: Norm) -> Layers:
     """``data`` to ``seg-score``."""
     return [
         *encoder(setting, norm=norm, switches=True),
-        *fully_connected(setting, norm=norm),
-        *decoder(setting, "fc7", size, 1 + CLASSES, norm),
+        *fully_connected(setting, side=window(size), norm=norm),
+        *decoder(setting, "fc7", size, 1 + setting.classes, norm),
     ]
 
 
@@ -37,7 +37,7 @@ def data(setting: Setting, stage: int, split: str, *, batch: int, resize: int, s
         setting,
         READERS[stage],
         ["data", "seg-label"],
-        f"stage_{stage}_train_imgset/{split}.txt",
+        f"{setting.lists(f'stage_{stage}_train_imgset')}/{split}.txt",
         batch=batch,
         resize=resize,
         size=size,

@@ -24,8 +24,8 @@ from prototxt.layers import (
     sigmoid,
     unpooling,
 )
-from prototxt.vgg import decoder, encoder, fully_connected, input_size, unit
-from prototxt.voc import CLASSES, pixel_accuracy, pixel_loss, sgd, voc_data
+from prototxt.vgg import decoder, encoder, fully_connected, input_size, unit, window
+from prototxt.voc import pixel_accuracy, pixel_loss, sgd, voc_data
 
 __all__ = ["SIZE", "class_score", "files", "resized", "score_side"]
 
@@ -56,23 +56,25 @@ def resized(size: int) -> int:
 
 
 def score_side(size: int) -> int:
-    """Height and width of the class scores: pool5's, less what fc6's 7x7 window takes."""
-    return size // 32 - 6
+    """Height and width of the class scores: pool5's, less what fc6's window takes."""
+    return size // 32 - window(size) + 1
 
 
-def class_score(learn: Learn) -> Layer:
+def class_score(setting: Setting, learn: Learn) -> Layer:
     """A score of every class at every place."""
-    return convolution("cls-score-voc", "fc7", "cls-score", CLASSES, 1, learn=learn, fill=SMALL)
+    return convolution("cls-score-voc", "fc7", "cls-score", setting.classes, 1, learn=learn, fill=SMALL)
 
 
-def classifier(setting: Setting, *, learn: Learn, learn_score: Learn, switches: bool = False) -> Iterator[Layer]:
+def classifier(
+    setting: Setting, size: int, *, learn: Learn, learn_score: Learn, switches: bool = False
+) -> Iterator[Layer]:
     """The classification network (section 4.1), with the masks that its backward pass needs."""
     yield from encoder(setting, learn=learn, switches=switches)
-    yield from fully_connected(setting, learn=learn, masks=True)
-    yield class_score(learn_score)
+    yield from fully_connected(setting, side=window(size), learn=learn, masks=True)
+    yield class_score(setting, learn_score)
 
 
-def saliency(setting: Setting, *, learn: Learn, learn_score: Learn, named: bool = True) -> Iterator[Layer]:
+def saliency(setting: Setting, size: int, *, learn: Learn, learn_score: Learn, named: bool = True) -> Iterator[Layer]:
     """``cls-score-unpooled`` -> ``pool5-bp``, the derivative of the scores by pool5 (section 4.3, equation 3).
 
     Back-propagation as forward layers: a convolution's is a deconvolution with the same weights, a ReLU's is a product
@@ -82,18 +84,18 @@ def saliency(setting: Setting, *, learn: Learn, learn_score: Learn, named: bool 
     yield convolution("cls-score-voc-bp", "cls-score-unpooled", "fc7-bp", wide, 1, learn=learn_score, fill=SMALL)
     for blob, mask, top, outputs, kernel in (
         ("fc7-bp", "relu7-mask", "fc6-bp", wide, 1),
-        ("fc6-bp", "relu6-mask", "pool5-bp", setting.features(512), 7),
+        ("fc6-bp", "relu6-mask", "pool5-bp", setting.features(512), window(size)),
     ):
         yield eltwise(mask if named else "", [blob, mask], blob, "PROD")
         yield deconvolution(blob, blob, top, outputs, kernel, learn=learn)
 
 
-def bridge(setting: Setting, norm: Norm) -> Iterator[Layer]:
+def bridge(setting: Setting, size: int, norm: Norm) -> Iterator[Layer]:
     """pool5 and pool5-bp -> fc7-seg, the class-specific activation map (section 4.3)."""
     for blob in ("pool5", "pool5-bp"):
         yield norm_layer(f"{blob}-bn", blob, f"{blob}-bn", norm)
     yield Layer("CONCAT", "pool5-concat", ["pool5-bn", "pool5-bp-bn"], ["pool5-concat"])
-    for bottom, number, kernel in (("pool5-concat", 6, 7), ("fc6-seg", 7, 1)):
+    for bottom, number, kernel in (("pool5-concat", 6, window(size)), ("fc6-seg", 7, 1)):
         name = f"fc{number}-seg"
         layer = convolution(name, bottom, name, setting.features(2048), kernel, fill=SMALL)
         yield from unit(layer, f"bn{name}", f"relu{number}-seg", norm)
@@ -110,14 +112,14 @@ def segmentation(setting: Setting, size: int, norm: Norm, selection: Layers) -> 
     side = score_side(size)
     return [
         Note("Classification network (section 4.1), trained before and frozen here"),
-        *classifier(setting, learn=FROZEN, learn_score=FROZEN, switches=True),
+        *classifier(setting, size, learn=FROZEN, learn_score=FROZEN, switches=True),
         Note("The scores of the selected classes, put back where they came from"),
         *selection,
         unpooling("avg-unpool", "cls-score-masked", "cls-score-unpooled", "MAX", side, 1, side, "score-pool-mask"),
         Note("Class-specific saliency (section 4.3, equation 3)"),
-        *saliency(setting, learn=FROZEN, learn_score=FROZEN),
+        *saliency(setting, size, learn=FROZEN, learn_score=FROZEN),
         Note("Bridging layers (section 4.3)"),
-        *bridge(setting, norm),
+        *bridge(setting, size, norm),
         Note("Segmentation network (section 4.2)"),
         *decoder(setting, "fc7-seg", size, 2, norm),
     ]
@@ -145,11 +147,11 @@ def fp_bp(setting: Setting) -> Net:
     return Net(
         "fp_bp_network",
         [
-            *classifier(setting, learn=USUAL, learn_score=NEW),
+            *classifier(setting, size, learn=USUAL, learn_score=NEW),
             pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", side, 1),
             unpooling("avg-unpool", "cls-score-pooled", "cls-score-unpooled", "AVE", side, 1, side),
             Note("Class-specific saliency (section 4.3, equation 3)"),
-            *saliency(setting, learn=USUAL, learn_score=NEW, named=False),
+            *saliency(setting, size, learn=USUAL, learn_score=NEW, named=False),
         ],
         inputs={"data": (1, 3, size, size)},
         force_backward=True,
@@ -168,7 +170,7 @@ def train_data(setting: Setting, level: Level, size: int, split: str, batch: int
         resize=resized(size),
         size=size,
         phase=phase,
-        label_dim=CLASSES,
+        vector=True,
     )
 
 
@@ -213,7 +215,7 @@ def deploy(setting: Setting, level: Level) -> Net:
     return Net(
         f"DecoupledNet_{level.name}_anno_inference_deploy",
         list(segmentation(setting, size, Norm.FOLDED, by_caller(score_side(size)))),
-        inputs={"data": (1, 3, size, size), "cls-score-masked": (1, CLASSES, 1, 1)},
+        inputs={"data": (1, 3, size, size), "cls-score-masked": (1, setting.classes, 1, 1)},
         about=DEPLOY_NOTES.format(level=level.name),
     )
 

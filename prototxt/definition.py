@@ -37,13 +37,24 @@ class Setting:
     """Images in a batch of every data layer; 0 is each net's own."""
     data_root: str = "."
     """Folder that holds ``VOC2012`` and the folders of image lists."""
+    classes: int = 20
+    """Of objects, the background not among them."""
+    level: str = ""
+    """How many strong annotations a class the lists of strong pictures have, as ``prepare --levels`` names it; "" for
+    all. Not for DecoupledNet, which has a definition for each level."""
+    norm: bool = False
+    """Whether the classification and DeepLab nets have BN, to be trained from noise and not from VGG-16's weights."""
 
     def __post_init__(self) -> None:
         if self.width <= 0:
             raise DefinitionError("--width", str(self.width), expected="a positive fraction such as 1/32")
-        for option, value in (("--input-size", self.size), ("--batch", self.batch)):
-            if value < 0:
+        for option, value in (("--input-size", self.size), ("--batch", self.batch), ("--classes", self.classes)):
+            if value < 0 or not self.classes:
                 raise DefinitionError(option, str(value), expected="a positive number")
+
+    def lists(self, name: str) -> str:
+        """The folder of that name of lists of strong pictures."""
+        return f"{name}_{self.level}" if self.level else name
 
     def features(self, released: int) -> int:
         """The number of features in place of ``released``, never less than two."""

@@ -13,7 +13,6 @@ from prototxt.vgg import encoder, fully_connected
 
 __all__ = ["files"]
 
-CLASSES = 21
 """Background is one of them."""
 SIZE = 500
 BORDER = 100
@@ -22,31 +21,31 @@ WEIGHT_ONLY = Learn((1,), (1,))
 FIXED = Learn((0,), ())
 
 
-def score(name: str, bottom: str, top: str) -> Layer:
-    return convolution(name, bottom, top, CLASSES, 1, engine="CAFFE")
+def score(setting: Setting, name: str, bottom: str, top: str) -> Layer:
+    return convolution(name, bottom, top, 1 + setting.classes, 1, engine="CAFFE")
 
 
-def fuse(coarse: str, finer: str, top: str) -> Iterator[Layer]:
+def fuse(setting: Setting, coarse: str, finer: str, top: str) -> Iterator[Layer]:
     """The score of ``finer`` (a pooling), cropped to ``coarse`` and added."""
-    yield score(f"score-{finer}", finer, f"score-{finer}")
+    yield score(setting, f"score-{finer}", finer, f"score-{finer}")
     yield crop(f"score-{finer}", coarse, f"score-{finer}c")
     yield eltwise("fuse", [coarse, f"score-{finer}c"], top, "SUM")
 
 
 def deploy(setting: Setting) -> Net:
     """The net as it is run on a picture of any size."""
-    size = setting.size or SIZE
+    size, classes = setting.size or SIZE, 1 + setting.classes
     return Net(
         "FCN",
         [
             *encoder(setting, border=BORDER, engine="CAFFE"),
             *fully_connected(setting, drop=True, engine="CAFFE"),
-            score("score-fr", "fc7", "score"),
-            deconvolution("score2", "score", "score2", CLASSES, 4, stride=2),
-            *fuse("score2", "pool4", "score-fused"),
-            deconvolution("score4", "score-fused", "score4", CLASSES, 4, stride=2, bias=False, learn=WEIGHT_ONLY),
-            *fuse("score4", "pool3", "score-final"),
-            deconvolution("upsample", "score-final", "bigscore", CLASSES, 16, stride=8, bias=False, learn=FIXED),
+            score(setting, "score-fr", "fc7", "score"),
+            deconvolution("score2", "score", "score2", classes, 4, stride=2),
+            *fuse(setting, "score2", "pool4", "score-fused"),
+            deconvolution("score4", "score-fused", "score4", classes, 4, stride=2, bias=False, learn=WEIGHT_ONLY),
+            *fuse(setting, "score4", "pool3", "score-final"),
+            deconvolution("upsample", "score-final", "bigscore", classes, 16, stride=8, bias=False, learn=FIXED),
             crop("bigscore", "data", "upscore"),
         ],
         inputs={"data": (1, 3, size, size)},

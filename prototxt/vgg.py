@@ -19,7 +19,7 @@ from prototxt.layers import (
     unpooling,
 )
 
-__all__ = ["STAGES", "decoder", "encoder", "fully_connected", "input_size", "unit"]
+__all__ = ["STAGES", "decoder", "encoder", "fully_connected", "input_size", "unit", "window"]
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Features and number of 3x3 convolutions of each stage; a 2x2 max pooling ends it."""
@@ -29,12 +29,17 @@ def input_size(setting: Setting, released: int) -> int:
     """The input's height and width: the setting's, else the released one.
 
     Raises:
-        ShapeError: five poolings do not divide it, or leave less than the 7 x 7 that fc6 needs.
+        ShapeError: five poolings do not divide it, or leave a single place.
     """
     size = setting.size or released
-    if size % 32 or size < 224:
-        raise ShapeError("--input-size", str(size), expected="a multiple of 32, at least 224, for this net")
+    if size % 32 or size < 64:
+        raise ShapeError("--input-size", str(size), expected="a multiple of 32, at least 64, for this net")
     return size
+
+
+def window(size: int) -> int:
+    """The side of fc6's window for an input of this side: 7, or what there is of pool5 in a small one."""
+    return min(7, size // 32)
 
 
 def unit(layer: Layer, bn: str, relu_name: str, norm: Norm | None, mask: str = "") -> Iterator[Layer]:
@@ -74,6 +79,7 @@ def encoder(
 def fully_connected(
     setting: Setting,
     *,
+    side: int = 7,
     learn: Learn = USUAL,
     norm: Norm | None = None,
     masks: bool = False,
@@ -81,8 +87,11 @@ def fully_connected(
     engine: str = "",
     fill: Fields | None = None,
 ) -> Iterator[Layer]:
-    """pool5 -> fc6 -> fc7, as convolutions. With ``masks``, the ReLUs also give ``relu6-mask`` and ``relu7-mask``."""
-    for bottom, number, kernel in (("pool5", 6, 7), ("fc6", 7, 1)):
+    """pool5 -> fc6 -> fc7, as convolutions, fc6 with a window of ``side`` x ``side``.
+
+    With ``masks``, the ReLUs also give ``relu6-mask`` and ``relu7-mask``.
+    """
+    for bottom, number, kernel in (("pool5", 6, side), ("fc6", 7, 1)):
         fc, act = f"fc{number}", f"relu{number}"
         layer = convolution(fc, bottom, fc, setting.features(4096), kernel, learn=learn, engine=engine, fill=fill)
         yield from unit(layer, f"bn{fc}", act, norm, f"{act}-mask" if masks else "")
@@ -96,7 +105,7 @@ def decoder(setting: Setting, bottom: str, size: int, classes: int, norm: Norm) 
     Every deconvolution gives as many features as its convolution takes, so the first of the encoder has no
     counterpart: a 1x1 convolution to the classes stands in its place. Four of these hold between poolings.
     """
-    layer = deconvolution("fc6-deconv", bottom, "fc6-deconv", setting.features(512), 7, fill=SMALL)
+    layer = deconvolution("fc6-deconv", bottom, "fc6-deconv", setting.features(512), window(size), fill=SMALL)
     yield from unit(layer, "fc6-deconv-bn", "fc6-deconv-relu", norm)
     bottom = "fc6-deconv"
     for stage in range(len(STAGES), 0, -1):

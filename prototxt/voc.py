@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from prototxt.definition import Fields, Layer, Setting, Solver, Word
 
-__all__ = ["CLASSES", "pixel_accuracy", "pixel_loss", "sgd", "voc_data"]
+__all__ = ["pixel_accuracy", "pixel_loss", "sgd", "voc_data"]
 
-CLASSES = 20
-"""Without background."""
 MEAN = (104.008, 116.669, 122.675)
 """Of blue, green and red, as the released training definitions have it."""
 
@@ -24,9 +22,13 @@ def voc_data(
     resize: int,
     size: int,
     phase: str = "",
-    label_dim: int = 0,
+    vector: bool = False,
 ) -> Layer:
-    """Pictures and masks of a list: resized to a square, cropped to ``size``, mirrored, the mean subtracted."""
+    """Pictures and masks of a list: resized to a square, cropped to ``size``, mirrored, the mean subtracted.
+
+    Args:
+        vector: whether there is a top of a number for each class.
+    """
     params: dict[str, Fields] = {
         "image_data_param": {
             "root_folder": f"{setting.data_root}/VOC2012",
@@ -39,8 +41,8 @@ def voc_data(
         },
         "transform_param": {"mean_value": list(MEAN), "crop_size": size, "mirror": True},
     }
-    if label_dim:
-        params["window_cls_data_param"] = {"label_dim": label_dim}
+    if vector:
+        params["window_cls_data_param"] = {"label_dim": setting.classes}
     return Layer(type, "data", [], tops, params, phase=phase)
 
 

@@ -273,7 +273,7 @@ def test_weights_fit_the_next_net(source, target):
 
 
 @pytest.mark.parametrize("path", [FULL, DECONVNET])
-@pytest.mark.parametrize(("width", "size"), [("1/64", 224), ("1/7", 256), ("1", 384), ("3/2", 512)])
+@pytest.mark.parametrize(("width", "size"), [("1/64", 64), ("1/16", 160), ("1/7", 256), ("1", 384), ("3/2", 512)])
 def test_other_widths_and_sizes(path, width, size):
     net = build.definitions(Setting(width=Fraction(width), size=size), [path])[path]
     blobs = shapes.infer(net).blobs
@@ -289,6 +289,34 @@ def test_other_widths_and_sizes(path, width, size):
 def test_width_keeps_at_least_two_features_and_all_classes():
     setting = Setting(width=Fraction(1, 64))
     assert [setting.features(n) for n in (64, 128, 256, 4096)] == [2, 2, 4, 64]
+
+
+def test_classes_reach_every_net():
+    for path, net in build.definitions(Setting(classes=7)).items():
+        numbers = {layer.param.get("num_output") for layer in net.layers()} if isinstance(net, Net) else set()
+        assert not numbers & {20, 21}, path
+        dims = [layer.param["label_dim"] for layer in net.layers() if "label_dim" in layer.param] if numbers else []
+        assert set(dims) <= {7}, path
+
+
+def test_a_level_has_lists_of_its_own():
+    nets = build.definitions(Setting(level="10"), ["classification", "deconvnet"]).values()
+    sources = [
+        layer.param["source"] for net in nets if isinstance(net, Net) for layer in net.layers() if not layer.bottoms
+    ]
+    assert {Path(source).parent.name for source in sources} == {
+        *("cls_imgset_10", "stage_1_train_imgset_10", "stage_2_train_imgset_10"),
+    }
+
+
+def test_norm_follows_every_convolution_of_the_classification_net():
+    nets = build.definitions(Setting(norm=True), ["classification"])
+    train, measured = (nets[f"classification/train_cls_voc{end}.prototxt"] for end in ("", "_make_inference"))
+    for net, tops in ((train, 1), (measured, 3)):
+        kinds = [layer.type for layer in net.layers()]
+        assert kinds.count("BN") == kinds.count("CONVOLUTION") - 1 == 15
+        assert {len(layer.tops) for layer in net.layers() if layer.type == "BN"} == {tops}
+    assert "BN" not in str(nets["classification/cls_voc_deploy.prototxt"])
 
 
 def test_batch_and_data_root_reach_every_data_layer():
@@ -340,8 +368,8 @@ def test_command_writes_checks_and_lists(tmp_path, capsys):
         ("--width 1/0", "--width: expected a positive fraction such as 1/32, found '1/0'"),
         ("--width wide", "--width: expected a positive fraction such as 1/32, found 'wide'"),
         ("--batch -1", "--batch: expected a positive number, found -1"),
-        ("--input-size 300", "--input-size: expected a multiple of 32, at least 224, for this net, found 300"),
-        ("--input-size 192 deconvnet", "at least 224, for this net, found 192"),
+        ("--input-size 300", "--input-size: expected a multiple of 32, at least 64, for this net, found 300"),
+        ("--input-size 32 deconvnet", "at least 64, for this net, found 32"),
         ("decouplednets", "decouplednets: no such net; did you mean decouplednet"),
         ("fcn8s/fcn-8s-pascal.prototxt", "no such net; did you mean fcn8s/fcn-8s-pascal-deploy.prototxt?"),
         ("alexnet", "alexnet: no such net; --list shows what there is"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from caffe_port.errors import CaffeError, ShapeError
 from caffe_port.segmentation.lattice import Lattice
 
-__all__ = ["DECONVNET", "NORMALIZATIONS", "Kernel", "dense_crf", "mean_field", "normalized"]
+__all__ = ["DECONVNET", "NORMALIZATIONS", "SETTINGS", "Kernel", "Setting", "dense_crf", "mean_field", "normalized"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Filter = Callable[[Tensor], Tensor]
@@ -49,6 +49,23 @@ class Kernel:
 
 DECONVNET = (Kernel(3, space=3), Kernel(5, space=20, colour=3))
 """What DeconvNet's ensemble ran with, ten iterations, without normalization."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What :func:`dense_crf` ran with somewhere."""
+
+    kernels: tuple[Kernel, ...]
+    iterations: int = 10
+    normalization: str = "none"
+
+
+SETTINGS = {
+    "deconvnet": Setting(DECONVNET),
+    "deeplab": Setting((Kernel(3, space=3), Kernel(4, space=49, colour=5)), normalization="after"),
+}
+"""By name: DeconvNet's ensemble (generate_EDeconvNet_CRF_results.m); DeepLab, WSSL too (their run_densecrf.sh, whose
+program is the authors' of 2011)."""
 
 
 def dense_crf(

@@ -13,7 +13,7 @@ from caffe_port.data.files import lines
 from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError, nearest
 from caffe_port.segmentation.voc import CLASSES, IGNORED, PICTURES, read_labels, read_picture
 
-__all__ = ["CLASSES_FILE", "LABELS_FILE", "LISTS", "MASKS", "PHOTOGRAPHS", "Folder"]
+__all__ = ["CLASSES_FILE", "LABELS_FILE", "LISTS", "MASKS", "PHOTOGRAPHS", "Folder", "listed"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,6 +22,21 @@ LABELS_FILE = "labels.txt"
 """In the lists' folder: a line for each picture, its name and its classes by theirs."""
 CLASSES_FILE = "classes.txt"
 """In the folder, where the classes are not VOC's: a line for each."""
+
+
+def listed(path: Path) -> list[str]:
+    """The pictures that a list names, each line's first word.
+
+    Raises:
+        FileError: no such list. FormatError: it is empty, or names a picture twice.
+    """
+    seen: dict[str, int] = {}
+    for number, line in lines(str(path)):
+        name = line.split()[0]
+        if name in seen:
+            raise FormatError(f"{path}:{number}", f"{name} again", expected=f"it once, in line {seen[name]}")
+        seen[name] = number
+    return list(seen)
 
 
 @dataclass(frozen=True)
@@ -66,13 +81,7 @@ class Folder:
         path = next((path for path in tried if path.is_file()), None)
         if path is None:
             raise FileError(which, "no such list", expected=f"one of {', '.join(map(str, tried))}")
-        seen: dict[str, int] = {}
-        for number, line in lines(str(path)):
-            name = line.split()[0]
-            if name in seen:
-                raise FormatError(f"{path}:{number}", f"{name} again", expected=f"it once, in line {seen[name]}")
-            seen[name] = number
-        return list(seen)
+        return listed(path)
 
     @cached_property
     def labelled(self) -> dict[str, tuple[int, ...]]:

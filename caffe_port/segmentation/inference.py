@@ -23,7 +23,18 @@ from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.staged import Staged
 from caffe_port.segmentation.voc import MEAN
 
-__all__ = ["DEPLOY", "THRESHOLD", "Maps", "PassByPass", "Segmentation", "Segmenter", "enlarge", "prepare"]
+__all__ = [
+    "DEPLOY",
+    "THRESHOLD",
+    "Maps",
+    "PassByPass",
+    "Segmentation",
+    "Segmenter",
+    "as_input",
+    "checked",
+    "enlarge",
+    "prepare",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -60,12 +71,14 @@ class Segmentation:
         pixels: each pixel's label, uint8 (height, width).
         scores, labels: as :class:`Maps` has them.
         maps: float32 (len(labels), height, width). Bicubic interpolation overshoots: values lie around 0 to 1.
+        found: the labels (from 1) of the classes in the picture.
     """
 
     pixels: Array
     scores: Array
     labels: tuple[int, ...]
     maps: Array
+    found: tuple[int, ...]
 
 
 class Segmenter:
@@ -80,6 +93,9 @@ class Segmenter:
         DefinitionError: the net is another one.
     """
 
+    least = 1e-5
+    """What a map is at least where a CRF takes its logarithm: bicubic interpolation undershoots 0."""
+
     def __init__(self, net: Net, *, threshold: float = THRESHOLD) -> None:
         self.net, self.threshold = net, threshold
         self.size, self.classes = _check(net)
@@ -90,7 +106,7 @@ class Segmenter:
         found = self.maps(prepare(picture, self.size))
         maps = enlarge(found.maps, *picture.shape[:2])
         pixels = np.array(found.labels, np.uint8)[maps.argmax(0)]
-        return Segmentation(pixels, found.scores, found.labels, maps)
+        return Segmentation(pixels, found.scores, found.labels, maps, found.labels[1:])
 
     def maps(self, data: Array) -> Maps:
         """The maps of a prepared picture, float32 (1, 3, size, size)."""
@@ -158,13 +174,26 @@ def prepare(picture: Array, size: int) -> Array:
     Raises:
         ShapeError: it has another shape, or no pixels.
     """
-    if picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise ShapeError("picture", f"shape {picture.shape}", expected="(height, width, 3)")
-    height, width = picture.shape[:2]
+    height, width = checked(picture).shape[:2]
     side = max(height, width)
     square = np.pad(picture.astype(np.float64), ((0, side - height), (0, side - width), (0, 0)))
-    resized = imresize(square, (size, size), "bilinear")[:, :, ::-1] - MEAN
-    return np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)[None]
+    return as_input(imresize(square, (size, size), "bilinear"))
+
+
+def checked(picture: Array) -> Array:
+    """The picture.
+
+    Raises:
+        ShapeError: its shape is not (height, width, 3), or it has no pixels.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ShapeError("picture", f"shape {picture.shape}", expected="(height, width, 3)")
+    return picture
+
+
+def as_input(pixels: Array) -> Array:
+    """Pixels (height, width, 3), red first, as VGG's nets take them: float32 (1, 3, height, width), minus the mean."""
+    return np.ascontiguousarray((pixels[:, :, ::-1] - MEAN).transpose(2, 0, 1), dtype=np.float32)[None]
 
 
 def _selections(scores: Tensor, found: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from caffe_port.errors import FileError, FormatError
 
-__all__ = ["Boxes", "edge_boxes", "edge_map", "enlarged", "random_boxes"]
+__all__ = ["Boxes", "edge_boxes", "edge_map", "enlarged", "forest", "random_boxes"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Boxes = Array
@@ -64,10 +64,10 @@ def edge_map(picture: Array, model: str | Path | None = None) -> tuple[Array, Ar
     import cv2
 
     if model is not None:
-        forest = _forest(str(model))
-        thick = forest.detectEdges(picture.astype(np.float32) / 255)
-        orientation = forest.computeOrientation(thick)
-        return forest.edgesNms(thick, orientation), orientation
+        trees = forest(str(model))
+        thick = trees.detectEdges(picture.astype(np.float32) / 255)
+        orientation = trees.computeOrientation(thick)
+        return trees.edgesNms(thick, orientation), orientation
     lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     lab = cv2.GaussianBlur(lab, (0, 0), max(_BLUR * max(picture.shape), 0.5))
     across, down = cv2.Sobel(lab, cv2.CV_32F, 1, 0), cv2.Sobel(lab, cv2.CV_32F, 0, 1)
@@ -79,7 +79,12 @@ def edge_map(picture: Array, model: str | Path | None = None) -> tuple[Array, Ar
 
 
 @lru_cache(maxsize=1)
-def _forest(path: str) -> Any:
+def forest(path: str) -> Any:
+    """A structured forest, read once.
+
+    Raises:
+        FileError: no such file. FormatError: it is none.
+    """
     import cv2
 
     if not Path(path).is_file():
@@ -117,8 +122,8 @@ def random_boxes(rng: np.random.Generator, inside: Array, size: tuple[int, int],
     return rng.integers(low, high, (count, 4), endpoint=True)
 
 
-def enlarged(boxes: Boxes, factor: float, size: tuple[int, int]) -> Boxes:
-    """Boxes with sides ``factor`` times as long around the same middle, cut at the picture's (height, width)."""
+def enlarged(boxes: Boxes, factor: float, size: tuple[int, int] | None = None) -> Boxes:
+    """Boxes with sides ``factor`` times as long around the same middle, cut at a picture's (height, width) if given."""
     grow = (boxes[:, 2:] - boxes[:, :2] + 1) * (factor - 1) / 2
     wide = np.concatenate([np.floor(boxes[:, :2] - grow), np.ceil(boxes[:, 2:] + grow)], 1).astype(np.int64)
-    return wide.clip(0, [size[1] - 1, size[0] - 1] * 2)
+    return wide if size is None else wide.clip(0, [size[1] - 1, size[0] - 1] * 2)

@@ -1,4 +1,4 @@
-"""segment: pictures in, masks out, by DecoupledNet's released procedure."""
+"""segment: pictures in, masks out, by DecoupledNet's and DeconvNet's released procedures, or any net of scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,21 @@ from caffe_port.tools.cli import Parser, each, run, say, trained_net
 from caffe_port.tools.train import device_of
 
 if TYPE_CHECKING:
-    from caffe_port.segmentation.inference import Segmentation, Segmenter
+    from caffe_port.segmentation.inference import Segmentation
+    from caffe_port.segmentation.systems import System
 
 __all__ = ["main"]
 
 _DEPLOY = "prototxt/decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
+_KINDS = ("decouplednet", "deconvnet", "plain")
+_CRFS = ("deconvnet", "deeplab")
+_FITS = ("pad", "resize")
+_OPTIONS = {
+    "decouplednet": ("threshold", "pass_by_pass"),
+    "deconvnet": ("proposals", "smallest", "model", "aligned"),
+    "plain": ("fit",),
+}
+"""Those that have a meaning for one kind of net only."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "segment",
-        "Segment pictures with a trained DecoupledNet. Each becomes OUT/NAME.png, of its own size, a PNG whose palette"
-        " indices are labels; 0 is the background.",
+        "Segment pictures with a trained DecoupledNet, DeconvNet, or any net that scores every class at every pixel,"
+        " such as FCN-8s. Each becomes OUT/NAME.png, of its own size, a PNG whose palette indices are labels; 0 is the"
+        " background.",
     )
     add = parser.add_argument
-    add("pictures", metavar="PICTURE", nargs="+", help="a picture, or a folder of them")
+    add("pictures", metavar="PICTURE", nargs="+", help="a picture, a folder of them, or a folder laid out as VOC's")
+    add("--list", metavar="LIST", help="only these pictures of the folder: a file, a name a line, or VOC's list (val)")
     add("--prototxt", metavar="NET", help=f"the deploy net of the weights, such as {_DEPLOY}")
     add("--weights", metavar="FILE", help="its parameters, BN folded: .caffemodel, .safetensors, .pth, .npz or .h5")
     add("-o", "--output", metavar="OUT", required=True, help="the folder for the results; made if it is not there")
@@ -55,13 +67,34 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         action="store_true",
         help="also write OUT/NAME.npz: maps (n, height, width), the n labels they are of, and every class's score",
     )
-    add("--threshold", type=_share, default=0.5, metavar="S", help="score above which a class is found; default: 0.5")
+    add("--system", choices=_KINDS, help="how the net is used; default: as its inputs and layers say")
+    add("--with", nargs=2, metavar=("NET", "FILE"), dest="other", help="an ensemble with this net: scores multiplied")
+    add("--crf", choices=_CRFS, help="a dense CRF over the maps, with these settings")
     add("--palette", metavar="PNG", help="take the colours from this PNG's palette; default: PASCAL VOC's")
-    add("--pass-by-pass", action="store_true", help="run the whole net for every pass, as the original did; slower")
     add("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, auto; default: %(default)s")
     add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
     add("-f", "--force", action="store_true", help="overwrite existing results")
     add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add = parser.add_argument_group("DecoupledNet").add_argument
+    add("--threshold", type=_share, metavar="S", help="score above which a class is found; default: 0.5")
+    add(
+        "--pass-by-pass",
+        action="store_true",
+        default=None,
+        help="run the whole net for every pass, as the original did; slower",
+    )
+    add = parser.add_argument_group("DeconvNet").add_argument
+    add("--proposals", type=_count, metavar="N", help="windows a picture, the whole one among them; default: 50")
+    add(
+        "--smallest",
+        type=_count,
+        metavar="P",
+        help="leave out windows with a side below P pixels; default: 112, less in pictures below 500",
+    )
+    add("--model", metavar="FILE", help="the structured forest for EdgeBox, OpenCV's model.yml.gz; default: gradients")
+    add("--aligned", action="store_true", default=None, help="without the original's shift by one pixel")
+    add = parser.add_argument_group("other nets").add_argument
+    add("--fit", choices=_FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
     run(_segment, parser, argv)
 
 
@@ -72,6 +105,12 @@ def _share(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 0 to 1")
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number above 0")
 
 
 def _segment(arguments: argparse.Namespace) -> None:
@@ -86,8 +125,8 @@ def _segment(arguments: argparse.Namespace) -> None:
                 remedy=f"nets are in prototxt/decouplednet, such as {Path(_DEPLOY).name}",
             )
     colours = voc.read_palette(arguments.palette) if arguments.palette else voc.palette()
-    jobs = _jobs(voc.pictures_in(arguments.pictures), arguments)
-    segmenter = _segmenter(arguments)
+    jobs = _jobs(_pictures(arguments), arguments)
+    segmenter = _system(arguments)
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
     names, width = voc.class_names(segmenter.classes), max(len(job.picture.name) for job in jobs)
     for job in each(jobs, "segment", quiet=arguments.quiet):
@@ -95,8 +134,34 @@ def _segment(arguments: argparse.Namespace) -> None:
         found = segmenter(picture)
         _write(job, picture, found, colours, arguments.force)
         if not arguments.quiet:
-            scores = (f"{names[label]} {found.scores[label - 1]:.2f}" for label in found.labels[1:])
+            scores = (f"{names[label]} {found.scores[label - 1]:.2f}" for label in found.found)
             say(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
+
+
+def _pictures(arguments: argparse.Namespace) -> list[Path]:
+    """The pictures to segment.
+
+    Raises:
+        FileError: one is not there. CaffeError: a list, but no folder of what it names.
+    """
+    from caffe_port.segmentation.folder import PHOTOGRAPHS, Folder, listed
+    from caffe_port.segmentation.voc import pictures_in
+
+    given = [Path(picture) for picture in arguments.pictures]
+    folders = [path / PHOTOGRAPHS if (path / PHOTOGRAPHS).is_dir() else path for path in given]
+    if not arguments.list:
+        return pictures_in(folders)
+    if len(given) != 1 or not given[0].is_dir():
+        raise CaffeError("--list", f"{len(given)} files or folders", expected="one folder of what it names")
+    if not Path(arguments.list).is_file() and folders == given:
+        raise FileError(arguments.list, "no such list", expected="a file, a name a line")
+    names = listed(Path(arguments.list)) if folders == given else Folder(given[0]).names(arguments.list)
+    there = {path.stem: path for path in pictures_in(folders)}
+    missing = [name for name in names if name not in there]
+    if missing:
+        found = f"no picture {missing[0]}" + (f" (nor {len(missing) - 1} more of {len(names)})" if missing[1:] else "")
+        raise FileError(str(folders[0]), found, expected=f"all of {arguments.list}")
+    return [there[name] for name in names]
 
 
 def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
@@ -132,13 +197,52 @@ def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _segmenter(arguments: argparse.Namespace) -> Segmenter:
-    from caffe_port.segmentation.inference import PassByPass, Segmenter
+def _system(arguments: argparse.Namespace) -> System:
+    """The system that was asked for.
+
+    Raises:
+        CaffeError: an option that none of its nets has a use for; an ensemble with DecoupledNet.
+    """
+    from caffe_port.segmentation.crf import SETTINGS
+    from caffe_port.segmentation.deconvnet import PROPOSALS, ProposalSegmenter
+    from caffe_port.segmentation.inference import THRESHOLD, PassByPass, Segmenter
+    from caffe_port.segmentation.plain import Plain
+    from caffe_port.segmentation.systems import Product, Refined, kind_of
 
     device = device_of(arguments.device)
-    net = trained_net(arguments.prototxt, arguments.weights, quiet=arguments.quiet, dialect=arguments.dialect)
-    kind = PassByPass if arguments.pass_by_pass else Segmenter
-    return kind(net.to(device), threshold=arguments.threshold)
+    files = [(arguments.prototxt, arguments.weights), *([arguments.other] if arguments.other else [])]
+    nets = [trained_net(*pair, quiet=arguments.quiet, dialect=arguments.dialect).to(device) for pair in files]
+    kinds = [kind_of(net) for net in nets]
+    kinds[0] = arguments.system or kinds[0]
+    _check_options(arguments, kinds)
+
+    if kinds[0] == "decouplednet":
+        kind = PassByPass if arguments.pass_by_pass else Segmenter
+        system: System = kind(nets[0], threshold=THRESHOLD if arguments.threshold is None else arguments.threshold)
+    else:
+        first, *others = (
+            Plain(net, fit=arguments.fit)
+            if kind == "plain"
+            else ProposalSegmenter(
+                net,
+                proposals=arguments.proposals or PROPOSALS,
+                smallest=arguments.smallest,
+                model=arguments.model,
+                aligned=bool(arguments.aligned),
+            )
+            for net, kind in zip(nets, kinds, strict=True)
+        )
+        system = Product(first, others[0]) if others else first
+    return Refined(system, SETTINGS[arguments.crf], device=device) if arguments.crf else system
+
+
+def _check_options(arguments: argparse.Namespace, kinds: Sequence[str]) -> None:
+    for kind, options in _OPTIONS.items():
+        for option in options:
+            if kind not in kinds and getattr(arguments, option) is not None:
+                raise CaffeError(f"--{option.replace('_', '-')}", f"a net for {' and '.join(kinds)}", expected=kind)
+    if len(kinds) > 1 and "decouplednet" in kinds:
+        raise CaffeError("--with", "a DecoupledNet", expected="nets that score every class at every pixel")
 
 
 def _write(job: Job, picture: np.ndarray, found: Segmentation, colours: np.ndarray, overwrite: bool) -> None:

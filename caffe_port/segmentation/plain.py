@@ -1,0 +1,89 @@
+"""Nets that score a whole picture at once, such as FCN-8s and DeepLab's.
+
+Source: cache_FCN8s_results.m, preprocess_image.m of DeconvNet's release; Chen et al., "Semantic Image Segmentation with
+Deep Convolutional Nets and Fully Connected CRFs", 2015, section 2 (scores are interpolated bilinearly).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from caffe_port.errors import CaffeError, DefinitionError
+from caffe_port.net import Net
+from caffe_port.segmentation.imresize import imresize
+from caffe_port.segmentation.inference import as_input, checked, prepare
+from caffe_port.segmentation.systems import ScoreNet, Scoring
+
+__all__ = ["FITS", "Plain", "resized"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FITS = ("pad", "resize")
+
+
+class Plain(Scoring):
+    """Segments with a net that scores a whole picture at once.
+
+    Scores coarser than the input are interpolated bilinearly: the first and the last lie on the input's first and last
+    pixel where the sides are so (8n + 1 pixels, n + 1 scores: DeepLab's), else as ``imresize`` has it.
+
+    Args:
+        net: as :class:`ScoreNet` wants it.
+        fit: "pad": zeros right and below, after the mean is subtracted, up to the net's input; the input grows with
+            larger pictures, which the released program refused. "resize": the picture is made square and resized to the
+            input as DecoupledNet's, the scores are resized back, bilinearly. Without, "pad" for nets with a score for
+            each pixel, "resize" for others.
+
+    Raises:
+        DefinitionError: the net is another one. CaffeError: no such fit.
+    """
+
+    def __init__(self, net: Net, *, fit: str | None = None) -> None:
+        if fit not in (None, *FITS):
+            raise CaffeError("fit", repr(fit), expected=" or ".join(FITS))
+        self._run = ScoreNet(net)
+        self.classes = self._run.classes
+        self.fit = fit or ("pad" if self._run.coarse == self._run.size else "resize")
+        if self.fit == "resize" and self._run.size[0] != self._run.size[1]:
+            raise DefinitionError(net.definition.path, f"input {self._run.size}", expected="a square one, to resize to")
+
+    def scores(self, picture: Array) -> Array:
+        height, width = picture.shape[:2]
+        if self.fit == "pad":
+            return self._fine(self._padded(picture))[:, :height, :width]
+        side = max(height, width)
+        return resized(self._fine(prepare(picture, self._run.size[0])), side, side)[:, :height, :width]
+
+    def _padded(self, picture: Array) -> Array:
+        """The picture in the upper left of an input that the net takes."""
+        data = as_input(checked(picture).astype(np.float64))
+        more = []
+        for side, coarse, wanted in zip(self._run.size, self._run.coarse, data.shape[2:], strict=True):
+            step = (side - 1) // (coarse - 1) if _on_corners(side, coarse) else -(-side // coarse)
+            more.append((0, side + step * max(0, -((side - wanted) // step)) - wanted))
+        return np.pad(data, [(0, 0), (0, 0), *more])
+
+    def _fine(self, data: Array) -> Array:
+        """A score for each of an input's pixels: float32 (1 + classes, height, width)."""
+        scores, (height, width) = self._run(data), data.shape[2:]
+        if all(_on_corners(*sides) for sides in zip((height, width), scores.shape[2:], strict=True)):
+            fine = torch.nn.functional.interpolate(
+                torch.from_numpy(scores), (height, width), mode="bilinear", align_corners=True
+            )
+            return fine[0].numpy()
+        return resized(scores[0], height, width)
+
+
+def _on_corners(side: int, coarse: int) -> bool:
+    """Whether the first and the last of the scores lie on the first and the last pixel."""
+    return 1 < coarse < side and (side - 1) % (coarse - 1) == 0
+
+
+def resized(scores: Array, height: int, width: int) -> Array:
+    """Scores (n, ...) at another size, float32 (n, height, width), as MATLAB's bilinear ``imresize`` gives them."""
+    if scores.shape[1:] == (height, width):
+        return scores
+    return imresize(scores.transpose(1, 2, 0), (height, width), "bilinear").transpose(2, 0, 1)

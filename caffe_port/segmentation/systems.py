@@ -1,0 +1,158 @@
+"""Systems that segment pictures, each a callable from a picture to a :class:`~.inference.Segmentation`.
+
+DecoupledNet's is :class:`~.inference.Segmenter`, DeconvNet's :class:`~.deconvnet.ProposalSegmenter`, that of other nets
+which score every class at every pixel :class:`~.plain.Plain`. Here is what these share, the product of two of them, and
+a dense CRF over any.
+
+Source: generate_EDeconvNet_CRF_results.m of DeconvNet's release.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port.errors import CaffeError, DefinitionError
+from caffe_port.net import Net
+from caffe_port.segmentation.crf import SETTINGS, Setting, dense_crf
+from caffe_port.segmentation.inference import DATA, MASKED, SEGMENTED, Segmentation
+
+__all__ = ["KINDS", "Product", "Refined", "ScoreNet", "Scoring", "System", "kind_of"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+KINDS = ("decouplednet", "deconvnet", "plain")
+
+
+class System(Protocol):
+    """What segments pictures.
+
+    Attributes:
+        classes: beside the background. least: what a map is at least where a CRF takes its logarithm.
+    """
+
+    classes: int
+    least: float
+
+    def __call__(self, picture: Array, /) -> Segmentation:
+        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
+
+
+def kind_of(net: Net) -> str:
+    """Which of the KINDS a net is: DecoupledNet has a second input, DeconvNet unpools."""
+    if MASKED in net.graph.inputs:
+        return "decouplednet"
+    return "deconvnet" if any(node.type == "Unpooling" for node, _ in net.nodes) else "plain"
+
+
+class Scoring:
+    """A system that scores each class at each pixel; the first of those with the largest score is the pixel's label.
+
+    A segmentation's ``maps`` are the softmax of the scores, of all labels; its ``scores`` each class's largest share.
+    """
+
+    classes: int
+    least = 0.0
+
+    def __call__(self, picture: Array, /) -> Segmentation:
+        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
+        scores = self.scores(picture)
+        maps = np.exp(scores - scores.max(0))
+        maps /= maps.sum(0)
+        pixels = scores.argmax(0).astype(np.uint8)
+        return Segmentation(pixels, maps[1:].max((1, 2)), tuple(range(len(maps))), maps, _present(pixels))
+
+    def scores(self, picture: Array) -> Array:
+        """The scores, float32 (1 + classes, height, width)."""
+        raise NotImplementedError
+
+
+def _present(pixels: Array) -> tuple[int, ...]:
+    return tuple(int(label) for label in np.unique(pixels) if label)
+
+
+class ScoreNet:
+    """A net from ``data`` to the classes' scores, run without gradients, with weights prepared from the first run on.
+
+    Args:
+        net: in TEST: input ``data``, one output (or ``seg-score`` among others) with a channel for each label.
+
+    Attributes:
+        size, coarse: (height, width) of its input and of its scores, as declared. classes: beside the background.
+
+    Raises:
+        DefinitionError: the net is another one.
+    """
+
+    def __init__(self, net: Net) -> None:
+        outputs = [SEGMENTED] if SEGMENTED in net.graph.outputs else list(net.graph.outputs)
+        data, made = net.shapes.get(DATA, ()), net.shapes[outputs[0]] if len(outputs) == 1 else ()
+        if [*net.graph.inputs] != [DATA] or len(data) != 4 or data[1] != 3 or len(made) != 4 or not 2 <= made[1] <= 255:
+            raise DefinitionError(
+                net.definition.path,
+                f"inputs {', '.join(net.graph.inputs) or 'none'}, outputs {', '.join(net.graph.outputs)}",
+                expected=f"a deploy net from {DATA} (1 x 3 x height x width) to scores with a channel for each label",
+            )
+        maker = next(node for node, _ in reversed(net.nodes) if outputs[0] in node.tops)
+        if maker.type == "Softmax":
+            raise DefinitionError(maker.where, f"the softmax {maker.name}", expected="scores", remedy="leave it out")
+        self.net, self.classes, self._top = net, made[1] - 1, outputs[0]
+        self.size, self.coarse = (data[2], data[3]), (made[2], made[3])
+        net.plan.expect_more()
+
+    def __call__(self, data: Array) -> Array:
+        """The scores, float32 (n, 1 + classes, ...), of inputs float32 (n, 3, height, width)."""
+        with torch.no_grad():
+            scores: Tensor = self.net(**{DATA: torch.from_numpy(data).to(next(self.net.parameters()))})[self._top]
+        return scores.numpy(force=True)
+
+
+class Product(Scoring):
+    """The ensemble: the product of two systems' scores, where one below 0 counts as 0.
+
+    Raises:
+        CaffeError: they tell different numbers of classes apart.
+    """
+
+    def __init__(self, first: Scoring, second: Scoring) -> None:
+        if first.classes != second.classes:
+            found = f"nets of {first.classes} and of {second.classes} classes"
+            raise CaffeError("the ensemble", found, expected="the same classes in both")
+        self.classes, self._both = first.classes, (first, second)
+
+    def scores(self, picture: Array) -> Array:
+        one, other = (np.maximum(system.scores(picture), 0) for system in self._both)
+        return one * other
+
+
+class Refined:
+    """A system with a dense CRF over its maps. The segmentation's ``maps`` are the CRF's probabilities.
+
+    Args:
+        setting: DeconvNet's without. device: where the CRF runs.
+    """
+
+    def __init__(
+        self, system: System, setting: Setting = SETTINGS["deconvnet"], *, device: torch.device | str = "cpu"
+    ) -> None:
+        self.classes, self.least = system.classes, 0.0
+        self._system, self._setting, self._device = system, setting, device
+
+    def __call__(self, picture: Array, /) -> Segmentation:
+        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
+        found, setting = self._system(picture), self._setting
+        with np.errstate(divide="ignore"):  # a share of 0 stays 0, as in the original
+            logarithms = np.log(found.maps.clip(self._system.least))
+        maps = dense_crf(
+            logarithms,
+            picture,
+            setting.kernels,
+            iterations=setting.iterations,
+            normalization=setting.normalization,
+            device=self._device,
+        )
+        pixels = np.array(found.labels, np.uint8)[maps.argmax(0)]
+        return Segmentation(pixels, found.scores, found.labels, maps, _present(pixels))

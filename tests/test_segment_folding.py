@@ -13,7 +13,7 @@ from slim import narrow
 from caffe_port.errors import CaffeError
 from caffe_port.formats import open_weights
 from caffe_port.net import Net
-from caffe_port.segmentation.folding import fold, measure
+from caffe_port.segmentation.folding import absorb, fold, measure
 from caffe_port.segmentation.voc import write_labels
 from caffe_port.tools import fold as tool
 
@@ -69,6 +69,50 @@ def test_one_batch_folded_is_that_batch_normalised() -> None:
         folded = Net(INFERENCE)
         folded.load_state_dict(net.state_dict())
         assert folded(**batch)["z"].numpy() == pytest.approx(learnt.numpy(), abs=1e-5)
+
+
+PLAIN = """
+name: "plain"
+input: "x"  input_dim: 2  input_dim: 3  input_dim: 5  input_dim: 7
+layers { name: "conv"  type: CONVOLUTION  bottom: "x"  top: "z"  convolution_param { num_output: 4  kernel_size: 3 } }
+layers { name: "turn"  type: DECONVOLUTION  bottom: "z"  top: "y"
+         convolution_param { num_output: 5  kernel_size: 2  stride: 2 } }
+"""
+NORMED = PLAIN.replace(
+    'layers { name: "turn"',
+    """layers { name: "two"  type: BN  bottom: "z"  top: "z" STATISTICS }
+layers { name: "relu"  type: RELU  bottom: "z"  top: "z" }
+layers { name: "turn\"""",
+).replace("STATISTICS", 'top: "two-mean"  top: "two-var"')
+
+
+def test_absorbed_the_convolution_does_it_all() -> None:
+    (batch,) = batches(1)
+    net = Net(NORMED)
+    for p in net.state_dict().values():
+        p.copy_(torch.from_numpy(np.random.RandomState(p.numel()).randn(*p.shape)))
+    moments = measure(net, batches(3))
+    fold(moments)
+    folded, plain = (
+        Net(NORMED.replace('top: "two-mean"  top: "two-var"', "bn_param { bn_mode: INFERENCE }")),
+        Net(PLAIN),
+    )
+    folded.load_state_dict(net.state_dict())
+    absorb(net, moments)
+    assert (net.state_dict()["two.scale"] == 1).all()
+    assert (net.state_dict()["two.shift"] == 0).all()
+    plain.load_state_dict({name: p for name, p in net.state_dict().items() if not name.startswith("two")})
+    plain.nodes[-1][1].register_forward_pre_hook(lambda _, given: tuple(g.relu() for g in given))
+    with torch.no_grad():
+        assert plain(**batch)["y"].numpy() == pytest.approx(folded(**batch)["y"].numpy(), abs=2e-5)
+
+
+def test_bn_after_no_convolution_is_not_absorbed() -> None:
+    net = small()
+    moments = measure(net, batches(1))
+    fold(moments)
+    with pytest.raises(CaffeError, match="layer one: expected BN in place on the top of a Convolution"):
+        absorb(net, moments)
 
 
 WRONG_NETS = [

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffeError, DefinitionError
+from caffe_port.layers.convolution import Convolution
 from caffe_port.layers.normalization import BN
 from caffe_port.net import Net
 
-__all__ = ["Moments", "fold", "measure"]
+__all__ = ["Moments", "absorb", "fold", "measure"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -116,3 +117,31 @@ def fold(moments: Iterable[Moments], *, unbiased: bool = False) -> None:
         with torch.no_grad():
             one.layer.scale.copy_(torch.from_numpy(scale).view_as(one.layer.scale))
             one.layer.shift.copy_(torch.from_numpy(shift).view_as(one.layer.shift))
+
+
+def absorb(net: Net, moments: Iterable[Moments]) -> None:
+    """Give what folded BN layers do to the convolutions before them: the same net without these layers.
+
+    A layer's scale and shift become 1 and 0, so that the net with ``bn_mode: INFERENCE`` stays what it is, too.
+
+    Raises:
+        DefinitionError: a layer does not work in place on what a convolution with a bias has just made.
+    """
+    makers = {}
+    wanted = {id(one.layer) for one in moments}
+    for node, layer in net.nodes:
+        if id(layer) in wanted:
+            maker = makers.get(node.bottoms[0])
+            if not isinstance(maker, Convolution) or maker.bias is None or node.tops[0] != node.bottoms[0]:
+                raise DefinitionError(
+                    f"{node.where}: layer {node.name}",
+                    f"BN of {node.bottoms[0]}",
+                    expected="BN in place on the top of a Convolution with a bias",
+                )
+            with torch.no_grad():
+                scale, shift = layer.scale.flatten(), layer.shift.flatten()
+                maker.weight.mul_(scale.view(-1, *[1] * (maker.weight.dim() - 1)))
+                maker.bias.mul_(scale).add_(shift)
+                layer.scale.fill_(1)
+                layer.shift.zero_()
+        makers.update(dict.fromkeys(node.tops, layer))

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("weights", metavar="TRAINED.caffemodel", help="or any other file of weights")
     add("-o", "--output", metavar="FILE", help="default: TRAINED_inference.caffemodel; .h5 gives Caffe's HDF5")
     add("--passes", type=int, default=PASSES, metavar="N", help="batches to average over; default: %(default)s")
+    add("--absorb", action="store_true", help="into the convolutions: weights for the net without BN layers, too")
     add("--unbiased", action="store_true", help="times m / (m - 1), which the original meant to do and did not")
     add("--source", metavar="LIST", help="the data layer's list, in place of the definition's")
     add("--root-folder", metavar="DIR", help="what its names start from, in place of the definition's")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _fold(arguments: argparse.Namespace) -> None:
     from caffe_port.random import set_random_seed
     from caffe_port.schema import read_net
-    from caffe_port.segmentation.folding import fold, measure
+    from caffe_port.segmentation.folding import absorb, fold, measure
 
     for option, number in (("--passes", arguments.passes), ("--batch", arguments.batch)):
         if number is not None and number < 1:
@@ -70,6 +71,8 @@ def _fold(arguments: argparse.Namespace) -> None:
         )
     moments = measure(net, ({} for _ in each(range(arguments.passes), "fold", quiet=arguments.quiet)))
     fold(moments, unbiased=arguments.unbiased)
+    if arguments.absorb:
+        absorb(net, moments)
     net.save(output)
     if not arguments.quiet:
         kind = "unbiased" if arguments.unbiased else "biased, as released"

@@ -127,7 +127,7 @@ def absorb(net: Net, moments: Iterable[Moments]) -> None:
     Raises:
         DefinitionError: a layer does not work in place on what a convolution with a bias has just made.
     """
-    makers = {}
+    makers: dict[str, torch.nn.Module] = {}
     wanted = {id(one.layer) for one in moments}
     for node, layer in net.nodes:
         if id(layer) in wanted:

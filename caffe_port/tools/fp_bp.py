@@ -24,7 +24,7 @@ from caffe_port.tools.cli import Parser, progress, run, table
 if TYPE_CHECKING:
     from caffe_port.schema import Definition
 
-__all__ = ["Made", "convert", "main"]
+__all__ = ["DEFINITION", "Made", "convert", "main", "write"]
 
 SUFFIX = "-bp"
 DEFINITION = Path(__file__).resolve().parents[2] / "prototxt" / "decouplednet" / "fp_bp_network.prototxt"
@@ -184,18 +184,43 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     run(_convert, parser, argv)
 
 
-def _convert(arguments: argparse.Namespace) -> None:
+def write(
+    source: str | Path,
+    output: str | Path,
+    prototxt: str | Path = DEFINITION,
+    *,
+    dialect: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> tuple[Weights, dict[str, Made]]:
+    """:func:`convert` from file to file: the classification net's weights, and what was made of them by layer.
+
+    Args:
+        prototxt: the forward-backward net. quiet: without a progress bar.
+    """
     from caffe_port.schema import read_net
 
-    source = Path(arguments.weights)
-    output = arguments.output or str(source.with_name(f"{source.stem}_fp_bp.caffemodel"))
-    check_output(output, overwrite=arguments.force)
+    check_output(output, overwrite=overwrite)
     weights = open_weights(source, writable=False)
-    definition = read_net(arguments.prototxt, dialect=arguments.dialect)
+    definition = read_net(prototxt, dialect=dialect)
     made = {layer.layer: layer for layer in convert(definition, weights)}
     blobs = [made[layer.name].blobs if layer.name in made else [] for layer in definition.net.layer]
-    with progress(sum(b.nbytes for layer in blobs for b in layer), Path(output).name, quiet=arguments.quiet) as told:
-        write_net(output, definition, blobs, overwrite=arguments.force, progress=told)
+    with progress(sum(b.nbytes for layer in blobs for b in layer), Path(output).name, quiet=quiet) as told:
+        write_net(output, definition, blobs, overwrite=overwrite, progress=told)
+    return weights, made
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    source = Path(arguments.weights)
+    output = arguments.output or str(source.with_name(f"{source.stem}_fp_bp.caffemodel"))
+    weights, made = write(
+        source,
+        output,
+        arguments.prototxt,
+        dialect=arguments.dialect,
+        overwrite=arguments.force,
+        quiet=arguments.quiet,
+    )
     if arguments.quiet:
         return
     derived = [m for m in made.values() if m.source != m.layer]

@@ -31,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     parser.add_argument("solver", metavar="SOLVER.prototxt", help="the solver's definition")
     add_options(parser)
-    run(train, parser, as_gflags(argv))
+    run(_train, parser, as_gflags(argv))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    train(arguments)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +78,8 @@ def as_gflags(argv: Sequence[str] | None) -> list[str]:
     return [f"--{m[1].replace('_', '-')}{m[2] or ''}" if m else a for m, a in matches]
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train as the options say.
+def train(arguments: argparse.Namespace) -> Solver:
+    """Train as the options say; the solver, done or stopped.
 
     Raises:
         CaffeError: anything wrong; it names the snapshot to resume from, if there is one.
@@ -95,6 +99,7 @@ def train(arguments: argparse.Namespace) -> None:
         solver.solve()
     solver.log.line("Optimization Done.", "caffe.cpp")
     solver.group.leave()
+    return solver
 
 
 def _add_listeners(solver: Solver, arguments: argparse.Namespace) -> None:

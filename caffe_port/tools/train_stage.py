@@ -1,0 +1,64 @@
+"""What the commands that train one of the paper's nets share: a start, a training, and its weights under one name."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+from collections.abc import Callable
+from pathlib import Path
+
+from caffe_port.errors import CaffeError
+from caffe_port.formats.atomic import check_output
+from caffe_port.tools.train import add_options, train
+
+__all__ = ["PROTOTXT", "add_stage_options", "train_stage"]
+
+PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
+"""The published definitions."""
+
+
+def add_stage_options(parser: argparse.ArgumentParser, output: str) -> None:
+    """Where the weights go, and the options of a training."""
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE", default=output, help="the trained weights; default: %(default)s")
+    add("-f", "--force", action="store_true", help="overwrite an existing FILE")
+    add_options(parser)
+
+
+def train_stage(
+    arguments: argparse.Namespace, solver: Path, start: Callable[[Path], str] | None = None, *, what: str
+) -> None:
+    """Train with ``solver``; the weights go to ``arguments.output`` when it is done, and not when it was stopped.
+
+    Args:
+        start: makes the weights to start from, in the file it is given or elsewhere, and says where they are. It is
+            asked unless the training is resumed.
+        what: is trained.
+
+    Raises:
+        CaffeError: anything wrong.
+    """
+    output = Path(arguments.output)
+    check_output(output, overwrite=arguments.force or arguments.resume)
+    if not solver.is_file():
+        raise CaffeError(str(solver), "no such file", remedy="make it: python prototxt/build.py -o DIR --width ...")
+    arguments.solver = str(solver)
+    if start is not None and not arguments.snapshot and not (arguments.resume and _begun(arguments)):
+        arguments.weights = start(output.with_name(f"{output.stem}_start.caffemodel"))
+    trained = train(arguments)
+    if not trained.group.first:
+        return
+    if trained.stopped:
+        print(f"stopped before the end; the same command with --resume goes on and writes {output}")
+        return
+    trained.net.save(output)
+    print(f"wrote {output}: {what}")
+
+
+def _begun(arguments: argparse.Namespace) -> bool:
+    """Whether a snapshot is there."""
+    from caffe_port.schema import read_solver
+
+    param = read_solver(arguments.solver, proto=arguments.proto, settings=list(arguments.set))
+    prefix = Path(param.snapshot_prefix)
+    return any(prefix.parent.glob(f"{glob.escape(prefix.name)}_iter_*.resume"))

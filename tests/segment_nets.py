@@ -43,17 +43,22 @@ def tiny(seed: int = 0) -> Net:
 
 def slim(found: list[int], seed: int = 0) -> Net:
     """DecoupledNet with a 32nd of the features and random weights, which finds these classes in any picture."""
-    net = Net(str(narrow(DEPLOY, "1/32")))
+    net = scattered(Net(str(narrow(DEPLOY, "1/32"))), seed)
+    state = net.state_dict()
+    state["cls-score-voc.weight"] *= 1e-3  # so that the bias decides
+    state["cls-score-voc.bias"][:] = -2.0
+    state["cls-score-voc.bias"][found] = torch.linspace(0.5, 2, len(found))
+    return net
+
+
+def scattered(net: Net, seed: int = 0) -> Net:
+    """The net with random parameters, such that numbers neither vanish nor grow on their way."""
     rng = np.random.RandomState(seed)
     for name, p in net.state_dict().items():
         numbers = rng.standard_normal(tuple(p.shape))
         kind = name.rpartition(".")[2]
         size, level = {"weight": ((2 / p[0].numel()) ** 0.5, 0), "scale": (0.1, 1)}.get(kind, (0.05, 0))
         p.copy_(torch.from_numpy(level + size * numbers))
-    state = net.state_dict()
-    state["cls-score-voc.weight"] *= 1e-3  # so that the bias decides
-    state["cls-score-voc.bias"][:] = -2.0
-    state["cls-score-voc.bias"][found] = torch.linspace(0.5, 2, len(found))
     return net
 
 

@@ -33,9 +33,9 @@ class Plain(Scoring):
     Args:
         net: as :class:`ScoreNet` wants it.
         fit: "pad": zeros right and below, after the mean is subtracted, up to the net's input; the input grows with
-            larger pictures, which the released program refused. "resize": the picture is made square and resized to the
-            input as DecoupledNet's, the scores are resized back, bilinearly. Without, "pad" for nets with a score for
-            each pixel, "resize" for others.
+            larger pictures, which FCN-8s' released program refused. "resize": the picture is made square and resized to
+            the input as DecoupledNet's, the scores are resized back, bilinearly. Without, "pad" for nets with a score
+            for each pixel or for the first, the last and every nth, "resize" for others.
 
     Raises:
         DefinitionError: the net is another one. CaffeError: no such fit.
@@ -46,7 +46,8 @@ class Plain(Scoring):
             raise CaffeError("fit", repr(fit), expected=" or ".join(FITS))
         self._run = ScoreNet(net)
         self.classes = self._run.classes
-        self.fit = fit or ("pad" if self._run.coarse == self._run.size else "resize")
+        sides = list(zip(self._run.size, self._run.coarse, strict=True))
+        self.fit = fit or ("pad" if all(n == m or _on_corners(n, m) for n, m in sides) else "resize")
         if self.fit == "resize" and self._run.size[0] != self._run.size[1]:
             raise DefinitionError(net.definition.path, f"input {self._run.size}", expected="a square one, to resize to")
 
@@ -78,8 +79,9 @@ class Plain(Scoring):
 
 
 def _on_corners(side: int, coarse: int) -> bool:
-    """Whether the first and the last of the scores lie on the first and the last pixel."""
-    return 1 < coarse < side and (side - 1) % (coarse - 1) == 0
+    """Whether the first and the last of the scores lie on the first and the last pixel: an even number from each to the
+    next, which no side allows whose scores lie in the middle of as many pixels each."""
+    return 1 < coarse < side and (side - 1) % (2 * (coarse - 1)) == 0
 
 
 def resized(scores: Array, height: int, width: int) -> Array:

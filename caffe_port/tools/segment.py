@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from caffe_port.segmentation.inference import Segmentation
     from caffe_port.segmentation.systems import System
 
-__all__ = ["main"]
+__all__ = ["CRFS", "FITS", "KINDS", "main"]
 
 _DEPLOY = "prototxt/decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
-_KINDS = ("decouplednet", "deconvnet", "plain")
-_CRFS = ("deconvnet", "deeplab")
-_FITS = ("pad", "resize")
+KINDS = ("decouplednet", "deconvnet", "plain")
+CRFS = ("deconvnet", "deeplab")
+FITS = ("pad", "resize")
 _OPTIONS = {
     "decouplednet": ("threshold", "pass_by_pass"),
     "deconvnet": ("proposals", "smallest", "model", "aligned"),
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         action="store_true",
         help="also write OUT/NAME.npz: maps (n, height, width), the n labels they are of, and every class's score",
     )
-    add("--system", choices=_KINDS, help="how the net is used; default: as its inputs and layers say")
+    add("--system", choices=KINDS, help="how the net is used; default: as its inputs and layers say")
     add("--with", nargs=2, metavar=("NET", "FILE"), dest="other", help="an ensemble with this net: scores multiplied")
-    add("--crf", choices=_CRFS, help="a dense CRF over the maps, with these settings")
+    add("--crf", choices=CRFS, help="a dense CRF over the maps, with these settings")
     add("--palette", metavar="PNG", help="take the colours from this PNG's palette; default: PASCAL VOC's")
     add("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, auto; default: %(default)s")
     add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--model", metavar="FILE", help="the structured forest for EdgeBox, OpenCV's model.yml.gz; default: gradients")
     add("--aligned", action="store_true", default=None, help="without the original's shift by one pixel")
     add = parser.add_argument_group("other nets").add_argument
-    add("--fit", choices=_FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
+    add("--fit", choices=FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
     run(_segment, parser, argv)
 
 

@@ -201,6 +201,18 @@ def test_scores_on_corners_are_interpolated_between(height: int, width: int) -> 
     np.testing.assert_allclose(Plain(net).scores(image), coarse, atol=1e-4)
 
 
+@pytest.mark.parametrize("fov", ["small", "large"])
+def test_wssl(fov: str) -> None:
+    """Every eighth pixel has the score that the net gives it."""
+    net, image = scattered(Net(narrow_text(f"wssl/{fov}_fov_deploy.prototxt", size=56))), picture(48, 61)
+    system = Plain(net)
+    data = np.zeros((1, 3, 57, 65), np.float32)
+    data[0, :, :48, :61] = (image[:, :, ::-1] - np.array(voc.MEAN)).transpose(2, 0, 1)
+    with torch.no_grad():
+        wanted = net(data=torch.from_numpy(data))["seg-score"].numpy()[0, :, :6, :8]
+    np.testing.assert_allclose(system.scores(image)[:, ::8, ::8], wanted, atol=1e-6 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize(("height", "width"), [(10, 23), (40, 20)])
 def test_pictures_are_resized_where_scores_lie_between_pixels(height: int, width: int) -> None:
     net, image = scores_of(16, POOLED.format(kernel=8, stride=8), "pool"), picture(height, width)

@@ -1,4 +1,4 @@
-"""Writes the published networks and their solvers: DecoupledNet, its classification net, DeconvNet, FCN-8s.
+"""Writes the published networks and their solvers: DecoupledNet, its classification net, DeconvNet, FCN-8s, WSSL.
 
 In use:
     python prototxt/build.py                                       all of them, as published, in their place
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from caffe_port.errors import CaffeError, DefinitionError, FileError, nearest
 from caffe_port.formats.atomic import atomic_write
-from prototxt import classification, deconvnet, decouplednet, fcn8s
+from prototxt import classification, deconvnet, decouplednet, fcn8s, wssl
 from prototxt.definition import Net, Setting, Solver
 from prototxt.shapes import infer
 
@@ -31,6 +31,7 @@ FAMILIES = {
     "decouplednet": decouplednet,
     "deconvnet": deconvnet,
     "fcn8s": fcn8s,
+    "wssl": wssl,
 }
 
 

@@ -54,6 +54,7 @@ def convolution(
     *,
     pad: int = 0,
     stride: int = 1,
+    dilation: int = 1,
     bias: bool = True,
     learn: Learn = USUAL,
     fill: Fields | None = None,
@@ -65,6 +66,7 @@ def convolution(
     param |= {"pad": pad} if pad else {}
     param["kernel_size"] = kernel
     param |= {"stride": stride} if stride != 1 else {}
+    param |= {"dilation": dilation} if dilation != 1 else {}
     param |= {} if bias else {"bias_term": False}
     param |= {"engine": Word(engine)} if engine else {}
     return Layer(type, name, [bottom], [top], {"convolution_param": param | dict(fill or {})}, learn)
@@ -109,9 +111,12 @@ def crop(bottom: str, like: str, top: str) -> Layer:
     return Layer("CROP", "crop", [bottom, like], [top])
 
 
-def pooling(name: str, bottom: str, top: str, pool: str, kernel: int, stride: int, switches: str = "") -> Layer:
+def pooling(
+    name: str, bottom: str, top: str, pool: str, kernel: int, stride: int, switches: str = "", *, pad: int = 0
+) -> Layer:
     """``switches`` names a second top of MAX pooling: where each maximum was."""
-    param = {"pool": Word(pool), "kernel_size": kernel, "stride": stride}
+    param: dict[str, object] = {"pool": Word(pool), "kernel_size": kernel, "stride": stride}
+    param |= {"pad": pad} if pad else {}
     return Layer("POOLING", name, [bottom], [top, switches] if switches else [top], {"pooling_param": param})
 
 

@@ -217,7 +217,6 @@ def test_wrong_definitions(text: str, said: str) -> None:
         ("type: CONCAT bottom: 'x' bottom: 'x' concat_param { concat_dim: 2 }", "0 or 1"),
         ("type: SLICE bottom: 'x' slice_param { slice_dim: 3 }", "0 or 1"),
         ("type: SLICE bottom: 'x' slice_param { axis: 1 }", "slice_param.axis is set"),
-        ("type: ARGMAX bottom: 'x' argmax_param { axis: 1 }", "argmax_param.axis is set"),
         ("type: ACCURACY bottom: 'x' bottom: 't' accuracy_param { ignore_label: 1 }", "ignore_label is set"),
         ("type: MVN bottom: 'x' mvn_param { eps: 1 }", "mvn_param.eps is set"),
     ],

@@ -30,11 +30,19 @@ UnpoolingParameter unpool=1 kernel_size=2 stride=3 pad=4 kernel_h=5 kernel_w=6 s
 UnpoolingParameter engine=11 unpool_size=12 unpool_h=13 unpool_w=14
 WindowClsDataParameter label_dim=1
 """
+# Of DeepLab's description; V1 numbers are its own + 1000.
+DEEPLAB = """
+V1LayerParameter bias_channel_param=1050 unique_label_param=1051 adaptive_bias_channel_param=1053
+AdaptiveBiasChannelParameter num_iter=1 bg_portion=2 fg_portion=3 suppress_others=4 margin_others=5
+BiasChannelParameter bg_bias=1 fg_bias=2 ignore_label=3
+UniqueLabelParameter max_labels=1 ignore_label=2 force_label=3
+"""
 NVCAFFE = "BlobProto raw_data_type=10 raw_diff_type=11 raw_data=12 raw_diff=13"
 ENUMS = """
 V1LayerParameter.LayerType CROP=40 ELTWISE_ACCURACY=41 UNPOOLING=42 BN=43 RED_SOFTMAX_LOSS=44 RED_ACCURACY=45
 V1LayerParameter.LayerType IMAGE_SEG_DATA=46 WINDOW_SEG_DATA=47 WINDOW_INST_SEG_DATA=48 BIN_ACCURACY=49
 V1LayerParameter.LayerType WINDOW_CLS_DATA=50 WINDOW_SEG_BINARY=51 SELECT_SEG_BINARY=52 DROPOUT_CHANNEL=53
+V1LayerParameter.LayerType BIAS_CHANNEL=1047 UNIQUE_LABEL=1048 ADAPTIVE_BIAS_CHANNEL=1050
 BNParameter.BNMode LEARN=0 INFERENCE=1
 BinaryAccuracyParameter.AccuracyMode Accuracy=0 Precision=1 Recall=2 F_measure=3
 ImageDataParameter.LabelType NONE=0 IMAGE=1 PIXEL=2
@@ -42,6 +50,8 @@ UnpoolingParameter.UnpoolMethod MAX=0 AVE=1 TILE=2
 UnpoolingParameter.Engine DEFAULT=0 CAFFE=1
 """
 DEFAULTS = """
+AdaptiveBiasChannelParameter num_iter=1 bg_portion=0.2 fg_portion=0.2 suppress_others=True margin_others=1e-05
+BiasChannelParameter bg_bias=1.0 fg_bias=2.0
 BNParameter bn_mode=0
 ImageDataParameter has_label=True max_labels=1 ignore_label=255 label_type=1 other_object_label=0
 SelectSegBinaryParameter cls_label_base=0
@@ -58,7 +68,7 @@ def _table(text: str) -> list:
     return [pytest.param(message, name, value, id=f"{message}.{name}") for message, name, value in pairs]
 
 
-@pytest.mark.parametrize(("message", "name", "number"), _table(FORK + NVCAFFE))
+@pytest.mark.parametrize(("message", "name", "number"), _table(FORK + DEEPLAB + NVCAFFE))
 def test_numbers_of_additions(message, name, number):
     assert getattr(SCHEMA, message).DESCRIPTOR.fields_by_name[name].number == int(number)
 
@@ -77,7 +87,7 @@ def test_defaults_of_additions(message, name, value):
 def test_v2_layers_have_the_forks_blocks_under_private_numbers():
     v1, v2 = (getattr(SCHEMA, m).DESCRIPTOR.fields_by_name for m in ("V1LayerParameter", "LayerParameter"))
     for name, field in v1.items():
-        if 43 <= field.number <= 50:
+        if 43 <= field.number <= 50 or 1050 <= field.number:
             assert (v2[name].number, v2[name].message_type) == (field.number + 2000, field.message_type)
 
 
@@ -100,7 +110,7 @@ def _rows(file: descriptor_pb2.FileDescriptorProto) -> list[str]:
 
 
 def test_everything_else_is_bvlc():
-    additions = {f"{p.values[0]}.{p.values[1]}" for p in _table(FORK + NVCAFFE + ENUMS)}
+    additions = {f"{p.values[0]}.{p.values[1]}" for p in _table(FORK + DEEPLAB + NVCAFFE + ENUMS)}
     rows: list[str] = []
     for row in _rows(SCHEMA.file):
         name, _, rest = row.partition(" = ")

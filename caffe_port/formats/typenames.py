@@ -20,7 +20,8 @@ _FORK = """
 """
 
 V1_TYPES: dict[int, str] = dict(enumerate((_BVLC + _FORK).split(), start=1))
-"""V1LayerParameter.LayerType's number -> V2 name; 40 and above are the fork's."""
+V1_TYPES |= {1047: "BiasChannel", 1048: "UniqueLabel", 1050: "AdaptiveBiasChannel"}
+"""V1LayerParameter.LayerType's number -> V2 name; 40 and above are the fork's, 1000 and above DeepLab's."""
 
 V1_NUMBERS: dict[str, int] = {name: number for number, name in V1_TYPES.items()}
 

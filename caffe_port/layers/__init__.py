@@ -27,6 +27,7 @@ from caffe_port.layers import (  # noqa: F401
     reduction,
     shape,
     source,
+    weak,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer
 from caffe_port.schema import net_spec

@@ -85,8 +85,8 @@ class Accuracy(Layer):
 class ArgMax(Layer):
     """Where the ``top_k`` largest numbers of an item are, largest first, of equal ones the later first.
 
-    ``out_max_val`` gives the numbers, too: (N, 2, top_k), places first. With ``axis`` (not in noh) along that axis, and
-    ``out_max_val`` gives the numbers in place of their places.
+    ``out_max_val`` gives the numbers, too: (N, 2, top_k), places first. With ``axis`` along that axis, and
+    ``out_max_val`` gives the numbers in place of their places; noh's has no ``axis``, DeepLab's is always along 1.
     """
 
     labels = (0,)
@@ -94,8 +94,7 @@ class ArgMax(Layer):
     def setup(self, x: Shape) -> None:
         p = self.p
         self.top_k, self.out_max_val = p.top_k, p.out_max_val
-        with_axis = not self.dialect.axes_by_dim and p.has("axis")
-        self.over = self.axis(p.axis, x) if with_axis else None
+        self.over = self.axis(p.axis, x) if p.has("axis") else None
 
     def reshape(self, x: Shape) -> list[Shape]:
         choices = prod(x[1:]) if self.over is None else x[self.over]

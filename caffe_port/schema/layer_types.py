@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FORK_V1", "V0_TO_V1", "V1_TO_V2", "V2_TO_V1", "v2_type"]
+__all__ = ["DEEPLAB_V1", "FORK_V1", "V0_TO_V1", "V1_TO_V2", "V2_TO_V1", "v2_type"]
 
 V0_TO_V1: dict[str, str] = {
     "accuracy": "ACCURACY",
@@ -50,6 +50,13 @@ FORK_V1: dict[str, str] = {
 }
 """The fork's types; their V2 names are this port's, formed as BVLC formed its own (BVLC took over Crop)."""
 
+DEEPLAB_V1: dict[str, str] = {
+    "ADAPTIVE_BIAS_CHANNEL": "AdaptiveBiasChannel",
+    "BIAS_CHANNEL": "BiasChannel",
+    "UNIQUE_LABEL": "UniqueLabel",
+}
+"""DeepLab's types that this port has."""
+
 V1_TO_V2: dict[str, str] = {
     "NONE": "",
     "ABSVAL": "AbsVal",
@@ -92,6 +99,7 @@ V1_TO_V2: dict[str, str] = {
     "THRESHOLD": "Threshold",
     "WINDOW_DATA": "WindowData",
     **FORK_V1,
+    **DEEPLAB_V1,
 }
 """Enum names of generation 1 to the strings of generation 2 (upgrade_proto.cpp, UpgradeV1LayerType)."""
 

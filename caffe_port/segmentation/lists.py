@@ -157,11 +157,19 @@ def prepare(
         weak = _Weak(folder, survey, labels, out, plan)
         weak.write("cls_imgset/train.txt", watch(train, "image-level labels"))
         weak.write("cls_imgset/val.txt", val)
+        masked = [name for name in val if survey[name].shown is not None]
         for level in plan.levels:
+            _masks(folder, f"wssl_strong_imgset{level.suffix}/train.txt", strong[level], out)
+            _masks(folder, f"wssl_strong_imgset{level.suffix}/val.txt", masked, out)
             if level.suffix:
                 out.write(f"strong{level.suffix}.txt", strong[level])
                 weak.write(f"cls_imgset{level.suffix}/train.txt", strong[level])
                 weak.write(f"cls_imgset{level.suffix}/val.txt", val)
+                known = {*strong[level]}
+                others = [name for name in train if name not in known]
+                if not others:
+                    made.remark(f"all pictures are strong in level {level.name}, so weak as well", train)
+                weak.write(f"wssl_weak_imgset{level.suffix}/train.txt", others or train)
         for split in ("train", "val"):
             wanted = {level: {*(strong[level] if split == "train" else val)} for level in plan.levels}
             chosen = [name for name in names if any(name in some for some in wanted.values()) and survey[name].shown]
@@ -172,11 +180,17 @@ def prepare(
 
 def _paths(plan: Plan) -> list[str]:
     """Every list that a plan makes."""
-    paths = [f"strong{level.suffix}.txt" for level in plan.levels if level.suffix]
+    paths = [
+        name
+        for level in plan.levels
+        if (s := level.suffix)
+        for name in (f"strong{s}.txt", f"wssl_weak_imgset{s}/train.txt")
+    ]
     for split in ("train", "val"):
         paths.append(f"cls_imgset/{split}.txt")
         for level in plan.levels:
             paths += [f"seg_imgset_{level.name}/{split}.txt", f"cls_imgset{level.suffix}/{split}.txt"]
+            paths.append(f"wssl_strong_imgset{level.suffix}/{split}.txt")
             if plan.deconvnet:
                 paths += [f"stage_{stage}_train_imgset{level.suffix}/{split}.txt" for stage in (1, 2)]
     return paths
@@ -261,6 +275,11 @@ class _Weak:
         elif not mask.is_file():
             raise FileError(str(mask), "no such mask", remedy="leave out --masks-as-labels")
         return f"/{PHOTOGRAPHS}/{self.folder.photograph(name).name} /{place}/{name}.png 0 0 {width - 1} {height - 1}"
+
+
+def _masks(folder: Folder, path: str, names: Iterable[str], out: Outputs) -> None:
+    """Whole pictures and their masks, for IMAGE_SEG_DATA."""
+    out.write(path, [f"/{PHOTOGRAPHS}/{folder.photograph(name).name} /{MASKS}/{name}.png" for name in names])
 
 
 def pattern(labels: Sequence[int], height: int, width: int) -> Array:

@@ -1,0 +1,145 @@
+"""DeepLab's layers for learning from image-level labels: the labels an image shows, and scores biased towards them.
+
+Neither Caffe has them; both dialects take them. Source: unique_label_layer.cpp, bias_channel_layer.cpp,
+adaptive_bias_channel_layer.cpp (deeplab-public), and section 3.2 of Papandreou, Chen, Murphy and Yuille, "Weakly- and
+Semi-Supervised Learning of a DCNN for Semantic Image Segmentation", ICCV 2015.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.random import default_stream
+
+Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
+
+NOTHING = -1
+"""What fills up an image's list of labels."""
+
+
+@layer("UniqueLabel", param="unique_label_param")
+class UniqueLabel(Layer):
+    """The labels that each image's pixels show, rising, ``force_label`` always among them; filled up with -1."""
+
+    labels = (0,)
+
+    def setup(self, x: Shape) -> None:
+        self.most, self.forced, self.ignored = self.p.max_labels, self.p.force_label, self.p.ignore_label
+        if self.most <= len(set(self.forced)):
+            raise self.error(f"max_labels {self.most}", expected="more than there are in force_label")
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        if len(x) != 4 or x[1] != 1:
+            raise self.shape_error(f"labels {x}", expected="(num, 1, height, width)")
+        return [(x[0], self.most, 1, 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_full((x.shape[0], self.most, 1, 1), NOTHING)
+        for shown, out in zip(x, y, strict=True):
+            labels = sorted({*shown.unique().tolist()} - {*self.ignored} | {*self.forced})
+            if len(labels) > self.most:
+                raise self.error(f"an image with {len(labels)} labels", expected=f"at most max_labels, {self.most}")
+            out[: len(labels), 0, 0] = x.new_tensor(labels)
+        return y
+
+
+class _Biased(Layer):
+    """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels that each image shows."""
+
+    bottoms = (2, 2)
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        if len(x) != 4 or len(label) != 4 or label[0] != x[0] or label[2:] != (1, 1):
+            raise self.shape_error(
+                f"scores {x} with labels {label}", expected="4 axes each, labels (num, labels, 1, 1) of the scores' num"
+            )
+        return [x]
+
+    def channels(self, label: Tensor, count: int, ignored: frozenset[int] = frozenset()) -> list[list[int]]:
+        """The channels that each image shows, in the order given."""
+        rows = [[n for n in row if n not in ignored | {NOTHING}] for row in label.flatten(1).long().tolist()]
+        for n in (n for row in rows for n in row):
+            if not 0 <= n < count:
+                raise self.error(f"label {n}", expected=f"0 to {count - 1}, or {NOTHING} for none")
+        return rows
+
+
+@layer("BiasChannel", param="bias_channel_param")
+class BiasChannel(_Biased):
+    """Adds ``bg_bias`` to channel 0 and ``fg_bias`` to any other, if the image shows it (EM-Fixed)."""
+
+    labels = (1,)
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        self.background, self.foreground = self.p.bg_bias, self.p.fg_bias
+        self.ignored = frozenset(self.p.ignore_label)
+        if self.background < 0 or self.foreground < 0:
+            raise self.error(f"bg_bias {self.background}, fg_bias {self.foreground}", expected="0 or more")
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        bias = torch.zeros(x.shape[:2], dtype=x.dtype)
+        for out, row in zip(bias, self.channels(label, x.shape[1], self.ignored), strict=True):
+            for channel in row:
+                out[channel] += self.foreground if channel else self.background
+        return x + bias.to(x.device)[:, :, None, None]
+
+
+@layer("AdaptiveBiasChannel", param="adaptive_bias_channel_param")
+class AdaptiveBiasChannel(_Biased):
+    """Biases the channels that an image shows until each wins a portion of the pixels (EM-Adapt); no gradient.
+
+    ``num_iter`` times, background first and then the others in a random order, a channel is raised until it reaches
+    the best of those shown in ``bg_portion`` or ``fg_portion`` of the pixels; what it takes from those before it, the
+    next round may give back. With ``suppress_others`` no channel that the image does not show wins anywhere: it is
+    first put ``margin_others`` below the least of those shown. All channels are then shifted so that the mean over the
+    pixels of the best stays. An image without labels keeps its scores.
+
+    The order comes from the net's stream, so that ``random_seed`` decides it; the original asks the C library's rand().
+    """
+
+    labels = (0, 1)
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        p = self.p
+        self.rounds, self.suppress, self.margin = p.num_iter, p.suppress_others, p.margin_others
+        self.portions = (p.bg_portion, p.fg_portion)
+        if self.rounds < 1:
+            raise self.error(f"num_iter {self.rounds}", expected="at least 1")
+        if self.margin < 0:
+            raise self.error(f"margin_others {self.margin}", expected="0 or more")
+        if not all(0 <= portion <= 1 for portion in self.portions):
+            raise self.error("bg_portion {}, fg_portion {}".format(*self.portions), expected="0 to 1")
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        scores = x.detach().flatten(2).cpu().numpy().copy()
+        for score, shown in zip(scores, self.channels(label, x.shape[1]), strict=True):
+            if shown:
+                self.adapt(score, sorted(shown))
+        return torch.from_numpy(scores).to(x).view(x.shape)
+
+    def adapt(self, score: Array, shown: list[int]) -> None:
+        """Biases (channels, pixels) in place; ``shown`` rises."""
+        if self.suppress:
+            least = score[shown].min(0)
+            for channel in {*range(len(score))} - {*shown}:
+                np.copyto(score[channel], least - score.dtype.type(self.margin), where=score[channel] > least)
+        best = score[shown].max(0)
+        before = best.mean(dtype=np.float64)
+        background = shown[0] == 0
+        first, others = shown[:background], shown[background:]
+        for _ in range(self.rounds):
+            default_stream().shuffle(others)
+            for channel in first + others:
+                score[channel] += self.lacking(best - score[channel], self.portions[channel > 0])
+                np.maximum(best, score[channel], out=best)
+        score += score.dtype.type(before - best.mean(dtype=np.float64))
+
+    def lacking(self, behind: Array, portion: float) -> Any:
+        """How much a channel must rise to be ``behind`` no more in a portion of the pixels."""
+        place = min(int(np.float32(portion) * np.float32(behind.size)), behind.size - 1)
+        return np.partition(behind, place)[place]

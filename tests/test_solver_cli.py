@@ -448,7 +448,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["solver.prototxt", "--set", "max_iter=6"])
     assert not end.value.code
     text = terminal.getvalue()
-    assert re.search(r"6/6 \[.*loss [\d.]+, rate 0\.001", text)
+    assert re.search(r"6/6 \[\d\d:\d\d<\d\d:\d\d, .*loss [\d.]+, rate 0\.001, \d+ images/s\]", text)
     assert re.search(r"^I\d{4} .*\] Iteration 4, lr = 0\.01$", text.replace("\r", "\n"), re.MULTILINE)
 
 

@@ -16,11 +16,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from killing import NETS, SOLVER
 from trainer import ROOT, Trainer, same
 
 from caffe_port.data.position import unpack
 from caffe_port.data.share import ALL, Share, set_share
+from caffe_port.errors import CaffeError
 from caffe_port.formats import open_weights
 from caffe_port.formats.solverstate import read_solverstate
 from caffe_port.net import Net
@@ -171,3 +173,17 @@ def test_alone_nothing_is_sent() -> None:
     assert (alone.first, alone.gather("x"), alone.agree("stop")) == (True, ["x"], "stop")
     assert torch.equal(gradient, torch.ones(3))
     alone.leave()
+
+
+def test_one_that_waits_for_another_that_has_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: Any) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    for name in ("all_reduce", "broadcast", "gather_object"):
+        monkeypatch.setattr(dist, name, closed)
+    group, numbers = Group(1, 2), [torch.ones(3)]
+    for together in (group.average, group.broadcast, group.gather):
+        with pytest.raises(CaffeError, match=r"process 1 of 2: .*another one has stopped; its error says why"):
+            together(numbers)
+    with pytest.raises(CaffeError, match="another one has stopped"):
+        group.agree("stop")

@@ -29,7 +29,9 @@ class Bar(Listener):
         self._images = solver.images
 
     def on_iteration(self, solver: Solver, iteration: Iteration) -> None:
-        speed = (self._bar.format_dict["rate"] or 0.0) * self._images
+        facts = self._bar.format_dict
+        done, elapsed = self._bar.n + 1 - self._bar.initial, facts["elapsed"]
+        speed = (facts["rate"] or done / (elapsed or 1.0)) * self._images  # tqdm's rate is None until it has drawn
         images = f", {speed:.{0 if speed >= 10 else 2}f} images/s" if speed else ""
         told = f"loss {iteration.loss:.4g}, rate {iteration.rate:.3g}{images}"
         self._bar.set_postfix_str(told, refresh=False)

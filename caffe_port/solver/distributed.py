@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -58,8 +59,9 @@ class Group:
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give everybody the first process's numbers."""
         if self.count > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
+            with self._together():
+                for tensor in tensors:
+                    dist.broadcast(tensor.detach(), 0)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes: the sum first, then the division, as Caffe does it."""
@@ -67,7 +69,8 @@ class Group:
             return
         for some in _pieces(tensors):
             flat = torch.cat([t.reshape(-1) for t in some])
-            dist.all_reduce(flat)
+            with self._together():
+                dist.all_reduce(flat)
             flat *= 1 / self.count
             parts = flat.split([t.numel() for t in some])
             torch._foreach_copy_(some, [part.view_as(t) for part, t in zip(parts, some, strict=True)])
@@ -77,7 +80,8 @@ class Group:
         if self.count == 1:
             return [facts]
         said: list[Any] | None = [None] * self.count if self.first else None
-        dist.gather_object(facts, said)
+        with self._together():
+            dist.gather_object(facts, said)
         return said or []
 
     def agree(self, request: str) -> str:
@@ -85,8 +89,22 @@ class Group:
         if self.count == 1:
             return request
         urgency = torch.tensor(_REQUESTS.index(request), device=self.device)
-        dist.all_reduce(urgency, dist.ReduceOp.MAX)
+        with self._together():
+            dist.all_reduce(urgency, dist.ReduceOp.MAX)
         return _REQUESTS[int(urgency)]
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around what all do at once: who waits for one that has stopped says so in a line.
+
+        Raises:
+            CaffeError: another process is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            who = f"process {self.rank} of {self.count}"
+            raise CaffeError(who, "another one has stopped", remedy="its error says why") from error
 
     def leave(self) -> None:
         """The work is done."""

@@ -447,9 +447,13 @@ def test_a_snapshot_of_the_fork_resumes_here(voc: Path) -> None:
         assert np.array_equal(mine.ravel(), there.ravel())
 
 
-@needs_shared("reference/noh_solver")
-@pytest.mark.parametrize("done", [4, 8])
-def test_a_state_is_written_as_the_fork_writes_it(done: int, tmp_path: Path) -> None:
-    theirs = NOH / f"snap_iter_{done}.solverstate"
+STATES = [
+    *(EMBEDDED / "noh_solver_corners" / f"{kind}.solverstate" for kind in NOH_KINDS),
+    *(pytest.param(NOH / f"snap_iter_{n}.solverstate", marks=needs_shared("reference/noh_solver")) for n in (4, 8)),
+]
+
+
+@pytest.mark.parametrize("theirs", STATES, ids=lambda path: path.stem)
+def test_a_state_is_written_as_the_fork_writes_it(theirs: Path, tmp_path: Path) -> None:
     write_solverstate(tmp_path / "state", read_solverstate(theirs), legacy=True)
     assert (tmp_path / "state").read_bytes() == theirs.read_bytes()

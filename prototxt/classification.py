@@ -15,10 +15,10 @@ __all__ = ["files"]
 
 
 def network(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
-    """``data`` to ``cls-score-pooled``, one score a class."""
+    """``data`` to ``cls-score-pooled``, one score a class. BN, if there is any, takes the place of dropout."""
     return [
         *encoder(setting, fill=XAVIER, norm=norm),
-        *fully_connected(setting, side=window(size), drop=True, fill=XAVIER, norm=norm),
+        *fully_connected(setting, side=window(size), drop=norm is None, fill=XAVIER, norm=norm),
         class_score(setting, NEW),
         pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", score_side(size), 1),
     ]

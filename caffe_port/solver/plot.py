@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from caffe_port.solver.listener import Listener
 from caffe_port.solver.records import Records, Table
 from caffe_port.solver.solver import Solver
 
-__all__ = ["Plot", "check_matplotlib"]
+__all__ = ["Plot", "check_matplotlib", "figure"]
 
+_Line = tuple[str, Table, str]
+"""What a line is called, its table and its column."""
 _APART = ("NumIters", "Seconds", "LearningRate", "Loss")
 
 
@@ -36,9 +40,6 @@ class Plot(Listener):
 
     def draw(self, solver: Solver) -> None:
         """Write the picture. Nothing is written before there is something to show."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         records = self.records
         tables = [("train", records.train), *((f"test {i}" if i else "test", t) for i, t in enumerate(records.tests))]
         lines = [(f"{name} ({which})", table, name) for which, table in tables for name in _outputs(table)]
@@ -47,9 +48,11 @@ class Plot(Listener):
         if not any(table.rows for _, table in tables):
             return
         heights = [3, 1] + [2] * bool(scores)
-        figure = Figure(figsize=(9, 1.6 * sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+        with figure(self.path, 9, 1.6 * sum(heights), len(heights), sharex=True, height_ratios=heights) as panels:
+            self._fill(panels, losses, scores, solver.net.definition.net.name or solver.path)
+
+    def _fill(self, panels: list[Any], losses: list[_Line], scores: list[_Line], title: str) -> None:
+        records = self.records
         if records.train.rows:
             panels[0].plot(*_line(records.train, "Loss"), linewidth=1, label="loss (train)")
             iterations, rates = _line(records.train, "LearningRate")
@@ -60,16 +63,33 @@ class Plot(Listener):
         for label, table, name in scores:
             alone = table is records.train
             panels[-1].plot(*_line(table, name), marker="" if alone else "o", markersize=3, linewidth=1, label=label)
-        for panel, title in zip(panels, ("loss", "learning rate", "scores"), strict=False):
-            panel.set_ylabel(title)
+        for panel, what in zip(panels, ("loss", "learning rate", "scores"), strict=False):
+            panel.set_ylabel(what)
             panel.grid(alpha=0.3)
             if panel.get_legend_handles_labels()[1]:
                 panel.legend(fontsize="small")
-        panels[0].set_title(solver.net.definition.net.name or solver.path)
+        panels[0].set_title(title)
         panels[-1].set_xlabel("iteration")
-        figure.align_ylabels()
-        with atomic_path(self.path, overwrite=True) as temporary:
-            figure.savefig(temporary, format="png", dpi=100)
+
+
+@contextmanager
+def figure(
+    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[list[Any]]:
+    """Matplotlib's axes, row by row, to be filled; then they are a PNG of so many inches of 100 pixels.
+
+    Args:
+        options: of matplotlib's ``Figure.subplots``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawn)
+    yield list(drawn.subplots(rows, columns, squeeze=False, **options).ravel())
+    drawn.align_ylabels()
+    with atomic_path(path, overwrite=True) as temporary:
+        drawn.savefig(temporary, format="png", dpi=100)
 
 
 def check_matplotlib() -> None:

@@ -1,0 +1,114 @@
+"""python -m caffe_port.segmentation.experiment: the paper's Table 1 on a folder of pictures, or on drawn ones."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from caffe_port.errors import CaffeError
+from caffe_port.segmentation.experiment.plan import LEVELS, SYSTEMS, plan
+from caffe_port.segmentation.experiment.recipe import RECIPES, Recipe
+from caffe_port.segmentation.experiment.report import report
+from caffe_port.segmentation.experiment.run import Runner
+from caffe_port.segmentation.folder import Folder
+from caffe_port.segmentation.parallel import usable_cores
+from caffe_port.solver.plot import check_matplotlib
+from caffe_port.tools.cli import Parser, run
+
+__all__ = ["main"]
+
+_DRAWN = {"quick": (1200, 150, 5, 96), "full": (4000, 400, 8, 128)}
+"""Of each recipe's shapes: pictures to learn from, to validate on, classes, pixels of the longer side."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, 2 after an error, 130 when interrupted."""
+    parser = Parser(
+        "experiment",
+        "Train and score every system of the paper's Table 1 at every level of strong annotations: a table, its curves"
+        " and every command in OUT/results.md. Run again with the same options, it goes on where it was.",
+    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", nargs="?", help="pictures laid out as VOC's; default: a set that is drawn")
+    add("-o", "--output", metavar="OUT", default="experiment", help="default: %(default)s")
+    add("--quick", action="store_true", help="small nets and few iterations: minutes on two cores")
+    add("--levels", nargs="+", default=list(LEVELS), metavar="LEVEL", help="of Full 25 10 5; 25:LIST names pictures")
+    add("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, metavar="S", help=f"of {' '.join(SYSTEMS)}")
+    add("--width", metavar="W", help="of the nets, beside the published ones; default: 1/8")
+    add("--input-size", type=int, metavar="N", help="height and width of the nets' input; default: 64 quick, 96 full")
+    add("--effort", type=float, default=1.0, metavar="F", help="times as many iterations; default: 1")
+    add("--threshold", type=float, default=0.5, metavar="S", help="score above which DecoupledNet finds a class; 0.5")
+    add("--device", default="cpu", metavar="D", help="to train and segment on; default: %(default)s")
+    add("--jobs", type=int, default=usable_cores(), metavar="N", help="commands at a time; default: one a core")
+    add("--seed", type=int, default=1, metavar="N", help="of everything; default: %(default)s")
+    add("--plan", action="store_true", help="print the commands and run none")
+    add("--report", action="store_true", help="run none; write the report of what is done")
+    add("-q", "--quiet", action="store_true", help="print the table only")
+    run(_experiment, parser, argv)
+
+
+def _experiment(arguments: argparse.Namespace) -> None:
+    for option, number in (("--effort", arguments.effort), ("--jobs", arguments.jobs)):
+        if number <= 0:
+            raise CaffeError(option, str(number), expected="above 0")
+    levels = [level.partition(":")[0] for level in arguments.levels]
+    for level in levels:
+        if level not in LEVELS:
+            raise CaffeError("--levels", level, expected=f"of {', '.join(LEVELS)}: the levels that have definitions")
+    check_matplotlib()
+    kind, output = "quick" if arguments.quick else "full", Path(arguments.output)
+    recipe = _recipe(RECIPES[kind], arguments)
+    images, val, classes, size = _DRAWN[kind]
+    source: Path | list[str]
+    if arguments.folder:
+        folder = Folder(Path(arguments.folder))
+        source, classes = Path(arguments.folder), len(folder.classes)
+        images, val = len(folder.names("train")), len(folder.names("val"))
+    else:
+        words = {"images": images, "val": val, "classes": classes, "size": size, "seed": arguments.seed}
+        source = [str(word) for option, value in words.items() for word in (f"--{option}", value)]
+    made = plan(
+        source,
+        output,
+        recipe,
+        classes=classes,
+        levels=levels,
+        lists=arguments.levels,
+        systems=arguments.systems,
+        seed=arguments.seed,
+        device=arguments.device,
+        threshold=arguments.threshold,
+    )
+    if arguments.plan:
+        print("\n".join(step.command for step in made.steps))
+        return
+    runner = Runner(output, arguments.jobs, arguments.quiet)
+    facts = [
+        ("pictures", f"{images} to learn from, {val} to validate on, {classes} classes"),
+        ("nets", f"width {recipe.width}, input {recipe.size} x {recipe.size}, batches of {recipe.batch}"),
+        ("iterations", ", ".join(f"{name} {it.iterations}" for name, it in recipe.trainings.items())),
+        ("seed", arguments.seed),
+    ]
+    try:
+        if not arguments.report:
+            runner.run(made.steps)
+    finally:
+        if output.is_dir():
+            table = report(made, runner, facts, seed=arguments.seed)
+    print(table if arguments.quiet else f"{table}\nwrote {output / 'results.md'}, results.csv, two plots")
+    undone = sum(not runner.done(step) for step in made.steps)
+    if undone:
+        print(f"{undone} of {len(made.steps)} steps are not done", file=sys.stderr)
+
+
+def _recipe(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    recipe = replace(recipe, width=arguments.width or recipe.width, size=arguments.input_size or recipe.size)
+    return recipe if arguments.effort == 1 else recipe.longer(arguments.effort)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""From a folder of pictures to the steps of every cell of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caffe_port.segmentation.experiment.recipe import Recipe
+from caffe_port.segmentation.experiment.steps import Step
+
+__all__ = ["LEVELS", "SYSTEMS", "Cell", "Plan", "plan"]
+
+SYSTEMS = {
+    "decouplednet": "DecoupledNet",
+    "decouplednet-str": "DecoupledNet-Str",
+    "deconvnet": "DeconvNet",
+    "wssl": "WSSL",
+}
+"""Systems by the names of their steps, as the paper calls them."""
+
+LEVELS = {"Full": 2, "25": 3, "10": 4, "5": 5}
+"""Levels of strong annotation, and the numbers of DecoupledNet's files for them."""
+
+VAL = "val"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table: the step whose confusion counts it is from. ``same_as`` names the system whose it is."""
+
+    level: str
+    system: str
+    step: Step
+    same_as: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, each after what it needs, and the cells."""
+
+    cells: list[Cell]
+    steps: list[Step] = field(default_factory=list)
+
+
+def plan(
+    folder: Path | Sequence[str],
+    output: Path,
+    recipe: Recipe,
+    *,
+    classes: int,
+    levels: Sequence[str] = tuple(LEVELS),
+    lists: Sequence[str] = (),
+    systems: Sequence[str] = tuple(SYSTEMS),
+    seed: int = 0,
+    device: str = "cpu",
+    threshold: float = 0.5,
+) -> Plan:
+    """The steps that fill the table.
+
+    Args:
+        folder: laid out as VOC's, or the options of ``make_shapes`` that draw one.
+        output: where everything goes.
+        classes: of the folder, without the background.
+        levels: those of LEVELS; ``lists`` has them as ``prepare --levels`` wants them, where that differs.
+        threshold: the score above which DecoupledNet finds a class.
+    """
+    made = _Maker(folder, output, recipe, classes, list(lists or levels), seed, device, threshold)
+    cells = [made.cell(level, system) for level in levels for system in systems]
+    return Plan(cells, made.steps)
+
+
+class _Maker:
+    """Makes steps once each, by name."""
+
+    def __init__(
+        self,
+        folder: Path | Sequence[str],
+        output: Path,
+        recipe: Recipe,
+        classes: int,
+        lists: list[str],
+        seed: int,
+        device: str,
+        threshold: float,
+    ) -> None:
+        self.output, self.recipe, self.classes, self.seed = output, recipe, classes, seed
+        self.device, self.threshold, self.lists = device, threshold, lists
+        self.steps: list[Step] = []
+        if isinstance(folder, Path):
+            self.folder, self.data = folder, tuple[Step, ...]()
+        else:
+            self.folder = output / "data"
+            words = ["-m", "caffe_port.tools.make_shapes", "-o", str(self.folder), *folder, "-f", "-q"]
+            self.data = (self.step("data", words, (), "classes.txt"),)
+
+    def step(
+        self, name: str, words: Sequence[object], needs: Sequence[Step], makes: str, *, curve: bool = False
+    ) -> Step:
+        folder = self.output / name
+        log = folder / "log" if curve else None
+        tail = ["--log-dir", str(log)] if log else []
+        step = Step(name, tuple(map(str, [*words, *tail])), tuple(needs), folder / makes, log and log / "train.csv")
+        known = next((other for other in self.steps if other.name == name), None)
+        assert known in (None, step), f"two steps called {name}"
+        if known is None:
+            self.steps.append(step)
+        return step
+
+    # -- what cells share ----------------------------------------------------------------------------------------------
+
+    def prepared(self) -> Step:
+        recipe = self.recipe
+        words = ["-m", "caffe_port.tools.prepare", self.folder, "-o", self.output / "lists", "--levels", *self.lists]
+        words += ["--crops", recipe.crops, "--proposals", recipe.proposals, "--seed", self.seed, "-f", "-q"]
+        return self.step("lists", words, self.data, "cls_imgset/train.txt")
+
+    def nets(self, level: str) -> Step:
+        """The definitions whose lists are of a level's strong pictures; "Full" has all there are."""
+        recipe, name = self.recipe, "nets" if level == "Full" else f"nets-{level}"
+        words = ["prototxt/build.py", "-o", self.output / name, "--width", recipe.width, "--input-size", recipe.size]
+        words += ["--batch", recipe.batch, "--classes", self.classes, "--norm", "--data-root", self.output / "lists"]
+        words += [] if level == "Full" else ["--level", level]
+        return self.step(name, words, (), "deconvnet/stage_1_solver.prototxt")
+
+    def training(self, name: str, recipe: str, words: Sequence[object], needs: Sequence[Step], makes: str) -> Step:
+        """A step that trains, with the recipe's settings."""
+        folder, training = self.output / name, self.recipe.trainings[recipe]
+        settings = {**training.settings(self.seed), "snapshot_prefix": folder / "snapshot"}
+        options = [word for setting in settings.items() for word in ("--set", "{}={}".format(*setting))]
+        return self.step(name, [*words, "--device", self.device, *options, "--resume"], needs, makes, curve=True)
+
+    def folded(self, name: str, net: Path, weights: Step, *options: str) -> Step:
+        words = ["-m", "caffe_port.tools.fold", net, weights.makes, "-o", self.output / name / "inference.caffemodel"]
+        words += ["--passes", self.recipe.passes, "--seed", self.seed, "--device", self.device, *options, "-f", "-q"]
+        return self.step(name, words, (weights,), "inference.caffemodel")
+
+    def scored(self, name: str, net: Path, weights: Step, *options: object) -> Step:
+        """The validation pictures segmented and their masks counted."""
+        masks = self.output / f"{name}-masks"
+        words = ["-m", "caffe_port.tools.segment", self.folder, "--list", VAL, "--prototxt", net]
+        words += ["--weights", weights.makes, "-o", masks, "--device", self.device, *options, "-f"]
+        segmented = self.step(f"{name}-masks", words, (weights,), ".")
+        words = ["-m", "caffe_port.tools.evaluate", masks, "--truth", self.folder, "--list", VAL]
+        scores = self.output / f"{name}-scores"
+        words += ["--confusion", scores / "confusion.csv", "--html", scores / "page.html", "-f"]
+        return self.step(f"{name}-scores", words, (segmented,), "confusion.csv")
+
+    # -- systems -------------------------------------------------------------------------------------------------------
+
+    def cell(self, level: str, system: str) -> Cell:
+        if system == "decouplednet-str" and level == "Full":
+            return Cell(level, system, self.decouplednet(level), same_as="decouplednet")
+        return Cell(level, system, getattr(self, system.replace("-str", "_str"))(level))
+
+    def classifier(self, level: str = "") -> Step:
+        """The classification net without BN, from all image-level labels, or from a level's strong pictures alone."""
+        name, recipe, nets = "classifier", "classifier", self.nets("Full")
+        if level:
+            name, recipe, nets = f"classifier-str-{level}", "classifier-str", self.nets(level)
+        folder = nets.makes.parents[1] / "classification"
+        words = ["-m", "caffe_port.tools.train_classifier", folder / "train_cls_voc_solver.prototxt"]
+        words += ["-o", self.output / name / "trained.caffemodel"]
+        trained = self.training(name, recipe, words, (self.prepared(), nets), "trained.caffemodel")
+        return self.folded(f"{name}-folded", folder / "train_cls_voc_make_inference.prototxt", trained, "--absorb")
+
+    def decouplednet(self, level: str, *, alone: bool = False) -> Step:
+        """``alone``: from the strong pictures only."""
+        recipe = "decouplednet-str" if alone else "decouplednet"
+        name, nets = f"{recipe}-{level}", self.nets("Full").makes.parents[1] / "decouplednet"
+        classifier = self.classifier(level if alone else "")
+        words = ["-m", "caffe_port.tools.train_segmentation", level, "--nets", nets]
+        words += ["--classifier", classifier.makes, "-o", self.output / name / "trained.caffemodel"]
+        needs = (self.prepared(), self.nets("Full"), classifier)
+        trained = self.training(name, recipe, words, needs, "trained.caffemodel")
+        measured = nets / f"{LEVELS[level]:03}_train_seg_{level}_anno_make_inference.prototxt"
+        folded = self.folded(f"{name}-folded", measured, trained)
+        deploy = nets / f"DecoupledNet_{level}_anno_inference_deploy.prototxt"
+        return self.scored(name, deploy, folded, "--threshold", self.threshold)
+
+    def decouplednet_str(self, level: str) -> Step:
+        return self.decouplednet(level, alone=True)
+
+    def deconvnet(self, level: str) -> Step:
+        nets, needs = self.nets(level).makes.parent, (self.prepared(), self.nets(level))
+        before: list[Step] = []
+        for stage in (1, 2):
+            name, recipe = f"deconvnet-{level}-{stage}", f"deconvnet-{stage}"
+            words = ["-m", "caffe_port.solver", nets / f"stage_{stage}_solver.prototxt"]
+            words += ["--weights", before[-1].makes] if before else []
+            last = f"snapshot_iter_{self.recipe.trainings[recipe].iterations}.caffemodel"
+            before.append(self.training(name, recipe, words, (*needs, *before), last))
+        measured = nets / "DeconvNet_make_bn_layer_testable.prototxt"
+        folded = self.folded(f"deconvnet-{level}-folded", measured, before[-1])
+        deploy = nets / "DeconvNet_inference_deploy.prototxt"
+        return self.scored(f"deconvnet-{level}", deploy, folded, "--proposals", self.recipe.proposals)
+
+    def wssl(self, level: str) -> Step:
+        """Large field of view; at Full there is nothing weak to learn from."""
+        nets, name = self.nets(level).makes.parents[1] / "wssl", f"wssl-{level}"
+        kind = "strong" if level == "Full" else "semi"
+        words = ["-m", "caffe_port.solver", nets / f"train_large_fov_{kind}_solver.prototxt"]
+        last = f"snapshot_iter_{self.recipe.trainings['wssl'].iterations}.caffemodel"
+        trained = self.training(name, "wssl", words, (self.prepared(), self.nets(level)), last)
+        folded = self.folded(f"{name}-folded", nets / "large_fov_make_inference.prototxt", trained)
+        return self.scored(name, nets / "large_fov_deploy.prototxt", folded, "--crf", "deeplab")

@@ -1,0 +1,86 @@
+"""How large the nets of an experiment are and how long they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+__all__ = ["RECIPES", "Recipe", "Training"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training has in place of its released solver's.
+
+    Attributes:
+        iterations: of one batch each. rate: to begin with; a tenth of it after ``stepped`` of the iterations.
+    """
+
+    iterations: int
+    rate: float
+    stepped: float = 0.7
+
+    def settings(self, seed: int) -> dict[str, object]:
+        """Fields of a SolverParameter.
+
+        One pass an iteration, for the fork's BN learns from the last pass only (docs/nets.md). Test nets stay silent:
+        scores are counted at the end, on masks.
+        """
+        return {
+            "max_iter": self.iterations,
+            "base_lr": self.rate,
+            "stepsize": max(1, round(self.iterations * self.stepped)),
+            "iter_size": 1,
+            "snapshot": max(1, self.iterations // 4),
+            "display": max(1, self.iterations // 100),
+            "average_loss": max(1, self.iterations // 100),
+            "test_interval": self.iterations + 1,
+            "test_initialization": "false",
+            "random_seed": seed,
+        }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The setting of all cells of a table.
+
+    Attributes:
+        width: of every net beside the published ones, which are 1. size: of the nets' inputs. batch: images in one;
+            WSSL has as many weak ones beside as many strong ones.
+        crops: for each subset of a picture's classes. proposals: of DeconvNet, for training and for each picture.
+        passes: over which BN's statistics are averaged, of 16 images.
+        trainings: by name: "classifier", "classifier-str", "decouplednet", "decouplednet-str", "deconvnet-1",
+            "deconvnet-2", "wssl".
+    """
+
+    width: str
+    size: int
+    batch: int
+    crops: int
+    proposals: int
+    passes: int
+    trainings: Mapping[str, Training] = field(default_factory=dict)
+
+    def longer(self, factor: float) -> Recipe:
+        """The same with ``factor`` times as many iterations everywhere."""
+        longer = {
+            name: replace(it, iterations=max(4, round(it.iterations * factor / 4) * 4))
+            for name, it in self.trainings.items()
+        }
+        return replace(self, trainings=longer)
+
+
+_NAMES = ("classifier", "classifier-str", "decouplednet", "decouplednet-str", "deconvnet-1", "deconvnet-2", "wssl")
+
+
+def _trainings(*iterations: int) -> dict[str, Training]:
+    """Rates are those of the released solvers; that of the classification net, whose last layer has ten times as much,
+    is a tenth."""
+    named = zip(_NAMES, iterations, strict=True)
+    return {name: Training(n, 0.001 if name.startswith("classifier") else 0.01) for name, n in named}
+
+
+RECIPES = {
+    "quick": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(600, 200, 200, 200, 100, 160, 100)),
+    "full": Recipe("1/8", 96, 16, 40, 20, 40, _trainings(3000, 500, 600, 500, 300, 500, 240)),
+}

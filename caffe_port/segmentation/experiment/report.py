@@ -1,0 +1,175 @@
+"""What came out: tables as Markdown and CSV, every cell's commands, curves and a plot over the annotations."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caffe_port.errors import FormatError
+from caffe_port.formats.atomic import atomic_write
+from caffe_port.segmentation.evaluate import Scores, percents, short_names
+from caffe_port.segmentation.experiment.plan import SYSTEMS, Cell, Plan
+from caffe_port.segmentation.experiment.run import Runner
+
+__all__ = ["report"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]], *, seed: int) -> str:
+    """Writes ``results.md``, ``results.csv``, ``annotations.png`` and ``curves.png``; the main table's text.
+
+    Only what is done is told of; "-" stands for the rest.
+
+    Args:
+        facts: what the whole table has in common, to stand above it.
+    """
+    output = runner.output
+    scores = {(c.level, c.system): _scores(c.step.makes) for c in plan.cells if runner.done(c.step)}
+    classes = next(iter(scores.values()))[0] if scores else []
+    counts = {key: it for key, (_, it) in scores.items()}
+    levels = list(dict.fromkeys(c.level for c in plan.cells))
+    systems = list(dict.fromkeys(c.system for c in plan.cells))
+    main = _table(levels, systems, counts)
+    pages = [
+        "# Table 1, on other data\n",
+        _facts(facts),
+        "Mean intersection over union in percent, over the background and all classes, of the validation pictures.\n",
+        main,
+    ]
+    if counts:
+        pages += ["![](annotations.png)\n", _classes(levels, systems, counts, classes)]
+    pages += [_notes(plan.cells), "## Commands\n", _commands(plan, runner), "## Losses\n", "![](curves.png)\n"]
+    _write(output / "results.md", "\n".join(pages))
+    _write(output / "results.csv", _csv(plan, runner, counts, classes, seed))
+    _plot(output / "annotations.png", levels, systems, counts)
+    _curves(output / "curves.png", plan)
+    return main
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path, overwrite=True) as file:
+        file.write(text.encode())
+
+
+def _scores(path: Path) -> tuple[list[str], Scores]:
+    """The classes and the counts of a file that ``evaluate --confusion`` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    counts = np.array([[int(n) for n in row[1:]] for row in rows], np.int64)
+    if counts.shape != (len(head) - 1,) * 2:
+        raise FormatError(str(path), f"counts of shape {counts.shape}", expected=f"{len(head) - 1} rows and columns")
+    return head[1:], Scores(counts)
+
+
+def _row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _table(levels: Sequence[str], systems: Sequence[str], counts: dict[tuple[str, str], Scores]) -> str:
+    lines = [_row(["strong annotations", *(SYSTEMS[s] for s in systems)]), "|---|" + "---:|" * len(systems)]
+    for level in levels:
+        means = [counts[level, s].mean if (level, s) in counts else None for s in systems]
+        name = "all" if level == "Full" else f"{level} a class"
+        lines.append(_row([name, *("-" if m is None else f"{100 * m:.1f}" for m in means)]))
+    return "\n".join(lines) + "\n"
+
+
+def _classes(
+    levels: Sequence[str], systems: Sequence[str], counts: dict[tuple[str, str], Scores], classes: Sequence[str]
+) -> str:
+    lines = ["## By class\n", _row(["", *short_names(classes), "mean"]), "|---|" + "---:|" * (len(classes) + 1)]
+    for system in systems:
+        known = [(level, counts[level, system]) for level in levels if (level, system) in counts]
+        lines += [_row([f"{SYSTEMS[system]}, {level}", *percents(scores)]) for level, scores in known]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(facts: Sequence[tuple[str, object]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(_row(fact) for fact in facts)]) + "\n"
+
+
+def _notes(cells: Sequence[Cell]) -> str:
+    lines = [
+        f"- {SYSTEMS[c.system]} at {c.level} is {SYSTEMS[c.same_as]}: both learn from the same pictures then.\n"
+        for c in cells
+        if c.same_as
+    ]
+    return "".join(lines)
+
+
+def _commands(plan: Plan, runner: Runner) -> str:
+    """The commands of every cell; those that several cells share stand once, before them."""
+    users: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        if not cell.same_as:
+            for step in cell.step.chain:
+                users.setdefault(step.name, []).append(cell)
+    parts = ["### Shared\n", *_block([s for s in plan.steps if len(users.get(s.name, ())) > 1], runner)]
+    for cell in plan.cells:
+        own = [step for step in cell.step.chain if users[step.name] == [cell]]
+        if own and not cell.same_as:
+            parts += [f"### {SYSTEMS[cell.system]}, {cell.level}\n", *_block(own, runner)]
+    return "\n".join(parts)
+
+
+def _block(steps: Sequence[Any], runner: Runner) -> list[str]:
+    lines = ["```sh"]
+    for step in steps:
+        seconds = runner.record(step).get("seconds")
+        lines += [f"# {step.name}: " + (f"{seconds:.0f} s" if seconds else "not done"), step.command]
+    return [*lines, "```\n"]
+
+
+def _csv(plan: Plan, runner: Runner, counts: dict[tuple[str, str], Scores], classes: Sequence[str], seed: int) -> str:
+    lines = [",".join(["level", "system", "seed", "seconds", "mean_iou", *classes])]
+    for cell in plan.cells:
+        if (cell.level, cell.system) in counts:
+            it = counts[cell.level, cell.system]
+            seconds = sum(runner.record(step).get("seconds", 0) for step in cell.step.chain)
+            numbers = ["" if np.isnan(n) else f"{n:.6f}" for n in (it.mean, *it.iou)]
+            lines.append(",".join([cell.level, cell.system, str(seed), f"{seconds:.0f}", *numbers]))
+    return "\n".join(lines) + "\n"
+
+
+def _plot(path: Path, levels: Sequence[str], systems: Sequence[str], counts: dict[tuple[str, str], Scores]) -> None:
+    """Mean IoU against strong annotations."""
+    from caffe_port.solver.plot import figure
+
+    with figure(path, 6.4, 4.2) as (axes,):
+        order = list(reversed(levels))  # few annotations first
+        for system in systems:
+            known = [
+                (i, 100 * counts[level, system].mean) for i, level in enumerate(order) if (level, system) in counts
+            ]
+            if known:
+                axes.plot(*zip(*known, strict=True), marker="o", label=SYSTEMS[system])
+        axes.set_xticks(range(len(order)), [level if level == "Full" else f"{level} a class" for level in order])
+        axes.set(xlabel="strong annotations", ylabel="mean IoU, %", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+def _curves(path: Path, plan: Plan) -> None:
+    """The loss of every training that wrote one."""
+    from caffe_port.solver.plot import figure
+
+    trainings = [(step.name, step.curve) for step in plan.steps if step.curve and step.curve.is_file()]
+    columns = min(4, max(1, len(trainings)))
+    rows = max(1, -(-len(trainings) // columns))
+    with figure(path, 3 * columns, 2 * rows, rows, columns) as panels:
+        for axes, (name, curve) in zip(panels, trainings, strict=False):
+            with curve.open(encoding="utf-8", newline="") as file:
+                table = [
+                    (float(row["NumIters"]), float(row["loss"])) for row in csv.DictReader(file) if row.get("loss")
+                ]
+            axes.plot(*np.array(table).reshape(-1, 2).T, linewidth=0.8)
+            axes.set_title(name, fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.grid(alpha=0.3)
+        for axes in panels[len(trainings) :]:
+            axes.set_axis_off()

@@ -108,6 +108,7 @@ ROWS = [
     Row("BatchReindex", ((3, 4, 2), (5,)), holds=(normal, labels(3))),
     Row("Bias", X, "bias_param { axis: 1 num_axes: 2 }"),
     Row("Bias", ((2, 3, 4), (3, 4))),
+    Row("BiasChannel", (X[0], (2, 2, 1, 1)), holds=(normal, labels(3))),
     Row("BN", X, tops=3, dialect="noh"),
     Row("BN", X, "bn_param { bn_mode: INFERENCE }", dialect="noh"),
     Row("BNLL", X),
@@ -279,12 +280,14 @@ UNTRUE = [
 
 EXEMPT = {
     "Accuracy": "it counts",
+    "AdaptiveBiasChannel": "its scores are for estimating labels",
     "ArgMax": "it tells places",
     "BinaryAccuracy": "it counts",
     "EltwiseAccuracy": "it counts",
     "Python": "it is its user's",
     "RedAccuracy": "it counts",
     "Threshold": "it has steps only",
+    "UniqueLabel": "it tells labels",
 }
 """Types without a gradient, in the original as in truth."""
 

@@ -30,9 +30,10 @@ UnpoolingParameter unpool=1 kernel_size=2 stride=3 pad=4 kernel_h=5 kernel_w=6 s
 UnpoolingParameter engine=11 unpool_size=12 unpool_h=13 unpool_w=14
 WindowClsDataParameter label_dim=1
 """
-# Of DeepLab's description; V1 numbers are its own + 1000.
-DEEPLAB = """
+# Of DeepLab's description; numbers from 1000 up are its own + 1000.
+DEEPLAB = """\
 V1LayerParameter bias_channel_param=1050 unique_label_param=1051 adaptive_bias_channel_param=1053
+ConvolutionParameter hole=1017 hole_h=1018 hole_w=1019
 AdaptiveBiasChannelParameter num_iter=1 bg_portion=2 fg_portion=3 suppress_others=4 margin_others=5
 BiasChannelParameter bg_bias=1 fg_bias=2 ignore_label=3
 UniqueLabelParameter max_labels=1 ignore_label=2 force_label=3
@@ -50,7 +51,8 @@ UnpoolingParameter.UnpoolMethod MAX=0 AVE=1 TILE=2
 UnpoolingParameter.Engine DEFAULT=0 CAFFE=1
 """
 DEFAULTS = """
-AdaptiveBiasChannelParameter num_iter=1 bg_portion=0.2 fg_portion=0.2 suppress_others=True margin_others=1e-05
+AdaptiveBiasChannelParameter num_iter=1 bg_portion=0.20000000298023224 fg_portion=0.20000000298023224
+AdaptiveBiasChannelParameter suppress_others=True margin_others=9.999999747378752e-06
 BiasChannelParameter bg_bias=1.0 fg_bias=2.0
 BNParameter bn_mode=0
 ImageDataParameter has_label=True max_labels=1 ignore_label=255 label_type=1 other_object_label=0

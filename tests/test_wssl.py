@@ -40,7 +40,7 @@ def text(type: str, body: str, scores: tuple[int, ...], labels: tuple[int, ...] 
 def run(definition: str, *arrays: np.ndarray) -> np.ndarray:
     net = caffe_port.Net(definition, dialect="noh")
     tensors = dict(zip("xt", map(torch.from_numpy, arrays), strict=False))
-    return net(**tensors)["y"].numpy()
+    return net(**tensors)["y"].detach().numpy()
 
 
 # ---- the E-step
@@ -194,6 +194,20 @@ def test_no_gradient_passes_through_the_estimated_labels():
     torch.nn.functional.cross_entropy(x, label).backward()
     np.testing.assert_allclose(net.blobs["x"].diff, x.grad.numpy(), rtol=0, atol=1e-7)
     assert not net.blobs["t"].diff.any()
+
+
+def test_hole_is_dilation():
+    x = np.random.default_rng(0).normal(size=(1, 2, 9, 11)).astype(F)
+    tops = []
+    for window in ("dilation: 3 dilation: 2", "hole_h: 3 hole_w: 2"):
+        random.set_random_seed(5)
+        body = f"convolution_param {{ num_output: 3 kernel_size: 3 weight_filler {{ type: 'xavier' }} {window} }}"
+        tops.append(run(text("CONVOLUTION", body, x.shape), x))
+    assert tops[0].shape == (1, 3, 3, 7)
+    assert np.array_equal(*tops)
+    for body in ("hole: 2 dilation: 2", "hole_h: 2"):
+        with pytest.raises(CaffeError, match="hole"):
+            run(text("CONVOLUTION", f"convolution_param {{ num_output: 3 kernel_size: 3 {body} }}", x.shape), x)
 
 
 # ---- the nets

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
-from caffe_port.layers.geometry import CoordMap, filter_map, inverse, spatial
+from caffe_port.layers.geometry import CoordMap, filter_map, holes, inverse, spatial
 
 FEW_PIXELS = 64
 """Up to so many pixels in an image a layer with large weights is bound by reading them."""
@@ -110,7 +110,7 @@ class _Windowed(Layer):
         self.kernel = spatial(self, p, "kernel_size", axes, None)
         self.stride = spatial(self, p, "stride", axes, 1)
         self.pad = spatial(self, p, "pad", axes, 0)
-        self.dilation = spatial(self, p, "dilation", axes, 1)
+        self.dilation = holes(self, p, axes)
         if 0 in (*self.kernel, *self.stride, *self.dilation):
             raise self.error(
                 f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros"
@@ -252,7 +252,7 @@ class Im2col(Layer):
         self.kernel = spatial(self, p, "kernel_size", axes, None)
         self.stride = spatial(self, p, "stride", axes, 1)
         self.pad = spatial(self, p, "pad", axes, 0)
-        self.dilation = spatial(self, p, "dilation", axes, 1)
+        self.dilation = holes(self, p, axes)
         if min(*self.kernel, *self.stride, *self.dilation) < 1:
             raise self.error(
                 f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros"

@@ -8,7 +8,7 @@ from fractions import Fraction
 from caffe_port.layers.base import Layer
 from caffe_port.layers.fields import Fields
 
-__all__ = ["CoordMap", "compose", "filter_map", "identity_map", "inverse", "single_or_pair", "spatial"]
+__all__ = ["CoordMap", "compose", "filter_map", "holes", "identity_map", "inverse", "single_or_pair", "spatial"]
 
 CoordMap = tuple[tuple[Fraction, Fraction], ...]
 """For each spatial axis (scale, shift): what lies at t in the bottom lies at scale * t + shift in the top."""
@@ -45,6 +45,15 @@ def single_or_pair(layer: Layer, p: Fields, name: str) -> tuple[int, int]:
     if p.has(h) and p.has(name):
         raise layer.error(f"both {name} and {h}/{w}", remedy="keep one of them")
     return (getattr(p, h), getattr(p, w)) if p.has(h) else (getattr(p, name),) * 2
+
+
+def holes(layer: Layer, p: Fields, axes: int) -> tuple[int, ...]:
+    """``dilation``, or ``hole`` as DeepLab calls it (deeplab-public: conv_layer.cpp); 1 without."""
+    if not (p.has("hole") or p.has("hole_h") or p.has("hole_w")):
+        return spatial(layer, p, "dilation", axes, 1)
+    if p.dilation or axes != 2:
+        raise layer.error(f"hole, with {axes} spatial axes", expected="2, and no dilation beside it")
+    return single_or_pair(layer, p, "hole")
 
 
 def identity_map(axes: int = 2) -> CoordMap:

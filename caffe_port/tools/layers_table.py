@@ -25,6 +25,7 @@ Written from the registry; after a change:
 *forward* and *backward* say whether the pass is compared with real Caffe's numbers, *cases* in which suites of
 `tests/reference`; "none" means that the layer has no gradient. *exports* says whether `torch.export` takes the layer as
 those cases use it in TEST. *bvlc* is BVLC Caffe 1.0, *noh* the fork of DecoupledNet and DeconvNet.
+`AdaptiveBiasChannel`, `BiasChannel` and `UniqueLabel` are DeepLab's, and run in both.
 
 """
 _SINGLE = ("bvlc_layers", "bvlc_corners", "noh_layers", "noh_corners")

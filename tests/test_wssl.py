@@ -323,3 +323,23 @@ def test_training_lowers_the_loss(name, lists, tmp_path):
     accuracy, loss = (score.value for score in solver.test(0))
     assert 0 < accuracy <= 1
     assert np.isfinite(loss)
+
+
+def test_a_resumed_training_is_the_whole_one(lists, tmp_path):
+    """The E-step's random orders go on where they were."""
+    setting = Setting(Fraction(1, 32), 64, 2, str(lists), classes=3, level="1")
+    path = "wssl/train_small_fov_semi.prototxt"
+    (tmp_path / "net.prototxt").write_text(str(build.definitions(setting, [path])[path]), encoding="utf-8")
+
+    def fresh() -> Solver:
+        text = f'train_net: "{tmp_path}/net.prototxt" snapshot_prefix: "{tmp_path}/s" base_lr: 0.1 lr_policy: "fixed"'
+        return Solver(f"{text}\nrandom_seed: 3 max_iter: 9", log=Log(StringIO()))
+
+    whole, resumed = fresh(), fresh()
+    whole.step(2)
+    state = whole.snapshot()
+    whole.step(3)
+    resumed.restore(state)
+    resumed.step(3)
+    for ours, theirs in zip(resumed.net.parameters(), whole.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

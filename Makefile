@@ -1,4 +1,4 @@
-# make demo    converts an embedded model, runs it, compares it with real Caffe
+# make demo    trains DecoupledNet on drawn pictures for a minute or two, converts it, segments, scores
 # make test    all tests
 # make lint    style and types
 # make clean   removes what these made
@@ -26,7 +26,7 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo_output demo_parity *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements.lock setup.py

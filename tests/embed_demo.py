@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from slim import narrow
 
-from caffe_port.tools.demo import blob_of
+from caffe_port.tools.demo_parity import blob_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tests" / "reference" / "demo"

@@ -1,22 +1,19 @@
-"""The demo: what it makes, that it can fail, and that its material is what it says."""
+"""The demo, with nets and trainings of no size."""
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import embed_demo
 import numpy as np
 import pytest
 from PIL import Image
-from reference import EMBEDDED, needs_shared
-from slim import narrow
 
 from caffe_port.formats import open_weights
+from caffe_port.segmentation.experiment import RECIPES, Training
+from caffe_port.segmentation.folder import Folder
+from caffe_port.segmentation.voc import palette, read_labels, write_labels
 from caffe_port.tools import demo
-from caffe_port.tools.replay import Reference
-
-MATERIAL = EMBEDDED / "demo"
 
 
 def call(*argv: str) -> int | str | None:
@@ -25,67 +22,50 @@ def call(*argv: str) -> int | str | None:
     return ended.value.code
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    usual = RECIPES["demo"]
+    brief = {name: Training(4, it.rate) for name, it in usual.trainings.items()}
+    monkeypatch.setitem(RECIPES, "demo", replace(usual, width="1/32", batch=4, crops=2, passes=2, trainings=brief))
+    monkeypatch.setattr(demo, "DRAWN", {"images": 12, "val": 4, "classes": 3, "size": 48, "seed": 1})
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_demo(here: Path, capsys: pytest.CaptureFixture) -> None:
-    for _ in range(2):  # the second run replaces what the first wrote
-        assert call() == 0
+    assert call() == 0
     said = capsys.readouterr().out
-    assert "all within their bounds" in said
-    assert "python -m caffe_port.tools.parity net.prototxt model.caffemodel net.npz" in said
-    output = here / "demo_output"
-    assert sorted(p.name for p in output.iterdir()) == ["decouplednet.safetensors", "parity.html", "seg.png"]
-    ours, theirs = (
-        open_weights(p).state_dict() for p in (output / "decouplednet.safetensors", MATERIAL / "weights.caffemodel")
+    assert said.count(" s  ") == len(demo.WHAT)
+    assert [line.split()[0] for line in said.splitlines() if line.startswith(("background", "disc", "mean"))]
+    output = tmp_path / "demo_output"
+    weights = open_weights(output / "torch" / "decouplednet.safetensors").state_dict()
+    assert weights["conv1_1.weight"].shape == (2, 3, 3, 3)
+    with Image.open(output / "contact_sheet.png") as sheet:
+        assert sheet.size == (4 * 102 + 6, 3 * 102 + 6)
+    assert call() == 0
+    assert f"{len(demo.WHAT)} of them done before" in capsys.readouterr().out
+
+
+def test_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pixel of every picture, twice as large: the picture, its true mask, its result."""
+    monkeypatch.setattr(demo, "DRAWN", {"size": 20})
+    root, rng = tmp_path / "folder", np.random.default_rng(0)
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets", "results"):
+        (root / part).mkdir(parents=True)
+    shown = {"a": [1], "b": [1, 2], "c": []}
+    (root / "classes.txt").write_text("one\ntwo\n")
+    names = ["", "one", "two"]
+    (root / "ImageSets" / "labels.txt").write_text(
+        "".join(f"{name} {' '.join(names[k] for k in labels)}\n" for name, labels in shown.items())
     )
-    assert list(ours) == list(theirs)
-    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
-    with Image.open(output / "seg.png") as sheet:
-        pixels = np.asarray(sheet.convert("L"))
-    assert pixels.shape == (344, 1008)
-    assert len(np.unique(pixels[12:332, 344:664])) > 50, "a map, not one grey"
-
-
-def test_a_number_that_is_not_the_forks(here: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    shutil.copytree(MATERIAL, here / "material")
-    monkeypatch.setattr(demo, "MATERIAL", here / "material")
-    arrays = dict(np.load(MATERIAL / "reference.npz"))
-    arrays["out/fc6-seg"] = arrays["out/fc6-seg"] * 1.001
-    np.savez(here / "material" / "reference.npz", **arrays)
-    assert call() == 1
-    said = capsys.readouterr().out
-    assert "1 of 90 arrays over their bounds, first at layer fc6-seg .. relu6-seg" in said
-
-
-def test_wrong_input(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    Path("file").touch()
-    assert call("-o", "file") == 2
-    assert capsys.readouterr().err == "demo: error: file: cannot be made: File exists; choose another with -o\n"
-    monkeypatch.setattr(demo, "MATERIAL", here)
-    assert call() == 2
-    assert "the demo runs in a clone of the repository" in capsys.readouterr().err
-
-
-# -- the material ------------------------------------------------------------------------------------------------------
-
-
-def test_the_input_is_the_picture() -> None:
-    with Image.open(MATERIAL / "picture.png") as picture:
-        assert np.array_equal(demo.blob_of(picture), Reference(MATERIAL / "reference.npz")["in/data"])
-        assert np.abs(np.asarray(picture, int) - np.asarray(embed_demo.draw(), int)).max() <= 1
-
-
-def test_the_net_is_the_builders() -> None:
-    assert (MATERIAL / "net.prototxt").read_text(encoding="utf-8") == str(narrow(embed_demo.NET, embed_demo.WIDTH))
-
-
-@needs_shared("reference/noh_inference")
-def test_the_weights_are_the_references() -> None:
-    ours, theirs = (open_weights(p) for p in (MATERIAL / "weights.caffemodel", embed_demo.WEIGHTS))
-    assert [(a.name, a.type) for a in ours.layers] == [(b.name, b.type) for b in theirs.layers]
-    expected = theirs.state_dict()
-    assert all(np.array_equal(array, expected[key]) for key, array in ours.state_dict().items())
+    (root / "ImageSets" / "val.txt").write_text("a\nb\nc\n")
+    pictures, truths, results = {}, {}, {}
+    for name in shown:
+        pictures[name] = rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)
+        Image.fromarray(pictures[name]).save(root / "JPEGImages" / f"{name}.png")
+        for masks, place in ((truths, "SegmentationClass"), (results, "results")):
+            masks[name] = rng.integers(0, 3, (16, 20), dtype=np.uint8)
+            write_labels(root / place / f"{name}.png", masks[name])
+    demo.contact_sheet(Folder(root), root / "results", tmp_path / "sheet.png", shown=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        page = np.asarray(sheet.convert("RGB"))
+    for column, name in enumerate(("b", "a")):  # most classes first
+        rows = (pictures[name], palette()[truths[name]], palette()[read_labels(root / "results" / f"{name}.png")])
+        for row, pixels in enumerate(rows):
+            top, left = 6 + row * 46, 6 + column * 46
+            assert (page[top : top + 32 : 2, left : left + 40 : 2] == pixels).all()

@@ -1,4 +1,4 @@
-"""demo: a model of DecoupledNet's fork of Caffe, converted, run on a picture, compared with the fork's own numbers."""
+"""demo: the paper's procedure on pictures that are drawn, from annotations to masks and their scores."""
 
 from __future__ import annotations
 
@@ -6,147 +6,99 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from caffe_port.errors import FileError
-from caffe_port.tools.cli import Parser, run
+from caffe_port.segmentation.experiment import RECIPES, Runner, Step, plan, read_scores
+from caffe_port.segmentation.folder import Folder
+from caffe_port.tools.cli import Parser, run, table
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+__all__ = ["contact_sheet", "main"]
 
-    from caffe_port.pycaffe import Net
+Array = np.ndarray[Any, np.dtype[Any]]
 
-__all__ = ["blob_of", "main"]
+DRAWN = {"images": 400, "val": 60, "classes": 3, "size": 80, "seed": 1}
+"""The pictures, as make_shapes has them."""
+SHOWN = 8
+"""Pictures on the contact sheet."""
 
-MATERIAL = Path(__file__).resolve().parents[2] / "tests" / "reference" / "demo"
-MEAN = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
-"""Blue, green, red: what VGG-16 and all nets made of it subtract."""
-CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+WHAT = {
+    "data": "pictures with masks, drawn: textured shapes in clutter",
+    "lists": "combinatorial crops of every subset of a picture's classes",
+    "nets": "the published definitions, with an eighth of the features",
+    "classifier": "the classification net, from image-level labels",
+    "classifier-folded": "its batch normalization goes into its convolutions",
+    "decouplednet-Full": "the segmentation net, from masks",
+    "decouplednet-Full-folded": "batch normalization for single pictures",
+    "torch": "the net as .safetensors, for PyTorch",
+    "decouplednet-Full-masks": "the validation pictures, segmented",
+    "decouplednet-Full-scores": "their masks beside the true ones",
+}
+"""What each step does."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command; exits with 0, 1 if a number is not the fork's, 2 after an error."""
-    parser = Parser("demo", "Convert an embedded model, run it on an embedded picture, compare it with real Caffe.")
+    """The command; exits with 0, 2 after an error."""
+    parser = Parser(
+        "demo",
+        "Draw pictures, train DecoupledNet on them for a minute or two, convert it, segment, score. Run again, it shows"
+        " what is there.",
+    )
     parser.add_argument("-o", "--output", metavar="DIR", default="demo_output", help="default: %(default)s")
     run(_demo, parser, argv)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    from PIL import Image
+def _demo(arguments: argparse.Namespace) -> None:
+    start, output = time.perf_counter(), Path(arguments.output)
+    words = [str(word) for option, value in DRAWN.items() for word in (f"--{option}", value)]
+    made = plan(
+        words, output, RECIPES["demo"], classes=DRAWN["classes"], levels=["Full"], systems=["decouplednet"], seed=1
+    )
+    weights = next(step for step in made.steps if step.name == "decouplednet-Full-folded")
+    converted = output / "torch" / "decouplednet.safetensors"
+    convert = ("converters/caffe2torch.py", str(weights.makes), "-o", str(converted), "-f")
+    steps = [*made.steps, Step("torch", convert, (weights,), converted)]
+    runner = Runner(output, told=lambda step, seconds: print(f"{seconds:6.1f} s  {WHAT[step.name]}", flush=True))
+    known = sum(runner.done(step) for step in steps)
+    print(f"{len(steps)} steps, {known} of them done before; each is a command, in {output / 'steps'}\n", flush=True)
+    runner.run(steps)
 
-    start, folder = time.perf_counter(), Path(arguments.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(str(folder), f"cannot be made: {error.strerror}", remedy="choose another with -o") from None
-    model, prototxt, reference = (_material(n) for n in ("weights.caffemodel", "net.prototxt", "reference.npz"))
-
-    print("1. Convert: a .caffemodel that the fork wrote, of a DecoupledNet with 1/32 of the features\n")
-    converted = folder / "decouplednet.safetensors"
-    _convert(model, converted)
-
-    print("\n2. Run it on a picture, in two passes as released: which classes, then where\n")
-    from caffe_port.pycaffe import TEST, Net
-
-    net = Net(prototxt, TEST, weights=converted)
-    with Image.open(_material("picture.png")) as picture:
-        scores, map = segment(net, blob_of(picture))
-        shown = folder / "seg.png"
-        sheet(picture.convert("RGB"), map, scores).save(shown)
-    best = ", ".join(f"{CLASSES[i]} {scores[i]:.3f}" for i in np.argsort(-scores)[:3])
-    print(f"   scores: {best} ...; foreground: {(map > 0.5).mean():.1%} of the picture")
-    print("   (its weights are random: neither labels nor map mean anything, that they are the fork's numbers does)")
-    print(f"   wrote {shown}")
-
-    print("\n3. Compare every blob with what the fork computes for the same input\n")
-    over = _compare(net, reference, folder / "parity.html")
+    names, scores = read_scores(made.cells[0].step.makes)
+    rows = [(name, "-" if np.isnan(iou) else f"{100 * iou:.1f}") for name, iou in zip(names, scores.iou, strict=True)]
+    print()
+    print(table(("class", "IoU %"), [*rows, ("mean", f"{100 * scores.mean:.1f}")], right=(1,)))
+    sheet = output / "contact_sheet.png"
+    contact_sheet(Folder(output / "data"), output / "decouplednet-Full-masks", sheet)
+    print(f"\nwrote {sheet}: picture, truth, result; {converted}")
     print(_YOURS.format(seconds=time.perf_counter() - start))
-    return over
 
 
 _YOURS = """
-Done in {seconds:.1f} s. With a model of your own:
+Done in {seconds:.0f} s. With pictures of your own: docs/tutorial.md. With a model of your own:
 
-   python converters/caffe2torch.py model.caffemodel                       # model.safetensors for PyTorch
-   python converters/dump_reference.py net.prototxt model.caffemodel       # inside your Caffe: net.npz, its numbers
-   python -m caffe_port.tools.parity net.prototxt model.caffemodel net.npz --html parity.html"""
-
-
-def _material(name: str) -> Path:
-    path = MATERIAL / name
-    if not path.is_file():
-        raise FileError(str(path), "no such file", remedy="the demo runs in a clone of the repository, which holds it")
-    return path
+   python converters/caffe2torch.py model.caffemodel        # model.safetensors for PyTorch
+   python -m caffe_port.tools.demo_parity                   # a model of the original program, beside its numbers"""
 
 
-def _convert(model: Path, output: Path) -> None:
-    from caffe_port.formats import open_weights, save_state_dict
+def contact_sheet(folder: Folder, results: Path, output: Path, *, shown: int = SHOWN) -> None:
+    """A PNG of the validation pictures with most classes: picture, true mask, result, one above the other."""
+    from PIL import Image
 
-    weights = open_weights(model)
-    arrays = weights.state_dict()
-    save_state_dict(output, arrays, overwrite=True)
-    total = sum(array.size for array in arrays.values())
-    lines = [f"   {key:22} {tuple(array.shape)}" for key, array in arrays.items()]
-    print("\n".join([*lines[:3], "   ...", *lines[-2:]]))
-    print(f"   wrote {output}: {len(arrays)} arrays, {total:,} numbers")
+    from caffe_port.formats.atomic import atomic_write
+    from caffe_port.segmentation.voc import palette, read_labels
 
-
-def blob_of(picture: Image) -> np.ndarray:
-    """A picture as the net's input: (1, 3, height, width), blue first, minus the mean; float32."""
-    pixels = np.asarray(picture.convert("RGB"), np.float32)[:, :, ::-1] - MEAN
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
-
-
-def segment(net: Net, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The released inference's first two passes.
-
-    Returns:
-        The class scores (20,), and the foreground map (height, width) of the classes with a score over 0.5, 0 to 1.
-    """
-
-    def forward(masked: np.ndarray) -> dict[str, np.ndarray]:
-        inputs: dict[str, Any] = {"data": data, "cls-score-masked": masked}
-        return net.forward(**inputs)
-
-    scores = forward(np.zeros(net.blobs["cls-score-masked"].shape))["cls-score-avg-sigmoid"].copy()
-    output = forward(scores * (scores > 0.5))["seg-score"][0]
-    e = np.exp(output - output.max(0))
-    return scores.ravel(), e[1] / e.sum(0)
-
-
-def sheet(picture: Image, map: np.ndarray, scores: np.ndarray) -> Image:
-    """The picture, the foreground map and a bar for each class, side by side."""
-    from PIL import Image, ImageDraw
-
-    side, gap = picture.height, 12
-    page = Image.new("RGB", (3 * side + 4 * gap, side + 2 * gap), "white")
-    page.paste(picture, (gap, gap))
-    page.paste(Image.fromarray((255 * map).astype(np.uint8)), (side + 2 * gap, gap))
-    draw, left, step = ImageDraw.Draw(page), 2 * side + 3 * gap, side / len(scores)
-    for i, (name, score) in enumerate(zip(CLASSES, scores, strict=True)):
-        top = gap + i * step
-        draw.text((left, top + 2), name, fill="black")
-        draw.rectangle((left + 80, top + 3, left + side, top + step - 3), fill="#e8ebee")
-        draw.rectangle((left + 80, top + 3, left + 80 + (side - 80) * float(score), top + step - 3), fill="#2f7fc1")
-    return page
-
-
-def _compare(net: Net, reference: Path, page: Path) -> int:
-    from caffe_port.tools.parity import listing, measure, write_page
-    from caffe_port.tools.replay import Reference
-
-    report = measure(net, Reference(reference))
-    print("   " + listing(report.worst_first[:10]).replace("\n", "\n   "))
-    print(f"   {report.head}")
-    print(f"   {report.verdict}")
-    write_page(page, report, overwrite=True)
-    print(f"   wrote {page}, a bar for each layer")
-    return 1 if report.over else 0
+    names = sorted(folder.names("val"), key=lambda name: (-len(folder.labelled[name]), name))[:shown]
+    colours, cell, gap = palette(), 2 * DRAWN["size"], 6
+    page = Image.new("RGB", (len(names) * (cell + gap) + gap, 3 * (cell + gap) + gap), "white")
+    for column, name in enumerate(names):
+        masks = [colours[read_labels(folder.mask(name))], colours[read_labels(results / f"{name}.png")]]
+        for row, pixels in enumerate((folder.picture(name), *masks)):
+            picture = Image.fromarray(np.ascontiguousarray(pixels, np.uint8))
+            picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
+            page.paste(picture, (gap + column * (cell + gap), gap + row * (cell + gap)))
+    with atomic_write(output, overwrite=True) as file:
+        page.save(file, "PNG")
 
 
 if __name__ == "__main__":

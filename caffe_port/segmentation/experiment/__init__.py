@@ -6,8 +6,20 @@ and reports. What is done stays done, and a training that was killed goes on whe
 
 from caffe_port.segmentation.experiment.plan import SYSTEMS, Cell, Plan, plan
 from caffe_port.segmentation.experiment.recipe import RECIPES, Recipe, Training
-from caffe_port.segmentation.experiment.report import report
+from caffe_port.segmentation.experiment.report import read_scores, report
 from caffe_port.segmentation.experiment.run import Runner
 from caffe_port.segmentation.experiment.steps import Step
 
-__all__ = ["RECIPES", "SYSTEMS", "Cell", "Plan", "Recipe", "Runner", "Step", "Training", "plan", "report"]
+__all__ = [
+    "RECIPES",
+    "SYSTEMS",
+    "Cell",
+    "Plan",
+    "Recipe",
+    "Runner",
+    "Step",
+    "Training",
+    "plan",
+    "read_scores",
+    "report",
+]

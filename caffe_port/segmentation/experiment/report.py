@@ -15,7 +15,7 @@ from caffe_port.segmentation.evaluate import Scores, percents, short_names
 from caffe_port.segmentation.experiment.plan import SYSTEMS, Cell, Plan
 from caffe_port.segmentation.experiment.run import Runner
 
-__all__ = ["report"]
+__all__ = ["read_scores", "report"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -29,7 +29,7 @@ def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]], *, s
         facts: what the whole table has in common, to stand above it.
     """
     output = runner.output
-    scores = {(c.level, c.system): _scores(c.step.makes) for c in plan.cells if runner.done(c.step)}
+    scores = {(c.level, c.system): read_scores(c.step.makes) for c in plan.cells if runner.done(c.step)}
     classes = next(iter(scores.values()))[0] if scores else []
     counts = {key: it for key, (_, it) in scores.items()}
     levels = list(dict.fromkeys(c.level for c in plan.cells))
@@ -56,7 +56,7 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _scores(path: Path) -> tuple[list[str], Scores]:
+def read_scores(path: Path) -> tuple[list[str], Scores]:
     """The classes and the counts of a file that ``evaluate --confusion`` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -33,12 +33,14 @@ class Runner:
     another than the record's starts anew: its folder is removed. One that was cut off is run again, in its folder.
 
     Attributes:
-        output: the experiment's folder. jobs: steps at a time. quiet: no bar.
+        output: the experiment's folder. jobs: steps at a time. quiet: no bar. told: of each step when it has ended, and
+            how many seconds it took.
     """
 
     output: Path
     jobs: int = 1
     quiet: bool = False
+    told: Callable[[Step, float], object] = lambda step, seconds: None
     _running: dict[Step, tuple[subprocess.Popen[bytes], float]] = field(default_factory=dict)
 
     def run(self, steps: Sequence[Step]) -> None:
@@ -131,7 +133,9 @@ class Runner:
                     last or f"status {status}",
                     remedy=f"all of it is in {self._path(step, 'log')}; the same command goes on from here",
                 )
-            self._write(step, seconds=round(time.monotonic() - start, 1))
+            seconds = round(time.monotonic() - start, 1)
+            self._write(step, seconds=seconds)
+            self.told(step, seconds)
         return len(ended)
 
     def _end(self) -> None:

@@ -30,12 +30,17 @@ _OTHERS = {
     "caffe2torch": "Caffe's weights as a file of PyTorch",
     "torch2caffe": "A file of PyTorch as Caffe's weights",
     "parity": "A net beside what another Caffe computed, layer by layer",
-    "fp_bp": "A classification net's weights for the net that holds its backward pass",
-    "fold": "Batch statistics into scale and shift, for inference",
+    "make-shapes": "Pictures with masks, drawn, to try everything on",
     "prepare": "Training lists from a folder of Pascal VOC",
-    "segment": "Masks for pictures, by a trained DecoupledNet",
+    "train-classifier": "The classification net under DecoupledNet, from image-level labels",
+    "fp-bp": "A classification net's weights for the net that holds its backward pass",
+    "train-segmentation": "DecoupledNet's segmentation net, from masks",
+    "fold": "Batch statistics into scale and shift, for inference",
+    "segment": "Masks for pictures, by a trained net",
     "evaluate": "Mean IoU as Pascal VOC counts it",
+    "experiment": "Table 1 of the paper: every system at every level of annotation",
 }
+_ELSEWHERE = {"experiment": "caffe_port.segmentation.experiment.__main__"}
 _GPUS = "device ids, such as 0 or 0,1, or all"
 
 
@@ -46,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(_usage())
         sys.exit(0)
     name, *rest = arguments
-    if name in _OTHERS:
-        importlib.import_module(f"caffe_port.tools.{name}").main(rest)
+    if (other := name.replace("_", "-")) in _OTHERS:
+        module = _ELSEWHERE.get(other, f"caffe_port.tools.{other.replace('-', '_')}")
+        importlib.import_module(module).main(rest)
         sys.exit(0)
     if name not in _BREWS:
         near = nearest(name, (*_BREWS, *_OTHERS))
@@ -66,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _usage() -> str:
     lines = [(name, description) for name, (_, description, _) in _BREWS.items()] + list(_OTHERS.items())
-    listed = "\n".join(f"  {name:14}{description.rstrip('.')}" for name, description in lines)
+    listed = "\n".join(f"  {name:20}{description.rstrip('.')}" for name, description in lines)
     return f"usage: caffe-port COMMAND [ARGUMENTS]\n\ncommands:\n{listed}\n\ncaffe-port COMMAND --help tells more"
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,19 @@ def test_an_error_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(CaffeError, match="step wrong: no"):
         Runner(tmp_path, jobs=2).run([slow, wrong])
     assert time.monotonic() - start < 30
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    slow = step(tmp_path, "slow", writes(tmp_path, "slow", "import time; time.sleep(3)"))
+    other = step(tmp_path, "other", writes(tmp_path, "other"))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(Runner(tmp_path).run, [slow])
+        while not (tmp_path / "steps" / "slow.json").exists():
+            time.sleep(0.01)
+        with pytest.raises(CaffeError, match="another run at work there"):
+            Runner(tmp_path).run([other])
+        first.result()
+    Runner(tmp_path).run([other])
 
 
 # -- the report

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -55,7 +55,7 @@ class Runner:
         hidden = self.quiet or not sys.stderr.isatty()
         bar = tqdm(total=len(steps), initial=len(steps) - len(waiting), unit="step", dynamic_ncols=True, disable=hidden)
         try:
-            with bar:
+            with _alone(self.output / _RECORDS), bar:
                 while waiting or self._running:
                     self._start(waiting)
                     time.sleep(_POLL_SECONDS)
@@ -103,7 +103,6 @@ class Runner:
             if known.get("key") != step.key and folder.exists():
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            (self.output / _RECORDS).mkdir(exist_ok=True)
         except OSError as error:
             raise FileError(str(folder), f"cannot be made: {error.strerror}", remedy="choose another with -o") from None
         self._write(step)
@@ -139,18 +138,41 @@ class Runner:
         return len(ended)
 
     def _end(self) -> None:
-        """Ask all that runs to stop, which trainings do with a snapshot, and wait."""
-        _signal((process for process, _ in self._running.values()), signal.SIGINT)
+        """Ask all that runs to stop, which trainings do with a snapshot, and wait.
+
+        SIGTERM, for a process started in a shell's background ignores SIGINT, as do those that it starts.
+        """
+        for process, _ in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
         for process, _ in self._running.values():
             with contextlib.suppress(KeyboardInterrupt):
                 process.wait()
         self._running.clear()
 
 
-def _signal(processes: Iterable[subprocess.Popen[bytes]], number: int) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While nobody else runs steps in this folder.
+
+    Raises:
+        FileError: somebody does, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise FileError(str(folder), f"cannot be made: {error.strerror}", remedy="choose another with -o") from None
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except OSError:
+            raise FileError(str(folder.parent), "another run at work there", remedy="wait for it or end it") from None
+        yield
 
 
 def _last_line(log: Path) -> str:

@@ -151,7 +151,8 @@ def _plot(path: Path, levels: Sequence[str], systems: Sequence[str], counts: dic
         axes.set_xticks(range(len(order)), [level if level == "Full" else f"{level} a class" for level in order])
         axes.set(xlabel="strong annotations", ylabel="mean IoU, %", ylim=(0, None))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
 
 
 def _curves(path: Path, plan: Plan) -> None:

@@ -357,13 +357,12 @@ class Net(nn.Module):
         while i < len(self.nodes):
             node, layer = self.nodes[i]
             if learns and self.needs.layer[i]:
-                done = i
                 if layer.overwrites_diffs:
                     for p in layer.parameters():
                         p.grad = None
                 wanted = zip(node.bottoms, self.needs.bottoms[i], strict=True)
                 blobs.update({b: blobs[b].detach() for b, need in wanted if not need})
-                self.run_layer(node, layer, blobs)
+                done = plan.learn(blobs, i)
             else:
                 with torch.no_grad():
                     done = plan.advance(

@@ -15,6 +15,7 @@ from caffe_port.dialect import BVLC
 from caffe_port.layers import REGISTRY, Layer, create
 from caffe_port.layers.loss import serial_sum, softmax
 from caffe_port.layers.masks import above, differs, equals
+from caffe_port.layers.normalization import _ByPixel
 from caffe_port.schema import parse_text
 from caffe_port.schema.messages import LayerParameter
 
@@ -79,6 +80,89 @@ def test_pooling_is_the_same_with_and_without_gradients(method: str, windows: st
     for a, b in zip(quick, slow, strict=True) if isinstance(quick, tuple) else [(quick, slow)]:
         assert torch.equal(a, b)
         assert a.is_contiguous()
+
+
+LAST = torch.channels_last
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize("mean", [0.5, 100.0])
+@pytest.mark.parametrize("shape", [(4, 64, 80, 70), (2, 5, 3, 7), (1, 512, 2, 3)], ids=str)
+def test_normalization_with_channels_last(shape: tuple[int, ...], mean: float, relu: bool) -> None:
+    """Not further from float64 than twice torch's way, which is for contiguous ones; of several blocks, too."""
+    torch.manual_seed(1)
+    parts = [(torch.randn(shape) + mean).contiguous(memory_format=LAST), torch.randn(shape[1]), torch.randn(shape[1])]
+
+    def slow(kind: torch.dtype) -> list[torch.Tensor]:
+        leaves = [p.detach().to(kind).contiguous().requires_grad_() for p in parts]
+        y = torch.batch_norm(*leaves, None, None, True, 1, 1e-9, False)
+        y = y.relu() if relu else y
+        return [y, *torch.autograd.grad(y, leaves, diff.to(kind))]
+
+    diff = torch.zeros(shape)
+    near = slow(torch.float64)[0].abs() < 1e-4 * relu  # on which side of ReLU's corner is a matter of rounding
+    diff = (torch.randn(shape) + 0.3).masked_fill_(near, 0)
+    y = _ByPixel.apply(*(p.requires_grad_() for p in parts), 1e-9, relu)
+    assert y.is_contiguous(memory_format=LAST)
+    ours = [y, *torch.autograd.grad(y, parts, diff)]
+    rounded = 1e-6 + 1e-7 * mean  # a mean of 100, as a float32, is itself off by 4e-6
+    for a, b, exact in zip(ours, slow(torch.float32), slow(torch.float64), strict=True):
+        assert (a - exact).abs().max() < 2 * (b - exact).abs().max() + rounded * exact.abs().max()
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+def test_gradients_of_normalization_with_channels_last(relu: bool) -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=LAST).requires_grad_()
+    scale, shift = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in "ab")
+    run = lambda *parts: _ByPixel.apply(*parts, 1e-9, relu)  # noqa: E731
+    assert torch.autograd.gradcheck(run, (x, scale, shift))
+    assert torch.autograd.gradgradcheck(run, (x, scale, shift))
+
+
+def test_unpooling_with_channels_last() -> None:
+    x = torch.randn(2, 19, 8, 6)
+    y, where = F.max_pool2d(x, 2, return_indices=True)
+    unpool = layer("type: 'Unpooling' top: 'y' unpooling_param { kernel_size: 2 stride: 2 unpool_h: 8 unpool_w: 6 }",
+                   tuple(y.shape), tuple(y.shape))  # fmt: skip
+    found = []
+    for form in (torch.contiguous_format, LAST):
+        bottom, switches = (t.contiguous(memory_format=form) for t in (y, where.float()))
+        top = unpool(bottom.requires_grad_(), switches)
+        assert top.is_contiguous(memory_format=form)
+        found.append((top, *torch.autograd.grad(top, bottom, x)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_training_pass_gives_the_gradients_of_the_slow_way() -> None:
+    """A small encoder and decoder, whose first convolution is frozen."""
+    conv = "convolution_param { num_output: 16 kernel_size: 3 pad: 1 weight_filler { type: 'xavier' } }"
+    bn = "bn_param { scale_filler { type: 'uniform' min: 0.5 max: 2 } shift_filler { type: 'uniform' max: 1 } }"
+    net = caffe_port.Net(
+        f"""layer {{ name: 'x' type: 'Input' top: 'x' top: 'y' input_param {{ shape {{ dim: 3 dim: 3 dim: 20 dim: 22 }}
+          shape {{ dim: 3 dim: 1 dim: 20 dim: 22 }} }} }}
+        layer {{ name: 'a' type: 'Convolution' bottom: 'x' top: 'a' param {{ lr_mult: 0 }} param {{ lr_mult: 0 }}
+          {conv} }}
+        layer {{ name: 'p' type: 'Pooling' bottom: 'a' top: 'p' top: 'w' pooling_param {{ kernel_size: 2 stride: 2 }} }}
+        layer {{ name: 'b' type: 'Convolution' bottom: 'p' top: 'b' {conv} }}
+        layer {{ name: 'n' type: 'BN' bottom: 'b' top: 'b' {bn} }}
+        layer {{ name: 'r' type: 'ReLU' bottom: 'b' top: 'b' }}
+        layer {{ name: 'u' type: 'Unpooling' bottom: 'b' bottom: 'w' top: 'u'
+          unpooling_param {{ kernel_size: 2 stride: 2 unpool_h: 20 unpool_w: 22 }} }}
+        layer {{ name: 'd' type: 'Deconvolution' bottom: 'u' top: 'd' {conv} }}
+        layer {{ name: 'm' type: 'BN' bottom: 'd' top: 'd' {bn} }}
+        layer {{ name: 's' type: 'ReLU' bottom: 'd' top: 'd' }}
+        layer {{ name: 'l' type: 'SoftmaxWithLoss' bottom: 'd' bottom: 'y' top: 'l' }}""",
+        phase="TRAIN",
+        dialect="noh",
+    )
+    inputs = {"x": torch.randn(3, 3, 20, 22), "y": torch.randint(0, 16, (3, 1, 20, 22)).float()}
+    learned = [p for p in net.parameters() if p.requires_grad]
+    slow = torch.autograd.grad(net(**inputs)["l"].sum(), learned)
+    net.losses(**inputs)[0].backward()
+    for p, g in zip(learned, slow, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-4, atol=1e-5 * max(1.0, float(g.abs().max())))
+        assert p.grad is not None and p.grad.stride() == p.stride()
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.5])

@@ -130,6 +130,25 @@ def test_updates(kind: str) -> None:
                 np.testing.assert_allclose(kept[k][j], h, rtol=1e-5, atol=1e-6)
 
 
+def test_pieces_hold_every_number_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors together, large ones cut, and those that lie differently whole."""
+    monkeypatch.setattr(update, "_PIECE", 12)
+    lists = [
+        [torch.zeros(2, 3), torch.zeros(5), torch.zeros(5, 7), torch.zeros(3, 5).t(), torch.zeros(1)] for _ in range(2)
+    ]
+    lists[1][2] = torch.zeros(7, 5).t()
+    found = [places for places, _ in update.pieces(*lists)]
+    assert found == [[0, 1], [2], [3], [4]]
+    lists[1][2] = torch.zeros(5, 7)
+    found = []
+    for places, parts in update.pieces(*lists):
+        found.append([(i, t.numel()) for i, t in zip(places, parts[0], strict=True)])
+        for some in parts:
+            torch._foreach_add_(some, 1)
+    assert found == [[(0, 6), (1, 5)], [(2, 12)], [(2, 12)], [(2, 11)], [(3, 15)], [(4, 1)]]
+    assert all(bool((t == 1).all()) for some in lists for t in some)
+
+
 @pytest.mark.parametrize(
     ("fields", "dialect", "formula"),
     [

@@ -237,8 +237,13 @@ class _Place(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (switches,) = ctx.saved_tensors
-        index = switches.to(torch.int64).flatten(2)
-        return grad.flatten(2).gather(2, index).view(switches.shape), None, None, None
+        index = switches.to(torch.int64)
+        last = torch.channels_last
+        if index.is_contiguous() or not index.is_contiguous(memory_format=last):
+            return grad.flatten(2).gather(2, index.flatten(2)).view(index.shape), None, None, None
+        pixels, index = (t.contiguous(memory_format=last).permute(0, 2, 3, 1) for t in (grad, index))
+        found = pixels.flatten(1, 2).gather(1, index.flatten(1, 2))
+        return found.view(index.shape).permute(0, 3, 1, 2), None, None, None
 
 
 class _DividedGradient(torch.autograd.Function):

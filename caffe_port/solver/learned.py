@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import DefinitionError
 from caffe_port.net import Net
 
-__all__ = ["Learned", "learned", "slots"]
+__all__ = ["Learned", "learned", "slots", "untouched_zeros"]
 
 
 @dataclass
@@ -75,6 +77,14 @@ def slots(net: Net, parameters: Sequence[Learned]) -> Iterator[tuple[int, bool]]
             i = numbers[id(layer.aliases.get(name, getattr(layer, name)))]
             yield i, i not in seen
             seen.add(i)
+
+
+def untouched_zeros(like: Tensor) -> Tensor:
+    """Zeros whose memory, on the CPU, costs nothing before something is written: histories of what does not learn."""
+    if like.device.type != "cpu":
+        return torch.zeros_like(like)
+    flat = torch.from_numpy(np.zeros(like.numel(), like.detach().numpy().dtype))
+    return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
 
 
 def _multiplier(field: str, name: str, specs: list[tuple[str, Any]]) -> float:

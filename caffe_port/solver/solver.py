@@ -26,7 +26,7 @@ from caffe_port.solver import debug, schedule, snapshot, update
 from caffe_port.solver.average import Average
 from caffe_port.solver.distributed import Group
 from caffe_port.solver.diverged import check_parameters, diverged
-from caffe_port.solver.learned import learned
+from caffe_port.solver.learned import learned, untouched_zeros
 from caffe_port.solver.listener import Iteration, Listener
 from caffe_port.solver.log import Log
 from caffe_port.solver.moment import Moment
@@ -133,7 +133,7 @@ class Solver:
             self.load(weights.split(","))
         self.log.line("Solver scaffolding done.")
         self.learned = list(learned(self.net, of_steps=self.rule.of_steps))
-        self.history = [[torch.zeros_like(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
+        self.history = [[untouched_zeros(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates are found to do nothing."""
         self.average = Average(param.average_loss)
@@ -285,14 +285,18 @@ class Solver:
         clipped = update.clip(param, grads)
         if clipped:
             self.log.clipped(*clipped, param.clip_gradients)
-        update.prepare(param, self.dialect, weights, grads, [decays[i] for i in moving])
         late = self.dialect.decay_before_iter_size and param.type == "SGD"
         local = [rate * self.learned[i].lr_mult / (param.iter_size if late else 1) for i in moving]
-        histories = [[h[i] for i in moving] for h in self.history]
-        self.rule.update(param, grads, histories, update.Rates(local, self.iter))
-        if self._debugs and self.dialect.debug_tells_updates:
+        told = self._debugs and self.dialect.debug_tells_updates
+        kept = [[h[i] for i in moving] for h in self.history]
+        for places, (some, steps, *histories) in update.pieces(weights, grads, *kept):
+            update.prepare(param, self.dialect, some, steps, [decays[moving[i]] for i in places])
+            self.rule.update(param, steps, histories, update.Rates([local[i] for i in places], self.iter))
+            if not told:
+                torch._foreach_sub_(some, steps)
+        if told:
             debug.tell_updates(self.net, {id(w): g for w, g in zip(weights, grads, strict=True)}, self.log)
-        torch._foreach_sub_(weights, grads)
+            torch._foreach_sub_(weights, grads)
         self.iter += 1
         return rate
 

@@ -1,16 +1,16 @@
 """What an iteration does to the parameters, as functions over lists of tensors.
 
 Every rule turns gradients into steps: it rewrites ``grads`` to what is subtracted from the parameters, and moves the
-history on. All parameters are done at once (torch's _foreach), in Caffe's order of operations.
+history on. Many parameters are done at once (torch's _foreach), in Caffe's order of operations.
 
 Source: sgd_solver.cpp and its siblings under solvers/ (bvlc), solver.cpp (noh).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import torch
@@ -19,9 +19,12 @@ from torch import Tensor
 from caffe_port.dialect import Dialect
 from caffe_port.errors import CaffeError, nearest
 
-__all__ = ["RULES", "Rates", "Rule", "clip", "prepare", "rule_of"]
+__all__ = ["RULES", "Rates", "Rule", "clip", "pieces", "prepare", "rule_of"]
 
 Tensors = list[Tensor]
+
+_PIECE = 1 << 18
+"""Numbers of a parameter that are updated at a time: few enough that they stay in the cache from pass to pass."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,43 @@ def clip(solver: Any, grads: Tensors) -> tuple[float, float] | None:
     factor = solver.clip_gradients / norm
     torch._foreach_mul_(grads, factor)
     return norm, factor
+
+
+def pieces(*lists: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Tensors]]]:
+    """Lists of tensors that belong together number by number, in pieces to be updated one after the other.
+
+    On the CPU these are small; elsewhere all is one piece.
+
+    Args:
+        lists: of equal lengths: parameters, their gradients, their histories ...
+
+    Yields:
+        which places of the lists a piece is of, and for each list the tensors there or flat parts of them.
+    """
+    places: list[int] = []
+    parts: list[Tensors] = [[] for _ in lists]
+    size, most = 0, _PIECE if lists[0] and lists[0][0].device.type == "cpu" else inf
+    for i, row in enumerate(zip(*lists, strict=True)):
+        for part in [row] if row[0].numel() <= most else _split(row):
+            if size and size + part[0].numel() > most:
+                yield places, parts
+                places, parts, size = [], [[] for _ in lists], 0
+            places.append(i)
+            for some, one in zip(parts, part, strict=True):
+                some.append(one)
+            size += part[0].numel()
+    if places:
+        yield places, parts
+
+
+def _split(row: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Tensors of one shape as flat parts, if their numbers lie one after the other in all; else as they are."""
+    first = row[0]
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    if not dense or any(t.stride() != first.stride() for t in row):
+        yield row
+    else:
+        yield from zip(*(t.as_strided((t.numel(),), (1,)).split(_PIECE) for t in row), strict=True)
 
 
 def prepare(solver: Any, dialect: Dialect, weights: Tensors, grads: Tensors, decay: Sequence[float]) -> None:

@@ -1,11 +1,12 @@
 """One training step of DecoupledNet: the solver here, a step by hand in PyTorch, and the fork where it is built.
 
-    python benchmarks/training.py [--width 1/1] [--rounds 5] [--batch 4] [--threads 2] [--fork DIR]
+    python benchmarks/training.py [--width 1/1] [--rounds 5] [--batch 4] [--threads 2] [--fork DIR] [--cpu]
 
 A step is a forward and a backward pass of a batch at 320x320 and the update, the classification layers frozen. The
 three run in turn, round by round, in processes of their own; medians, ratios and each one's peak memory are printed.
 The data stands still: what reading it costs is in benchmarks of its own. ``--fork`` is the folder of a built
-HyeonwooNoh/caffe; OPENBLAS_CORETYPE decides which kernels its BLAS uses.
+HyeonwooNoh/caffe; OPENBLAS_CORETYPE decides which kernels its BLAS uses; a BLAS that does not know the processor takes
+its slowest. On a machine with other work ``--cpu --threads 1`` counts processor time.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def serve_port(folder: str, weights: str, args: argparse.Namespace) -> None:
         loss.backward()
         solver.apply_update()
 
-    serve(step)
+    serve(step, args.clock)
 
 
 def serve_hand(folder: str, weights: str, args: argparse.Namespace) -> None:
@@ -84,7 +85,7 @@ def serve_hand(folder: str, weights: str, args: argparse.Namespace) -> None:
         F.cross_entropy(net(given["data"], given["cls-label"]), truth, ignore_index=255).backward()
         optimizer.step()
 
-    serve(step)
+    serve(step, args.clock)
 
 
 FORK = """
@@ -98,9 +99,9 @@ for name, array in batch(int(sys.argv[5])).items():
     solver.net.blobs[name].data[...] = array
 peak = lambda: [int(l.split()[1]) / 1e3 for l in open('/proc/self/status') if l.startswith('VmHWM')][0]
 for _ in sys.stdin:
-    start = time.time()
+    start = time.CLOCK()
     solver.step(1)
-    print((time.time() - start) * 1e3, peak()); sys.stdout.flush()
+    print((time.CLOCK() - start) * 1e3, peak()); sys.stdout.flush()
 """
 
 
@@ -113,9 +114,11 @@ def main() -> None:
     parser.add_argument("--weights", help="a .caffemodel of the net (default: the fillers' draws)")
     parser.add_argument("--fork", help="the folder of a built HyeonwooNoh/caffe, to be timed too")
     parser.add_argument("--fork-python", default="python3", help="the Python its pycaffe was built for")
+    parser.add_argument("--cpu", action="store_true", help="processor time in place of the clock's")
     parser.add_argument("--serve", choices=["port", "hand"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.clock = "process_time" if args.cpu else "perf_counter"
     if args.serve:
         {"port": serve_port, "hand": serve_hand}[args.serve](args.folder, args.weights, args)
         return
@@ -138,15 +141,15 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace, folder: str, weights: str) -> None:
     me = [sys.executable, __file__, "--folder", folder, "--weights", weights]
-    me += ["--threads", str(args.threads), "--batch", str(args.batch)]
+    me += ["--threads", str(args.threads), "--batch", str(args.batch), *["--cpu"] * args.cpu]
     commands = {"caffe_port": [*me, "--serve", "port"], "plain PyTorch": [*me, "--serve", "hand"]}
     if args.fork:
         here = str(Path(__file__).parent)
         rival = [f"{args.fork}/python", folder, weights, here, str(args.batch)]
-        commands["the fork"] = [args.fork_python, "-c", FORK, *rival]
+        commands["the fork"] = [args.fork_python, "-c", FORK.replace("CLOCK", args.clock), *rival]
     times, peaks = take_turns(commands, rounds=args.rounds, warm=2, threads=args.threads, cwd=ROOT)
     print(f"one training step, batch {args.batch} at {SIDE}x{SIDE}, width {args.width}, fp32, {args.threads} threads, ")
-    print(f"{args.rounds} rounds in turn\n")
+    print(f"{args.rounds} rounds in turn, by {args.clock}\n")
     report(times, peaks, "caffe_port")
     if args.width in ("1", "1/1"):
         from benchmarks.forward import ceiling

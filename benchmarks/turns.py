@@ -8,17 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["environment", "report", "serve", "take_turns"]
 
 
-def serve(run: Callable[[], object]) -> None:
-    """Answer each line on stdin with the milliseconds of one run and the process's peak memory in MB."""
+def serve(run: Callable[[], object], clock: str = "perf_counter") -> None:
+    """Answer each line on stdin with the milliseconds of one run and the process's peak memory in MB.
+
+    Args:
+        clock: of the module ``time``.
+    """
+    now = getattr(time, clock)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = now()
         run()
-        print((time.perf_counter() - start) * 1e3, _peak(), flush=True)
+        print((now() - start) * 1e3, _peak(), flush=True)
 
 
 def _peak() -> float:
@@ -59,11 +65,14 @@ def take_turns(
         for i in range(rounds + warm):
             for name, process in running.items():
                 assert process.stdin and process.stdout
-                process.stdin.write("\n")
-                process.stdin.flush()
+                with suppress(BrokenPipeError):
+                    process.stdin.write("\n")
+                    process.stdin.flush()
                 answer = process.stdout.readline().split()
                 if not answer:
                     raise SystemExit(f"{name} stopped with status {process.wait()}")
+                told = f"round {i + 1 - warm} of {rounds}: {name} {float(answer[0]):.0f} ms"
+                print(told, file=sys.stderr, flush=True)
                 if i >= warm:
                     times[name].append(float(answer[0]))
                 if len(answer) > 1:

@@ -432,6 +432,7 @@ ROWS = [
 ]
 
 LEFT_OUT = {
+    "AdaptiveBiasChannel": "the E-step of a training, in rounds of its own; torch has nothing to set beside it",
     "Data layers": "they wait for files; their pictures are decoded and resized by OpenCV",
     "DummyData": "benchmarks/draws.py times its draws",
     "HDF5Output": "it writes a file",

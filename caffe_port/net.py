@@ -21,7 +21,7 @@ from caffe_port.dialect import Dialect
 from caffe_port.errors import CaffeError, DefinitionError, WeightsError
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
-from caffe_port.layers.base import Layer, Shape
+from caffe_port.layers.base import Layer, Named, Shape
 from caffe_port.layers.blobs import legacy
 from caffe_port.layers.geometry import compose, identity_map, inverse
 from caffe_port.layers.python import Python
@@ -37,7 +37,7 @@ PHASES = {TRAIN: "TRAIN", TEST: "TEST"}
 """A phase's name by its number in the schema."""
 
 
-class Net(nn.Module):
+class Net(Named):
     """A net on tensors.
 
     ``net(data=x)`` gives a dict from each output blob's name to its tensor; with gradients enabled it is differentiable
@@ -404,7 +404,7 @@ def _register(net: nn.Module, key: str, layer: Layer) -> None:
     """Make the layer a module of the net; a name with dots is a path, as torch has it."""
     *path, last = key.split(".")
     for part in path:
-        net = net._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        net = net._modules.setdefault(part, Named())  # type: ignore[assignment]
     if last in net._modules:
         layer._modules.update(net._modules[last]._modules)  # type: ignore[union-attr]
     net._modules[last] = layer

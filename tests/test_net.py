@@ -9,6 +9,7 @@ import torch
 import caffe_port
 from caffe_port import CaffeError
 from caffe_port.errors import DefinitionError, LayerError, ShapeError, WeightsError
+from caffe_port.net import Net
 
 SMALL = """
 name: "small"
@@ -303,3 +304,20 @@ def test_wrong_inputs() -> None:
 def test_a_block_of_another_layer_is_ignored_as_caffe_ignores_it_and_listed() -> None:
     n = net(SMALL.replace('type: "ReLU"', 'type: "ReLU" pooling_param { kernel_size: 2 }'))
     assert len(n.ignored) == 1 and "pooling_param of layer relu" in n.ignored[0]
+
+
+@pytest.mark.parametrize("name", ["training", "params", "a.training", "ip.training", "_plan", "phase", "forward"])
+def test_a_layer_may_be_called_as_an_attribute_is(name: str) -> None:
+    text = f"""input: "x" input_dim: [2, 3, 1, 1]
+        layer {{ name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param {{ num_output: 4 }} }}
+        layer {{ name: "{name}" type: "InnerProduct" bottom: "y" top: "z" inner_product_param {{ num_output: 5 }} }}"""
+    for kind in (Net, caffe_port.Net):
+        net = kind(text)
+        assert net.train().training
+        assert not net.eval().training
+        state = net.state_dict()
+        assert [key for key in state if key.endswith("weight")] == ["ip.weight", f"{name}.weight"]
+        state[f"{name}.weight"].fill_(1)
+        state["ip.bias"].fill_(1)
+        for _ in range(2):
+            assert net(x=torch.zeros(2, 3, 1, 1))["z"].flatten().tolist() == [4.0] * 10

@@ -25,7 +25,7 @@ from caffe_port.errors import DefinitionError, LayerError, ShapeError, nearest
 from caffe_port.layers.blobs import BlobVec, Copies
 from caffe_port.layers.fields import Fields
 
-__all__ = ["REGISTRY", "Layer", "Shape", "create", "layer"]
+__all__ = ["REGISTRY", "Layer", "Named", "Shape", "create", "layer"]
 
 Shape = tuple[int, ...]
 
@@ -38,7 +38,17 @@ _NET_FIELDS = [
 ]
 
 
-class Layer(nn.Module):
+class Named(nn.Module):
+    """A module whose children may be called as its own attributes are: a layer named ``training`` is legal in Caffe."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_modules", ()) and not isinstance(value, nn.Module):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class Layer(Named):
     """A Caffe layer.
 
     A subclass has ``setup`` (reads its parameters, makes its blobs), ``reshape`` (shapes of the tops from those of the

@@ -432,7 +432,9 @@ ROWS = [
 ]
 
 LEFT_OUT = {
-    "AdaptiveBiasChannel": "the E-step of a training, in rounds of its own; torch has nothing to set beside it",
+    "AdaptiveBiasChannel": "an E-step of WSSL: torch has nothing to set beside it",
+    "BiasChannel": "an E-step of WSSL: torch has nothing to set beside it",
+    "UniqueLabel": "labels for the E-steps of WSSL",
     "Data layers": "they wait for files; their pictures are decoded and resized by OpenCV",
     "DummyData": "benchmarks/draws.py times its draws",
     "HDF5Output": "it writes a file",

@@ -12,6 +12,7 @@ import numpy as np
 
 from caffe_port.segmentation.experiment import RECIPES, Runner, Step, plan, read_scores
 from caffe_port.segmentation.folder import Folder
+from caffe_port.segmentation.parallel import usable_cores
 from caffe_port.tools.cli import Parser, run, table
 
 __all__ = ["contact_sheet", "main"]
@@ -59,7 +60,12 @@ def _demo(arguments: argparse.Namespace) -> None:
     converted = output / "torch" / "decouplednet.safetensors"
     convert = ("converters/caffe2torch.py", str(weights.makes), "-o", str(converted), "-f")
     steps = [*made.steps, Step("torch", convert, (weights,), converted)]
-    runner = Runner(output, told=lambda step, seconds: print(f"{seconds:6.1f} s  {WHAT[step.name]}", flush=True))
+
+    def told(step: Step, seconds: float) -> None:
+        print(f"{seconds:6.1f} s  {WHAT[step.name]}", flush=True)
+
+    # As many at a time as there are cores: one thread each, with which such narrow nets are quickest.
+    runner = Runner(output, usable_cores(), told=told)
     known = sum(runner.done(step) for step in steps)
     print(f"{len(steps)} steps, {known} of them done before; each is a command, in {output / 'steps'}\n", flush=True)
     runner.run(steps)

@@ -88,9 +88,9 @@ def _experiment(arguments: argparse.Namespace) -> None:
         print("\n".join(step.command for step in made.steps))
         return
     runner = Runner(output, arguments.jobs, arguments.quiet)
-    words = [word for word in sys.argv[1:] if word not in ("--report", "-q", "--quiet")]
+    typed = [word for word in sys.argv[1:] if word not in ("--report", "-q", "--quiet")]
     facts = [
-        ("command", f"`{shlex.join(['python', '-m', 'caffe_port.segmentation.experiment', *words])}`"),
+        ("command", f"`{shlex.join(['python', '-m', 'caffe_port.segmentation.experiment', *typed])}`"),
         ("pictures", f"{images} to learn from, {val} to validate on, {classes} classes"),
         ("nets", f"width {recipe.width}, input {recipe.size} x {recipe.size}, batches of {recipe.batch}"),
         ("iterations", ", ".join(f"{name} {it.iterations}" for name, it in recipe.trainings.items())),

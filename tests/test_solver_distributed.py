@@ -133,6 +133,33 @@ def test_the_command_under_torchrun(trainer: Trainer) -> None:
         assert ("Resuming from torchrun/snap_iter_4.solverstate" in done.stderr) == bool(more)
 
 
+def test_no_number_in_one_process_stops_both_with_a_snapshot_from_before(trainer: Trainer) -> None:
+    """Row 13 is in one process's share of the second iteration."""
+    place = trainer.place
+    (place / "lost").mkdir()
+    rows = np.random.RandomState(3).standard_normal((20, 4, 1, 1)).astype(np.float32)
+    rows[13, 2] = np.nan
+    with h5py.File(place / "lost.h5", "w") as file:
+        file["rows"] = rows
+    (place / "lost.txt").write_text("lost.h5\n")
+    data = HDF5.format(2, "false").replace("rows.txt", "lost.txt")
+    (place / "lost.prototxt").write_text(PLAIN.format(data=data, test=HDF5.format(2, "false")))
+    text = SOLVER.format(net="lost", folder="lost", iterations=4, seed=5)
+    (place / "lost_solver.prototxt").write_text(text)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    command = [*torchrun, f"--master_port={port()}", "-m", "caffe_port.solver", "lost_solver.prototxt"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode
+    lines = [line for line in done.stderr.splitlines() if line.startswith("caffe_port.solver: error: iteration 1: ")]
+    assert sorted("blob rows of layer rows" in line for line in lines) == [False, True], done.stderr
+    assert all("go on with --snapshot lost/snap_iter_1.solverstate" in line for line in lines)
+    assert "the loss of another process is not finite" in "".join(lines)
+    assert sorted(path.name for path in (place / "lost").glob("snap_iter_*")) == [
+        f"snap_iter_1.{ending}" for ending in ("caffemodel", "resume", "solverstate")
+    ]
+
+
 def test_another_number_of_processes_goes_on_with_data_from_the_start(trainer: Trainer) -> None:
     trainer.train("noh", "changed", two(), iterations=4)
     trainer.train("noh", "changed", iterations=6)

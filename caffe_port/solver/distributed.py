@@ -86,12 +86,20 @@ class Group:
 
     def agree(self, request: str) -> str:
         """The most urgent of what the processes were asked for."""
+        return _REQUESTS[self._most(_REQUESTS.index(request))]
+
+    def any(self, fact: bool) -> bool:
+        """Whether it is so in any of the processes."""
+        return bool(self._most(int(fact)))
+
+    def _most(self, number: int) -> int:
+        """The largest of all processes' numbers."""
         if self.count == 1:
-            return request
-        urgency = torch.tensor(_REQUESTS.index(request), device=self.device)
+            return number
+        largest = torch.tensor(number, device=self.device)
         with self._together():
-            dist.all_reduce(urgency, dist.ReduceOp.MAX)
-        return _REQUESTS[int(urgency)]
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     @contextmanager
     def _together(self) -> Iterator[None]:

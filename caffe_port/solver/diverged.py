@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,8 @@ def diverged(solver: Solver, loss: float) -> DivergedError:
     layer by layer, up to the first blob that is not finite."""
     if solver.moment:
         solver.moment.back()
+    if isfinite(loss):
+        return DivergedError(f"iteration {solver.iter}", "the loss of another process is not finite", remedy=_ADVICE)
     place = _in_parameters(solver) or _in_passes(solver) or "none that a second run of the same batch shows"
     found = f"the loss is {loss:g}; the first numbers that are not finite: {place}"
     return DivergedError(f"iteration {solver.iter}", found, remedy=_ADVICE)

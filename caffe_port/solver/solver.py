@@ -103,6 +103,8 @@ class Solver:
         """Whether the iteration under way is told blob by blob."""
         self._whole = True
         """Not while parameters change or are written."""
+        self._all_stop = False
+        """Whether all processes stop for an error, wherever it was."""
         self.iter = self.current_step = 0
         self.requested: Callable[[], str] = lambda: "none"
         """Asked after every iteration and test pass: "snapshot", "stop" or "none"."""
@@ -215,7 +217,8 @@ class Solver:
         self._tell("on_start")
         self._clear_diffs()
         loss, outputs = self._passes()
-        if not isfinite(loss) and not self.keep_going:
+        if not self.keep_going and self.group.any(not isfinite(loss)):
+            self._all_stop = True
             raise diverged(self, loss)
         shown, told = self.average.add(loss), scores(self.net, outputs) if display else []
         if display:
@@ -393,9 +396,9 @@ class Solver:
         """After an error: a snapshot of the last completed iteration, or the one that holds it already.
 
         None if there is nothing to save yet, or the error came while parameters were changing or being written. Several
-        processes save nothing: the others may not have failed.
+        processes save nothing unless all stop together: the others may not have failed.
         """
-        can = self._whole and self.iter and self.group.count == 1
+        can = self._whole and self.iter and (self.group.count == 1 or self._all_stop)
         if not can or (self.saved and self.saved[0] == self.iter):
             return self.saved[1] if self.saved else None
         self._undo()

@@ -22,7 +22,7 @@ from caffe_port.tools.cli import Parser, run
 
 __all__ = ["main"]
 
-_DRAWN = {"quick": (1200, 150, 5, 96), "full": (4000, 400, 8, 128)}
+_DRAWN = {"quick": (1000, 100, 5, 96), "full": (4000, 400, 8, 128)}
 """Of each recipe's shapes: pictures to learn from, to validate on, classes, pixels of the longer side."""
 
 

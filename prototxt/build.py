@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="images in a batch of every data layer")
     parser.add_argument("--classes", type=int, default=20, metavar="N", help="without the background (default: 20)")
     parser.add_argument("--level", default="", help="strong pictures: the lists of prepare's --levels of this name")
-    parser.add_argument("--norm", action="store_true", help="BN in the classification net too, to train it from noise")
+    parser.add_argument("--norm", action="store_true", help="for training from noise: BN and fillers everywhere")
     parser.add_argument("--data-root", default=".", metavar="DIR", help="folder of VOC2012 and the image lists")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file differs")
     parser.add_argument("--list", action="store_true", help="write nothing; show files, layers, parameters")

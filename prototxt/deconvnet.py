@@ -7,7 +7,7 @@ stages: crops around one object, then crops of object proposals.
 from __future__ import annotations
 
 from prototxt.definition import Layer, Layers, Net, Setting, Solver
-from prototxt.layers import Norm
+from prototxt.layers import XAVIER, Norm
 from prototxt.vgg import decoder, encoder, fully_connected, input_size, window
 from prototxt.voc import pixel_accuracy, pixel_loss, sgd, voc_data
 
@@ -24,10 +24,14 @@ def resized(size: int) -> int:
 
 
 def network(setting: Setting, size: int, norm: Norm) -> Layers:
-    """``data`` to ``seg-score``."""
+    """``data`` to ``seg-score``.
+
+    As published, the first half has no fillers, for VGG-16's weights come in their place: without these it stays 0.
+    """
+    fill = XAVIER if setting.norm else None
     return [
-        *encoder(setting, norm=norm, switches=True),
-        *fully_connected(setting, side=window(size), norm=norm),
+        *encoder(setting, norm=norm, switches=True, fill=fill),
+        *fully_connected(setting, side=window(size), norm=norm, fill=fill),
         *decoder(setting, "fc7", size, 1 + setting.classes, norm),
     ]
 

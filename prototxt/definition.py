@@ -43,7 +43,8 @@ class Setting:
     """How many strong annotations a class the lists of strong pictures have, as ``prepare --levels`` names it; "" for
     all. Not for DecoupledNet, which has a definition for each level."""
     norm: bool = False
-    """Whether the classification and DeepLab nets have BN, to be trained from noise and not from VGG-16's weights."""
+    """Whether nets are to be trained from noise and not from VGG-16's weights: the classification and DeepLab nets then
+    have BN, and DeconvNet fillers."""
 
     def __post_init__(self) -> None:
         if self.width <= 0:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from caffe_port.errors import CaffeError
 from caffe_port.segmentation.experiment import (
@@ -205,6 +206,9 @@ def test_one_cell_for_real_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     runner.run(made.steps)
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
     table = report(made, runner, [], seed=0)
+    with Image.open(tmp_path / "out" / "curves.png") as curves:
+        red, _, blue = np.moveaxis(np.asarray(curves.convert("RGB")).astype(int), -1, 0)
+    assert (blue > red + 60).sum() > 100, "a line for each training"
     assert "| 5 a class | " in table
     assert "-" not in table.splitlines()[-1].split("|")[2]
     masks = tmp_path / "out" / "decouplednet-5-masks"

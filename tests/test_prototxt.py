@@ -388,3 +388,16 @@ def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, tmp_path
     assert message in error
     assert error.count("\n") == 1
     assert [p.name for p in tmp_path.rglob("*")] == ["file"]
+
+
+def test_norm_gives_deconvnet_fillers() -> None:
+    """Without any, what no weights are copied to is constant 0, and learns nothing."""
+    path = "deconvnet/stage_1_train.prototxt"
+    published, fresh = (build.definitions(Setting(norm=norm), [path])[path] for norm in (False, True))
+    filled = [
+        [layer.name for layer in net.layers() if layer.type.endswith("CONVOLUTION") and "weight_filler" in layer.param]
+        for net in (published, fresh)
+        if isinstance(net, Net)
+    ]
+    assert len(filled[0]) == 15
+    assert len(filled[1]) == len([layer for layer in fresh.layers() if layer.type.endswith("CONVOLUTION")]) == 30

@@ -83,5 +83,5 @@ def _trainings(*iterations: int) -> dict[str, Training]:
 RECIPES = {
     "demo": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(400, 100, 300, 100, 100, 100, 50)),
     "quick": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(600, 200, 200, 200, 100, 300, 100)),
-    "full": Recipe("1/8", 96, 16, 40, 20, 40, _trainings(3000, 500, 600, 500, 500, 1500, 240)),
+    "full": Recipe("1/8", 96, 16, 40, 20, 40, _trainings(3000, 500, 600, 500, 300, 500, 240)),
 }

@@ -166,7 +166,7 @@ def _curves(path: Path, plan: Plan) -> None:
         for axes, (name, curve) in zip(panels, trainings, strict=False):
             with curve.open(encoding="utf-8", newline="") as file:
                 table = [
-                    (float(row["NumIters"]), float(row["loss"])) for row in csv.DictReader(file) if row.get("loss")
+                    (float(row["NumIters"]), float(row["Loss"])) for row in csv.DictReader(file) if row.get("Loss")
                 ]
             axes.plot(*np.array(table).reshape(-1, 2).T, linewidth=0.8)
             axes.set_title(name, fontsize=8)

@@ -144,7 +144,7 @@ def differ(ours: Sequence[Tensor], theirs: Sequence[Tensor], *, draws: bool) -> 
     return worst
 
 
-class Bout:
+class Benchmark:
     """One row: its net, what it is given, and the runs by name ("ours forward", "plain both", "OpenCV" ...).
 
     Raises:
@@ -303,7 +303,7 @@ def ceiling(clock: Clock) -> float:
 
 def compete(row: Row, rounds: int, threads: int, clock: Clock) -> Result:
     """Check and time one row."""
-    bout = Bout(row, threads)
+    bout = Benchmark(row, threads)
     flops, times = bout.flops(), {name: Contestant(run, clock) for name, run in bout.runs.items()}
     for contestant in times.values():
         contestant.calibrate()
@@ -362,7 +362,7 @@ def main() -> None:
     if args.cpu_time:
         args.threads = 1
     torch.set_num_threads(args.threads)
-    keep_memory(lean=False)  # for all contestants, as every run of a net would
+    keep_memory(low_memory=False)  # for all contestants, as every run of a net would
     clock = time.process_time if args.cpu_time else time.perf_counter
     speed = ceiling(clock)
     rows = [row for row in ROWS if args.only.lower() in row.type.lower()]

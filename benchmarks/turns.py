@@ -1,4 +1,4 @@
-"""Rivals that take turns: each in a process of its own, asked for one run after the other, round by round."""
+"""Baselines that take turns: each in a process of its own, asked for one run after the other, round by round."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _HOMES = {
     ],
     "caffe_port.random": ["set_random_seed"],
     "caffe_port.schema.net_spec": ["NetSpec", "params", "to_proto"],
-    "caffe_port.solver.named": [
+    "caffe_port.solver.pycaffe_solvers": [
         *("AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver"),
         "get_solver",
     ],

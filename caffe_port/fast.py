@@ -67,16 +67,16 @@ class Plan:
     """How a net runs forward without gradients.
 
     Args:
-        lean: keep no second copy of large weights (those used as matrices), at some cost in time.
+        low_memory: keep no second copy of large weights (those used as matrices), at some cost in time.
     """
 
-    def __init__(self, net: Net, *, lean: bool = False) -> None:
-        self.net, self.lean = net, lean
+    def __init__(self, net: Net, *, low_memory: bool = False) -> None:
+        self.net, self.low_memory = net, low_memory
         self.steps = {s.first: s for s in _steps(net)}
         self._runs = 0
         self._last_use = _last_uses(net)
         self.turns = {node.index: _turns(layer) for node, layer in net.nodes}
-        self.rectified = {i for i, (node, layer) in enumerate(net.nodes[:-1]) if _rectified(node, layer, net)}
+        self.with_fused_relu = {i for i, (node, layer) in enumerate(net.nodes[:-1]) if _rectified(node, layer, net)}
 
     def forget(self) -> None:
         """Drop all prepared weights; the next run prepares them anew."""
@@ -95,7 +95,7 @@ class Plan:
         for i in nodes:
             if i > done:
                 done = self.advance(blobs, i, nodes[-1], prepare=prepare)
-                self.let_go(blobs, i, done, kept)
+                self.free(blobs, i, done, kept)
         return {name: blobs[name] for name in keep}
 
     def run_into(self, blobs: dict[str, Tensor], first: int, last: int) -> None:
@@ -110,9 +110,9 @@ class Plan:
         Preparing all of them costs about as much as it saves in one run, so that the first does without, unless
         :meth:`expect_more` was called.
         """
-        keep_memory(lean=self.lean)
+        keep_memory(low_memory=self.low_memory)
         self._runs += 1
-        return self.lean or self._runs > 1
+        return self.low_memory or self._runs > 1
 
     def expect_more(self) -> None:
         """Prepare weights from the first run on: all runs then sum in one order, and equal input gives equal
@@ -140,13 +140,13 @@ class Plan:
         node, layer = self.net.nodes[i]
         if self.turns.get(i) and _suits(x := blobs[node.bottoms[0]]) and not layer.as_product(x):
             blobs[node.bottoms[0]] = x.contiguous(memory_format=torch.channels_last)
-        if i in self.rectified and (y := layer.rectified(blobs[node.bottoms[0]])) is not None:
+        if i in self.with_fused_relu and (y := layer.with_fused_relu(blobs[node.bottoms[0]])) is not None:
             blobs[node.tops[0]] = y
             return i + 1
         self.net.run_layer(node, layer, blobs)
         return i
 
-    def let_go(self, blobs: dict[str, Tensor], first: int, last: int, keep: Collection[str]) -> None:
+    def free(self, blobs: dict[str, Tensor], first: int, last: int, keep: Collection[str]) -> None:
         """Drop the blobs that no node after ``last`` reads, ``keep`` aside."""
         for i in range(first, last + 1):
             for name in self._last_use.get(i, ()):
@@ -161,7 +161,7 @@ class Plan:
         product = isinstance(step.layer, InnerProduct) or step.layer.as_product(x)
         state = (product, *(_state(t) for layer in step.members for t in layer.caffe_blobs))
         if step.state != state:
-            step.packed, step.state = _pack(step, x, lean=self.lean), state
+            step.packed, step.state = _pack(step, x, low_memory=self.low_memory), state
         return step.packed
 
 
@@ -258,8 +258,8 @@ def _state(t: Tensor) -> tuple[Any, ...]:
 # -- packing -----------------------------------------------------------------------------------------------------------
 
 
-def _pack(step: Step, x: Tensor, *, lean: bool) -> Packed:
-    """The step as a function; ``lean``: without copies of the weights that are used as matrices."""
+def _pack(step: Step, x: Tensor, *, low_memory: bool) -> Packed:
+    """The step as a function; ``low_memory``: without copies of the weights that are used as matrices."""
     layer = step.layer
     weight = layer.weight.detach()
     bias = weight.new_zeros(layer.num_output) if layer.bias is None else layer.bias.detach()
@@ -269,19 +269,19 @@ def _pack(step: Step, x: Tensor, *, lean: bool) -> Packed:
         bias = bias * a + b
     if isinstance(layer, InnerProduct):
         matrix = weight.t() if layer.transpose else weight
-        linear = _linear(_scaled(matrix, scale, 0), bias, step.relu, x.shape[0], lean)
+        linear = _linear(_scaled(matrix, scale, 0), bias, step.relu, x.shape[0], low_memory)
         return lambda x: linear(x.flatten(1).contiguous())
     if isinstance(layer, Deconvolution):
         weight = _scaled(weight, scale, 1)
         if layer.as_product(x):
-            linear = _linear(weight.flatten(1).t(), None, False, x.shape[0] * prod(x.shape[2:]), lean)
+            linear = _linear(weight.flatten(1).t(), None, False, x.shape[0] * prod(x.shape[2:]), low_memory)
             return lambda x: _finished(layer.by_product(x, linear).add_(bias.view(1, -1, 1, 1)), step.relu)
         pad = [(k - 1) * d - p for k, d, p in zip(layer.kernel, layer.dilation, layer.pad, strict=True)]
         return _convolution(layer, weight.flip(2, 3).transpose(0, 1), bias, pad, step.relu, x)
     weight = _scaled(weight, scale, 0)
     if layer.as_product(x):
         pixels = x.shape[0] * prod(layer.reshape(tuple(x.shape))[0][2:])
-        linear = _linear(weight.flatten(1), bias, step.relu, pixels, lean)
+        linear = _linear(weight.flatten(1), bias, step.relu, pixels, low_memory)
         return lambda x: layer.by_product(x, linear)
     return _convolution(layer, weight, bias, list(layer.pad), step.relu, x)
 
@@ -295,9 +295,9 @@ def _finished(y: Tensor, relu: bool) -> Tensor:
     return y.relu_() if relu else y
 
 
-def _linear(matrix: Tensor, bias: Tensor | None, relu: bool, rows: int, lean: bool) -> Callable[[Tensor], Tensor]:
-    """x M' + b for an (outputs, inputs) ``matrix``, in oneDNN's layout for about so many rows; lean, as it lies."""
-    if lean:
+def _linear(matrix: Tensor, bias: Tensor | None, relu: bool, rows: int, low_memory: bool) -> Callable[[Tensor], Tensor]:
+    """x M' + b for an (outputs, inputs) ``matrix``, in oneDNN's layout for about so many rows, or as it lies."""
+    if low_memory:
         return lambda x: _finished(F.linear(x, matrix, bias), relu)
     ops, after = _ops(), "relu" if relu else "none"
     packed = ops._reorder_linear_weight(matrix.contiguous(), rows)
@@ -321,7 +321,7 @@ def _convolution(layer: Any, weight: Tensor, bias: Tensor, pad: list[int], relu:
 
 
 @cache
-def keep_memory(*, lean: bool) -> bool:
+def keep_memory(*, low_memory: bool) -> bool:
     """Ask glibc to keep freed memory instead of giving it back to the system, so that activations reuse mapped pages.
 
     Lean, blocks over 32 MB (glibc's highest limit) still go back: kept, their holes add a quarter to a training's
@@ -335,5 +335,5 @@ def keep_memory(*, lean: bool) -> bool:
     except (AttributeError, OSError):
         return False
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    kept = mallopt(mmap_threshold, 32 << 20) if lean else mallopt(mmap_max, 0)
+    kept = mallopt(mmap_threshold, 32 << 20) if low_memory else mallopt(mmap_max, 0)
     return bool(kept and mallopt(trim_threshold, 2**31 - 1))

@@ -25,11 +25,11 @@ from caffe_port.layers.base import Layer, Named, Shape
 from caffe_port.layers.blobs import legacy
 from caffe_port.layers.geometry import compose, identity_map, inverse
 from caffe_port.layers.python import Python
-from caffe_port.loading import Account, load
-from caffe_port.say import say
+from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
 from caffe_port.schema.plugins import python_layers_allowed
+from caffe_port.weight_loading import Account, load
 
 __all__ = ["PHASES", "Net"]
 
@@ -89,7 +89,7 @@ class Net(Named):
             if fill:
                 self._fill(self.nodes[-1][1])
         for field in self.ignored:
-            say(f"{field} is another layer type's, ignored as in Caffe")
+            info(f"{field} is another layer type's, ignored as in Caffe")
         self._share()
         self.loss_weights = {
             top: weight
@@ -108,7 +108,7 @@ class Net(Named):
         ]
         self.train(phase == "TRAIN")
         self._plan: fast.Plan | None = None
-        self._lean: fast.Plan | None = None
+        self._low_memory: fast.Plan | None = None
         self._shaped_for: dict[str, Shape] | None = None
         self.accounts = [self._load_first(f, not fill) if i == 0 else self.load(f) for i, f in enumerate(files)]
 
@@ -348,9 +348,9 @@ class Net(Named):
         as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start
         anew.
         """
-        if self._lean is None:
-            self._lean = fast.Plan(self, lean=True)
-        plan, keep = self._lean, {*self.graph.outputs, *(t for t, w in self.loss_weights.items() if w)}
+        if self._low_memory is None:
+            self._low_memory = fast.Plan(self, low_memory=True)
+        plan, keep = self._low_memory, {*self.graph.outputs, *(t for t, w in self.loss_weights.items() if w)}
         self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
         blobs, total, i = dict(inputs), torch.zeros((), device=self._device()), 0
         prepare, learns = plan.start(), torch.is_grad_enabled()
@@ -371,7 +371,7 @@ class Net(Named):
             for name in node.tops:
                 if self.loss_weights[name]:
                     total = total + blobs[name].sum() * self.loss_weights[name]
-            plan.let_go(blobs, i, done, keep)
+            plan.free(blobs, i, done, keep)
             i = done + 1
         return total, {name: blobs[name].detach() for name in self.graph.outputs}
 

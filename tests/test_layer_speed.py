@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import caffe_port
 from caffe_port.dialect import BVLC
 from caffe_port.layers import REGISTRY, Layer, create
+from caffe_port.layers.comparisons import above, differs, equals
 from caffe_port.layers.loss import serial_sum, softmax
-from caffe_port.layers.masks import above, differs, equals
 from caffe_port.layers.normalization import _ByPixel
 from caffe_port.schema import parse_text
 from caffe_port.schema.messages import LayerParameter

@@ -14,7 +14,7 @@ from caffe_port.net import Net
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import PassByPass, Segmenter, enlarge, prepare
-from caffe_port.segmentation.staged import Staged
+from caffe_port.segmentation.two_stage import Staged
 
 REFERENCE = SHARED / "reference" / "noh_inference"
 PHOTOGRAPHS = ["2007_000042", "2007_003503", "2007_007203", "2007_009938", "2008_003141"]

@@ -13,7 +13,7 @@ from slim import narrow
 from caffe_port.errors import CaffeError
 from caffe_port.formats import open_weights
 from caffe_port.net import Net
-from caffe_port.segmentation.folding import absorb, fold, measure
+from caffe_port.segmentation.bn_folding import absorb, fold, measure
 from caffe_port.segmentation.voc import write_labels
 from caffe_port.tools import fold as tool
 

@@ -15,11 +15,11 @@ from caffe_port.net import Net
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.crf import SETTINGS, Kernel, Setting, dense_crf
 from caffe_port.segmentation.deconvnet import ProposalSegmenter
+from caffe_port.segmentation.ensembles import KINDS, Product, Refined, Scoring, System, kind_of
+from caffe_port.segmentation.fcn import FITS, Plain
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import Segmenter, prepare
-from caffe_port.segmentation.plain import FITS, Plain
 from caffe_port.segmentation.proposals import edge_boxes
-from caffe_port.segmentation.systems import KINDS, Product, Refined, Scoring, System, kind_of
 from caffe_port.tools import make_shapes, segment
 from prototxt import build
 from prototxt.definition import Setting as Sizes

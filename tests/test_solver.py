@@ -13,8 +13,8 @@ import torch
 from caffe_port.dialect import BVLC, NOH
 from caffe_port.errors import CaffeError
 from caffe_port.schema import read_solver
-from caffe_port.solver import Solver, schedule, update
-from caffe_port.solver.moment import Moment
+from caffe_port.solver import Solver, optimizers, schedule
+from caffe_port.solver.train_state import TrainState
 
 BASE = 'net: "n" base_lr: 0.02 '
 
@@ -108,11 +108,11 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("kind", update.RULES)
+@pytest.mark.parametrize("kind", optimizers.RULES)
 def test_updates(kind: str) -> None:
     """Four in a row, for two parameters of different rates at once."""
     param = read_solver(f'{BASE} lr_policy: "fixed" type: "{kind}" {FIELDS[kind]}')
-    rule, random = update.rule_of(param, BVLC, "s"), np.random.RandomState(2)
+    rule, random = optimizers.rule_of(param, BVLC, "s"), np.random.RandomState(2)
     shapes, rates = [(2, 3, 5), (7,)], [0.02, 0.04]
     weights = [random.randn(*shape) for shape in shapes]
     histories = [[np.zeros(shape) for _ in range(rule.histories)] for shape in shapes]
@@ -121,7 +121,7 @@ def test_updates(kind: str) -> None:
     for i in range(4):
         gradients = [random.randn(*shape) for shape in shapes]
         steps = [torch.tensor(g, dtype=torch.float32) for g in gradients]
-        rule.update(param, steps, kept, update.Rates(rates, i))
+        rule.update(param, steps, kept, optimizers.Rates(rates, i))
         torch._foreach_sub_(ours, steps)
         for j in range(2):
             weights[j], histories[j] = expected(kind, param, weights[j], gradients[j], histories[j], rates[j], i)
@@ -132,16 +132,16 @@ def test_updates(kind: str) -> None:
 
 def test_pieces_hold_every_number_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors together, large ones cut, and those that lie differently whole."""
-    monkeypatch.setattr(update, "_PIECE", 12)
+    monkeypatch.setattr(optimizers, "_PIECE", 12)
     lists = [
         [torch.zeros(2, 3), torch.zeros(5), torch.zeros(5, 7), torch.zeros(3, 5).t(), torch.zeros(1)] for _ in range(2)
     ]
     lists[1][2] = torch.zeros(7, 5).t()
-    found = [places for places, _ in update.pieces(*lists)]
+    found = [places for places, _ in optimizers.pieces(*lists)]
     assert found == [[0, 1], [2], [3], [4]]
     lists[1][2] = torch.zeros(5, 7)
     found = []
-    for places, parts in update.pieces(*lists):
+    for places, parts in optimizers.pieces(*lists):
         found.append([(i, t.numel()) for i, t in zip(places, parts[0], strict=True)])
         for some in parts:
             torch._foreach_add_(some, 1)
@@ -166,7 +166,7 @@ def test_decay_and_normalisation(fields: str, dialect: Any, formula: Any) -> Non
     weights, gradients = ([random.randn(2, 3), random.randn(5)] for _ in range(2))
     decays = [param.weight_decay, 0.0]  # decay_mult 1 and 0
     found = [torch.tensor(g, dtype=torch.float32) for g in gradients]
-    update.prepare(param, dialect, [torch.tensor(w, dtype=torch.float32) for w in weights], found, decays)
+    optimizers.prepare(param, dialect, [torch.tensor(w, dtype=torch.float32) for w in weights], found, decays)
     for f, g, w, d in zip(found, gradients, weights, decays, strict=True):
         np.testing.assert_allclose(f, formula(g, w, d), rtol=1e-5, atol=1e-7)
 
@@ -177,7 +177,7 @@ def test_clipping_is_of_the_norm_of_all(limit: float, scaled: bool) -> None:
     gradients = [random.randn(4, 3), random.randn(5)]
     norm = np.sqrt(sum((g**2).sum() for g in gradients))
     found = [torch.tensor(g, dtype=torch.float32) for g in gradients]
-    told = update.clip(param, found)
+    told = optimizers.clip(param, found)
     factor = limit / norm if scaled else 1
     assert told == (pytest.approx((norm, factor)) if scaled else None)
     for f, g in zip(found, gradients, strict=True):
@@ -196,7 +196,7 @@ def test_clipping_is_of_the_norm_of_all(limit: float, scaled: bool) -> None:
 )
 def test_wrong_type(fields: str, dialect: Any, message: str) -> None:
     with pytest.raises(CaffeError, match=message):
-        update.rule_of(read_solver(BASE + fields), dialect, "s.prototxt")
+        optimizers.rule_of(read_solver(BASE + fields), dialect, "s.prototxt")
 
 
 # -- the solver --------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def state(solver: Solver) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
-@pytest.mark.parametrize("kind", update.RULES)
+@pytest.mark.parametrize("kind", optimizers.RULES)
 def test_twice_n_is_n_and_n_resumed(kind: str, form: str, tmp_path: Path) -> None:
     fields = f'type: "{kind}" {FIELDS[kind]} iter_size: 2 snapshot_format: {form}'
     whole = fresh(tmp_path, fields)
@@ -246,7 +246,7 @@ def test_twice_n_is_n_and_n_resumed(kind: str, form: str, tmp_path: Path) -> Non
 
 def test_a_moment_undoes_what_passes_move(tmp_path: Path) -> None:
     one = fresh(tmp_path, "momentum: 0.9")
-    moment = Moment(one)
+    moment = TrainState(one)
     one._train_pass()
     one._train_pass()
     moment.back()

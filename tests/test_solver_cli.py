@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import pytest
 
-from caffe_port.solver.listener import Iteration
-from caffe_port.solver.records import Records
+from caffe_port.solver.callbacks import Iteration
+from caffe_port.solver.metrics import Records
 from caffe_port.solver.signals import Signals
 from caffe_port.solver.solver import Solver
 from caffe_port.tools.train import main

@@ -21,7 +21,7 @@ from killing import NETS, SOLVER
 from trainer import ROOT, Trainer, same
 
 from caffe_port.data.position import unpack
-from caffe_port.data.share import ALL, Share, set_share
+from caffe_port.data.shard import ALL, Share, set_share
 from caffe_port.errors import CaffeError
 from caffe_port.formats import open_weights
 from caffe_port.formats.solverstate import read_solverstate

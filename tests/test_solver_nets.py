@@ -9,7 +9,7 @@ import pytest
 
 from caffe_port.errors import CaffeError
 from caffe_port.solver import Solver
-from caffe_port.solver.listener import Listener
+from caffe_port.solver.callbacks import Callback
 from caffe_port.solver.solver import Scores
 
 NET = """
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused(fields: str, message: str) -> None:
         Solver(fields + SETTINGS)
 
 
-class Heard(Listener):
+class Heard(Callback):
     """Keeps when which test net was scored."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Heard(Listener):
 def test_tests_come_when_due(fields: str, seen: list[tuple[int, int]]) -> None:
     solver = Solver(f'net: "a" {fields}' + SETTINGS)
     tests = Heard()
-    solver.listeners.append(tests)
+    solver.callbacks.append(tests)
     solver.solve()
     assert tests.seen == seen
 

@@ -18,7 +18,7 @@ from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import Level, Plan, prepare
 from caffe_port.segmentation.shapes import ShapeSet, make_shapes
 from caffe_port.solver import Solver
-from caffe_port.solver.listener import Iteration, Listener
+from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.log import Log
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -291,7 +291,7 @@ def test_lists_are_of_strong_pictures_and_of_all_others(lists):
     assert len(names("wssl_strong_imgset_1/val.txt")) == 3
 
 
-class Losses(Listener):
+class Losses(Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
@@ -311,7 +311,7 @@ def test_training_lowers_the_loss(name, lists, tmp_path):
         log=Log(StringIO()),
     )
     losses = Losses()
-    solver.listeners.append(losses)
+    solver.callbacks.append(losses)
     solver.step(24)
     assert np.mean(losses.seen[-6:]) < 0.75 * np.mean(losses.seen[:3])
     if name.endswith("semi"):

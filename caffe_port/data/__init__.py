@@ -4,9 +4,9 @@ A *source* (:class:`~caffe_port.data.batches.Batches`) makes one batch after ano
 out. Every random number comes from a stream that the layer seeds, in the order in which real Caffe draws.
 """
 
-from caffe_port.data.ahead import Ahead
 from caffe_port.data.batches import Array, Batches, State
 from caffe_port.data.files import Places
+from caffe_port.data.prefetch import Ahead
 from caffe_port.data.transform import Transformer
 
 __all__ = ["Ahead", "Array", "Batches", "Places", "State", "Transformer"]

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from caffe_port.data.batches import Array, Batches, State
 from caffe_port.data.pictures import decode
-from caffe_port.data.share import ALL, Share
+from caffe_port.data.shard import ALL, Share
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError, FileError, FormatError
 from caffe_port.schema.messages import SCHEMA

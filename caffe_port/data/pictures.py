@@ -14,7 +14,7 @@ from caffe_port.data.batches import Array, Batches, Cursor, State
 from caffe_port.data.files import WHOLE, Places, lines
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import FormatError
-from caffe_port.say import say
+from caffe_port.log import info
 
 __all__ = ["LabelMaps", "Labelled", "PictureBatches", "Reader", "decode", "labelled", "planes", "resize"]
 
@@ -122,7 +122,7 @@ class LabelMaps:
             return
         self._said.add(palette)
         kind = "PNGs with a palette: labels are its indices" if palette else "read as grey: labels are its values"
-        say(f"layer {self._layer}: masks are {kind}")
+        info(f"layer {self._layer}: masks are {kind}")
 
 
 def _has_palette(path: str) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 from caffe_port.layers import (  # noqa: F401
     accuracy,
     affine,
-    batch,
+    batch_indexing,
     convolution,
     data,
     data_arrays,
     data_segmentation,
+    deeplab_wssl,
     distance_loss,
     elementwise,
     inner_product,
@@ -21,13 +22,12 @@ from caffe_port.layers import (  # noqa: F401
     loss,
     neuron,
     normalization,
+    parameter_and_dummy_data,
     pooling,
     python,
     recurrent,
     reduction,
     shape,
-    source,
-    weak,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer
 from caffe_port.schema import net_spec

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.comparisons import above, equals
 from caffe_port.layers.loss import grouped_sum
-from caffe_port.layers.masks import above, equals
 
 
 def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:

@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from caffe_port.data import State
-from caffe_port.data.rows import Rows
+from caffe_port.data.hdf5_rows import Rows
 from caffe_port.formats.atomic import atomic_path, check_output
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.prefetching import Reading
+from caffe_port.log import info
 from caffe_port.random import c_rand, default_stream
-from caffe_port.say import say
 
 
 @layer("HDF5Data", param="hdf5_data_param")
@@ -94,7 +94,7 @@ class MemoryData(Reading):
                 expected=f"(n, {', '.join(map(str, self.item))}) and n labels, n a multiple of the batch size {batch}",
             )
         if self.transforms:
-            say(f"layer {self.name}: arrays are not transformed, as in Caffe")
+            info(f"layer {self.name}: arrays are not transformed, as in Caffe")
         self.arrays, self.at = (data, labels.reshape(-1)), 0
 
     def get_position(self) -> State:

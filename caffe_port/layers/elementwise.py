@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.comparisons import above
 from caffe_port.layers.geometry import CoordMap, identity_map
-from caffe_port.layers.masks import above
 
 
 class _UnstableProduct(torch.autograd.Function):

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.comparisons import above, differs
 from caffe_port.layers.geometry import CoordMap, identity_map
-from caffe_port.layers.masks import above, differs
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:

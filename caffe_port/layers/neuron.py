@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from caffe_port import random
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.comparisons import above
 from caffe_port.layers.fields import Fields
 from caffe_port.layers.geometry import CoordMap, identity_map
-from caffe_port.layers.masks import above
 from caffe_port.schema.messages import FillerParameter
 
 

@@ -152,7 +152,7 @@ class BN(Layer):
             variance, mean = torch.var_mean(x.contiguous(), (0, 2, 3), correction=0, keepdim=True)
         return (y, mean, variance)[: self.n_tops]
 
-    def rectified(self, x: Tensor) -> Tensor | None:
+    def with_fused_relu(self, x: Tensor) -> Tensor | None:
         """The layer and the ReLU on its top at once, if ``x`` lies so that this can be."""
         if not self.learn or self.n_tops > 1 or not by_pixel(x):
             return None

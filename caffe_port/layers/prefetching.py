@@ -15,7 +15,7 @@ from caffe_port.data import Ahead, Batches, Places, State, Transformer
 from caffe_port.data.batches import Cursor
 from caffe_port.data.pictures import Reader
 from caffe_port.data.position import pack, unpack
-from caffe_port.data.share import ALL, Share, share
+from caffe_port.data.shard import ALL, Share, share
 from caffe_port.errors import CaffeError
 from caffe_port.formats.meanfile import read_mean
 from caffe_port.layers.base import Layer, Shape

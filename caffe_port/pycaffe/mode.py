@@ -13,7 +13,7 @@ import torch
 
 from caffe_port.errors import CaffeError
 from caffe_port.layers import REGISTRY
-from caffe_port.say import say
+from caffe_port.log import info
 
 __all__ = [
     "NCCL",
@@ -82,7 +82,7 @@ def init_log(level: int = 0, stderr: bool = True) -> None:
 
 def log(message: str) -> None:
     """A line in the log, at level 0."""
-    say(message)
+    info(message)
 
 
 class Timer:

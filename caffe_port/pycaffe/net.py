@@ -13,13 +13,13 @@ from caffe_port import net as core
 from caffe_port.dialect import Dialect
 from caffe_port.errors import CaffeError, WeightsError
 from caffe_port.layers.base import Layer
-from caffe_port.loading import Account
 from caffe_port.pycaffe import mode
 from caffe_port.pycaffe.batching import Batching
 from caffe_port.pycaffe.blob import Blob
 from caffe_port.pycaffe.older import Older
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.weight_loading import Account
 
 __all__ = ["Blob", "Net"]
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from caffe_port.errors import CaffeError, DefinitionError
 from caffe_port.net import Net
+from caffe_port.segmentation.ensembles import ScoreNet, Scoring
+from caffe_port.segmentation.fcn import resized
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import as_input, checked
-from caffe_port.segmentation.plain import resized
 from caffe_port.segmentation.proposals import Boxes, edge_boxes, enlarged, forest
-from caffe_port.segmentation.systems import ScoreNet, Scoring
 
 __all__ = ["PROPOSALS", "SMALLEST", "ProposalSegmenter"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from caffe_port.errors import DefinitionError, ShapeError
 from caffe_port.net import Net
 from caffe_port.segmentation.imresize import imresize
-from caffe_port.segmentation.staged import Staged
+from caffe_port.segmentation.two_stage import Staged
 from caffe_port.segmentation.voc import MEAN
 
 __all__ = [

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caffe_port.errors import CaffeError, FileError
+from caffe_port.segmentation.atomic_folder import Outputs
 from caffe_port.segmentation.crops import Object, choose, combinatorial, dominant, objects, present
 from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
-from caffe_port.segmentation.outputs import Outputs
 from caffe_port.segmentation.parallel import in_processes
 from caffe_port.segmentation.proposals import edge_boxes
 from caffe_port.segmentation.voc import write_labels

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import CaffeError
+from caffe_port.segmentation.atomic_folder import replacing
 from caffe_port.segmentation.crops import present
 from caffe_port.segmentation.folder import CLASSES_FILE, LABELS_FILE, LISTS, MASKS, PHOTOGRAPHS
-from caffe_port.segmentation.outputs import replacing
 from caffe_port.segmentation.parallel import in_processes
 from caffe_port.segmentation.voc import IGNORED, write_labels
 

@@ -1,7 +1,7 @@
 """Several processes that train one net: Caffe's training with several GPUs, over torch.distributed.
 
 Started by ``torchrun --nproc_per_node=N -m caffe_port.solver ...``, every process has a solver of its own, with the
-seed ``random_seed`` + its rank and its own share of the data (:mod:`caffe_port.data.share`). The first one's parameters
+seed ``random_seed`` + its rank and its own share of the data (:mod:`caffe_port.data.shard`). The first one's parameters
 are everybody's at the start. In every iteration the gradients of all are summed and divided by their number, and then
 each makes the same update. So ``batch_size`` counts for one process, and N of them learn from N times as many items in
 an iteration. The first process alone tests, writes the log and the snapshots; a snapshot says where the others stood,
@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caffe_port.data.share import Share, set_share
+from caffe_port.data.shard import Share, set_share
 from caffe_port.errors import CaffeError
 
 __all__ = ["Group", "join"]

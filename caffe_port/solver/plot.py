@@ -9,8 +9,8 @@ from typing import Any
 
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import atomic_path, check_output
-from caffe_port.solver.listener import Listener
-from caffe_port.solver.records import Records, Table
+from caffe_port.solver.callbacks import Callback
+from caffe_port.solver.metrics import Records, Table
 from caffe_port.solver.solver import Solver
 
 __all__ = ["Plot", "check_matplotlib", "figure"]
@@ -20,7 +20,7 @@ _Line = tuple[str, Table, str]
 _APART = ("NumIters", "Seconds", "LearningRate", "Loss")
 
 
-class Plot(Listener):
+class Plot(Callback):
     """Draws what ``records`` hold into a PNG file, anew at every snapshot and at the end.
 
     Raises:

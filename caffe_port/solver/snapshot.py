@@ -34,8 +34,8 @@ from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
 from caffe_port.layers.blobs import legacy
-from caffe_port.solver.learned import slots
-from caffe_port.solver.moment import Moment
+from caffe_port.solver.param_groups import slots
+from caffe_port.solver.train_state import TrainState
 
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Solver
@@ -73,7 +73,7 @@ def write(solver: Solver, stem: str) -> Path:
     end = ".h5" if hdf5 else ""
     kind = f"{'HDF5' if hdf5 else 'binary proto'} file " if solver.dialect.logs_kind_of_snapshot else ""
     weights, state, resume = (Path(f"{stem}{e}") for e in (f".caffemodel{end}", f".solverstate{end}", ".resume"))
-    positions = solver.group.gather((solver.moment or Moment(solver)).facts())
+    positions = solver.group.gather((solver.train_state or TrainState(solver)).facts())
     if not solver.group.first:
         return state
     _sweep(Path(f"{solver.param.snapshot_prefix}_iter_"))
@@ -263,7 +263,7 @@ def _restore_position(solver: Solver, facts: dict[str, Any]) -> None:
         for key, state in states.items():
             layers[key].restore(state)
     random.default_stream().set_state(unpack(mine["stream"])["key"])
-    solver.average.set_state(mine["average"])
+    solver.smoothed_loss.set_state(mine["average"])
 
 
 def _nets(solver: Solver) -> list[Any]:

@@ -22,16 +22,16 @@ from caffe_port.dialect import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.pycaffe import Net
 from caffe_port.schema import read_solver, to_text
-from caffe_port.solver import debug, schedule, snapshot, update
-from caffe_port.solver.average import Average
+from caffe_port.solver import debug, optimizers, schedule, snapshot
+from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.distributed import Group
-from caffe_port.solver.diverged import check_parameters, diverged
-from caffe_port.solver.learned import learned, untouched_zeros
-from caffe_port.solver.listener import Iteration, Listener
 from caffe_port.solver.log import Log
-from caffe_port.solver.moment import Moment
+from caffe_port.solver.nan_check import check_parameters, diverged
 from caffe_port.solver.nets import Nets
+from caffe_port.solver.param_groups import learned, untouched_zeros
 from caffe_port.solver.precision import Bf16Net
+from caffe_port.solver.smoothed_loss import SmoothedLoss
+from caffe_port.solver.train_state import TrainState
 
 __all__ = ["Scores", "Solver"]
 
@@ -65,7 +65,7 @@ class Solver:
         param: the SolverParameter. net: the training net. test_nets: the others.
         iter: completed iterations. current_step: drops of the rate so far.
         history: for each history of the rule a list of tensors, one for each learned parameter.
-        listeners: who is told what happens.
+        callbacks: called with every event (:class:`caffe_port.solver.callbacks.Callback`).
         moment: what the iteration under way started from, else None.
         saved: the last snapshot written or restored and its iteration, else None.
 
@@ -96,8 +96,8 @@ class Solver:
         self.log, self.keep_going = log or Log(), keep_going
         self.group = group = group or Group()
         self.log.quiet |= not group.first
-        self.listeners: list[Listener] = []
-        self.moment: Moment | None = None
+        self.callbacks: list[Callback] = []
+        self.train_state: TrainState | None = None
         self.saved: tuple[int, Path] | None = None
         self._debugs = False
         """Whether the iteration under way is told blob by blob."""
@@ -122,7 +122,7 @@ class Solver:
         said, definition = self._nets.train()
         self.log.line(f"Creating training net {said}")
         self.dialect = definition.dialect
-        self.rule = update.rule_of(param, self.dialect, self.path)
+        self.rule = optimizers.rule_of(param, self.dialect, self.path)
         made = {"fp32": Net, "bf16": Bf16Net}[precision]
         self.net = made(definition, phase="TRAIN").to(device)
         if channels_last:
@@ -138,7 +138,7 @@ class Solver:
         self.history = [[untouched_zeros(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates are found to do nothing."""
-        self.average = Average(param.average_loss)
+        self.smoothed_loss = SmoothedLoss(param.average_loss)
         self._timed = (time.monotonic(), 0)
 
     def load(self, files: Iterable[str | Path]) -> None:
@@ -176,11 +176,11 @@ class Solver:
             return
         if not self.group.first:
             return
-        self.moment = Moment(self)
+        self.train_state = TrainState(self)
         if param.display and self.iter % param.display == 0:
             with torch.no_grad():
                 loss, _ = self.net.losses()
-            shown = self.average.add(float(loss)) if self.dialect.smooths_last_loss else float(loss)
+            shown = self.smoothed_loss.add(float(loss)) if self.dialect.smooths_last_loss else float(loss)
             self.log.loss(self.iter, shown)
         if param.test_interval and self.iter % param.test_interval == 0:
             self.test_all()
@@ -189,11 +189,11 @@ class Solver:
     def step(self, iterations: int) -> None:
         """Train for so many iterations more."""
         param, start, self.stopped = self.param, self.iter, False
-        self.average.start()
+        self.smoothed_loss.start()
         self.group.broadcast(p.parameter for p in self.learned)
         self._timed = (time.monotonic(), self.iter)
         while self.iter < start + iterations and not self.stopped:
-            self.moment = Moment(self)
+            self.train_state = TrainState(self)
             if (
                 param.test_interval
                 and self.iter % param.test_interval == 0
@@ -220,13 +220,13 @@ class Solver:
         if not self.keep_going and self.group.any(not isfinite(loss)):
             self._all_stop = True
             raise diverged(self, loss)
-        shown, told = self.average.add(loss), scores(self.net, outputs) if display else []
+        shown, told = self.smoothed_loss.add(loss), scores(self.net, outputs) if display else []
         if display:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
             self.log.scores("Train", told)
         self.group.average([p.parameter.grad for p in self.learned if p.parameter.grad is not None])
         self._tell("on_gradients_ready")
-        self._whole, self.moment = False, None
+        self._whole, self.train_state = False, None
         rate = self.apply_update(display)
         self._whole = True
         self._tell("on_iteration", Iteration(self.iter - 1, shown, rate, told))
@@ -248,13 +248,13 @@ class Solver:
 
     def _undo(self) -> None:
         """Take back what the iteration under way has moved."""
-        if self.moment:
-            self.moment.back()
-            self.moment = None
+        if self.train_state:
+            self.train_state.back()
+            self.train_state = None
 
     def _tell(self, event: str, *facts: Any) -> None:
-        for listener in self.listeners:
-            getattr(listener, event)(self, *facts)
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *facts)
 
     def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
         """Forward and backward over one batch: the loss, the outputs."""
@@ -285,16 +285,16 @@ class Solver:
         moving = [i for i, decay in enumerate(decays) if self._moves(i, decay)]
         weights = [self.learned[i].parameter for i in moving]
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        clipped = update.clip(param, grads)
+        clipped = optimizers.clip(param, grads)
         if clipped:
             self.log.clipped(*clipped, param.clip_gradients)
         late = self.dialect.decay_before_iter_size and param.type == "SGD"
         local = [rate * self.learned[i].lr_mult / (param.iter_size if late else 1) for i in moving]
         told = self._debugs and self.dialect.debug_tells_updates
         kept = [[h[i] for i in moving] for h in self.history]
-        for places, (some, steps, *histories) in update.pieces(weights, grads, *kept):
-            update.prepare(param, self.dialect, some, steps, [decays[moving[i]] for i in places])
-            self.rule.update(param, steps, histories, update.Rates([local[i] for i in places], self.iter))
+        for places, (some, steps, *histories) in optimizers.pieces(weights, grads, *kept):
+            optimizers.prepare(param, self.dialect, some, steps, [decays[moving[i]] for i in places])
+            self.rule.update(param, steps, histories, optimizers.Rates([local[i] for i in places], self.iter))
             if not told:
                 torch._foreach_sub_(some, steps)
         if told:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from caffe_port.net import Net
     from caffe_port.schema import Definition
 
-__all__ = ["Parser", "each", "progress", "run", "say", "table", "trained_net"]
+__all__ = ["Parser", "each", "print_line", "progress", "run", "table", "trained_net"]
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ def each(things: Sequence[T], what: str, *, quiet: bool = False) -> Iterator[T]:
         yield from bar
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints a line on stdout, above the bar of :func:`each` where there is one."""
     from tqdm import tqdm
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _fold(arguments: argparse.Namespace) -> None:
     from caffe_port.random import set_random_seed
     from caffe_port.schema import read_net
-    from caffe_port.segmentation.folding import absorb, fold, measure
+    from caffe_port.segmentation.bn_folding import absorb, fold, measure
 
     for option, number in (("--passes", arguments.passes), ("--batch", arguments.batch)):
         if number is not None and number < 1:

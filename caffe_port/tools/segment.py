@@ -12,12 +12,12 @@ import numpy as np
 
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, each, run, say, trained_net
+from caffe_port.tools.cli import Parser, each, print_line, run, trained_net
 from caffe_port.tools.train import device_of
 
 if TYPE_CHECKING:
+    from caffe_port.segmentation.ensembles import System
     from caffe_port.segmentation.inference import Segmentation
-    from caffe_port.segmentation.systems import System
 
 __all__ = ["CRFS", "FITS", "KINDS", "main"]
 
@@ -135,7 +135,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         _write(job, picture, found, colours, arguments.force)
         if not arguments.quiet:
             scores = (f"{names[label]} {found.scores[label - 1]:.2f}" for label in found.found)
-            say(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
+            print_line(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
 
 
 def _pictures(arguments: argparse.Namespace) -> list[Path]:
@@ -205,9 +205,9 @@ def _system(arguments: argparse.Namespace) -> System:
     """
     from caffe_port.segmentation.crf import SETTINGS
     from caffe_port.segmentation.deconvnet import PROPOSALS, ProposalSegmenter
+    from caffe_port.segmentation.ensembles import Product, Refined, kind_of
+    from caffe_port.segmentation.fcn import Plain
     from caffe_port.segmentation.inference import THRESHOLD, PassByPass, Segmenter
-    from caffe_port.segmentation.plain import Plain
-    from caffe_port.segmentation.systems import Product, Refined, kind_of
 
     device = device_of(arguments.device)
     files = [(arguments.prototxt, arguments.weights), *([arguments.other] if arguments.other else [])]

@@ -92,7 +92,7 @@ def train(arguments: argparse.Namespace) -> Solver:
 
     solver = build(arguments)
     if solver.group.first:
-        _add_listeners(solver, arguments)
+        _add_callbacks(solver, arguments)
     solver.log.line("Starting Optimization", "caffe.cpp")
     with Signals(arguments.sigint_effect, arguments.sighup_effect) as signals, _rescued(solver):
         solver.requested = signals.requested
@@ -102,18 +102,18 @@ def train(arguments: argparse.Namespace) -> Solver:
     return solver
 
 
-def _add_listeners(solver: Solver, arguments: argparse.Namespace) -> None:
-    from caffe_port.solver.bar import Bar
+def _add_callbacks(solver: Solver, arguments: argparse.Namespace) -> None:
+    from caffe_port.solver.metrics import Records
     from caffe_port.solver.plot import Plot
-    from caffe_port.solver.records import Records
+    from caffe_port.solver.progress import Bar
 
     if sys.stderr.isatty():
-        solver.listeners.append(Bar())
+        solver.callbacks.append(Bar())
     if arguments.log_dir or arguments.plot:
         records = Records(arguments.log_dir)
-        solver.listeners.append(records)
+        solver.callbacks.append(records)
         if arguments.plot:
-            solver.listeners.append(Plot(arguments.plot, records))
+            solver.callbacks.append(Plot(arguments.plot, records))
 
 
 def build(arguments: argparse.Namespace) -> Solver:

@@ -1,4 +1,4 @@
-"""What a solver tells those who listen: progress bars, tables, plots, callbacks."""
+"""What a solver calls at each event: progress bars, tables, plots, users' callbacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Scores, Solver
 
-__all__ = ["Iteration", "Listener"]
+__all__ = ["Callback", "Iteration"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Iteration:
     scores: Sequence[Scores]
 
 
-class Listener:
-    """Hears of everything and does nothing about it; a subclass overrides what it is interested in."""
+class Callback:
+    """Called at every event of a training; the methods do nothing until a subclass overrides them."""
 
     def on_begin(self, solver: Solver) -> None:
         """A training begins, anew or at the iteration of a snapshot."""

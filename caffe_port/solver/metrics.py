@@ -12,7 +12,7 @@ from typing import Any
 
 from caffe_port.errors import FileError
 from caffe_port.formats.atomic import atomic_write
-from caffe_port.solver.listener import Iteration, Listener
+from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.log import Log
 from caffe_port.solver.solver import Scores, Solver
 
@@ -80,7 +80,7 @@ def _text(columns: Row, rows: Sequence[Row], *, head: bool) -> str:
     return file.getvalue()
 
 
-class Records(Listener):
+class Records(Callback):
     """Keeps what the log shows: displayed iterations, tests.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from caffe_port.errors import WeightsError, nearest
 from caffe_port.formats import LayerWeights, open_weights
-from caffe_port.say import say
+from caffe_port.log import info
 
 if TYPE_CHECKING:
     from caffe_port.layers.base import Layer
@@ -109,7 +109,7 @@ def load(
             f"missing {_some(account.missing) or 'nothing'}, unexpected {_some(account.unexpected) or 'nothing'}",
             expected="exactly the net's blobs",
         )
-    say(account)
+    info(account)
     return account
 
 

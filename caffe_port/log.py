@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["quiet", "say"]
+__all__ = ["info", "quiet"]
 
 
 def quiet() -> bool:
@@ -13,7 +13,7 @@ def quiet() -> bool:
     return int(os.environ.get("GLOG_minloglevel") or 0) > 0
 
 
-def say(remark: object) -> None:
+def info(remark: object) -> None:
     """Print a remark on stderr, unless :func:`quiet`."""
     if not quiet():
         print(remark, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "caffe_port"
 
 ROOMS = [  # a room imports only rooms above it
     "errors",
-    "say",
+    "log",
     "dialect",
     "schema",
     "formats",
@@ -23,7 +23,7 @@ ROOMS = [  # a room imports only rooms above it
     "data",
     "graph",
     "layers",
-    "loading",
+    "weight_loading",
     "fast",
     "net",
     "pycaffe",

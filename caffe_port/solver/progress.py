@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from caffe_port.solver.listener import Iteration, Listener
+from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.solver import Solver
 
 __all__ = ["Bar"]
 
 
-class Bar(Listener):
+class Bar(Callback):
     """Shows iterations, loss, rate, images a second and the time left; the log's lines pass above it."""
 
     def __init__(self) -> None:

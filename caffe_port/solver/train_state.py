@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from caffe_port.net import Net
     from caffe_port.solver.solver import Solver
 
-__all__ = ["Moment"]
+__all__ = ["TrainState"]
 
 
-class Moment:
+class TrainState:
     """The random stream, the positions of all nets' layers, and the statistics that the training net's keep.
 
     Attributes:
@@ -32,7 +32,7 @@ class Moment:
     """
 
     def __init__(self, solver: Solver) -> None:
-        self.iter, self._average = solver.iter, solver.average
+        self.iter, self._smoothed_loss = solver.iter, solver.smoothed_loss
         self.stream = random.default_stream().get_state()
         self._layers = [
             {node.key: layer for node, layer in net.nodes if hasattr(layer, "state")}
@@ -61,7 +61,7 @@ class Moment:
         """What the files of weights and histories do not hold of it, as JSON."""
         return {
             "stream": pack({"key": self.stream}),
-            "average": self._average.get_state(),
+            "average": self._smoothed_loss.get_state(),
             "nets": [
                 {key: pack(p) if hasattr(layers[key], "get_position") else p for key, p in positions.items()}
                 for layers, positions in zip(self._layers, self.positions, strict=True)

@@ -26,8 +26,8 @@ class DivergedError(CaffeError):
 def diverged(solver: Solver, loss: float) -> DivergedError:
     """The error for a loss that is not finite: the iteration is run again, with the same batches and the same draws,
     layer by layer, up to the first blob that is not finite."""
-    if solver.moment:
-        solver.moment.back()
+    if solver.train_state:
+        solver.train_state.back()
     if isfinite(loss):
         return DivergedError(f"iteration {solver.iter}", "the loss of another process is not finite", remedy=_ADVICE)
     place = _in_parameters(solver) or _in_passes(solver) or "none that a second run of the same batch shows"

@@ -13,9 +13,9 @@ import torch
 
 from caffe_port.errors import CaffeError, DefinitionError
 from caffe_port.net import Net
+from caffe_port.segmentation.ensembles import ScoreNet, Scoring
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import as_input, checked, prepare
-from caffe_port.segmentation.systems import ScoreNet, Scoring
 
 __all__ = ["FITS", "Plain", "resized"]
 

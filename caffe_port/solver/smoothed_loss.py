@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Average"]
+__all__ = ["SmoothedLoss"]
 
 _f = np.float32
 
 
-class Average:
+class SmoothedLoss:
     """A running average in single precision, with Caffe's order of operations.
 
     Args:

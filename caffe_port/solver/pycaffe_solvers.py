@@ -21,7 +21,7 @@ from caffe_port.errors import CaffeError, nearest
 from caffe_port.pycaffe import Net, mode
 from caffe_port.schema import read_solver
 from caffe_port.solver import schedule
-from caffe_port.solver.listener import Listener
+from caffe_port.solver.callbacks import Callback
 from caffe_port.solver.solver import Solver
 
 __all__ = [
@@ -65,7 +65,7 @@ class SGDSolver(Solver):
 
     def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object]) -> None:
         """Call these in every iteration: before it, and between its last backward pass and the update."""
-        self.listeners.append(_Callback(on_start, on_gradients_ready))
+        self.callbacks.append(_Callback(on_start, on_gradients_ready))
 
     def share_weights(self, net: Net) -> None:
         """Let ``net`` use the training net's parameters."""
@@ -90,7 +90,7 @@ class SGDSolver(Solver):
 
 
 @dataclass
-class _Callback(Listener):
+class _Callback(Callback):
     """A pair of functions that want no arguments."""
 
     start: Callable[[], object]

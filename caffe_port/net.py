@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from caffe_port import fast, layers, random
 from caffe_port.dialect import Dialect
-from caffe_port.errors import CaffeError, DefinitionError, WeightsError
+from caffe_port.errors import DefinitionError, WeightsError
+from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Named, Shape
@@ -70,6 +71,7 @@ class Net(Named):
         allow_python: bool | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         if not isinstance(source, Definition):
             source = read_net(source, phase=phase, level=level, stages=tuple(stages), dialect=dialect, proto=proto)
         self.definition = source
@@ -313,33 +315,36 @@ class Net(Named):
                 self._set_shapes(node, layer)
         self._shaped_for = dict(inputs)
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, *given: Tensor | Mapping[str, Tensor], blobs: Iterable[str] | None = None, **inputs: Tensor
+    ) -> dict[str, Tensor]:
         """Run on tensors.
 
         Args:
-            inputs: a tensor for each input blob, (num, channels, height, width).
+            given: a tensor for each input blob in the definition's order, or one mapping of them by name.
+            blobs: blobs to return beside the outputs; of a blob that layers change in place, the last version.
+            inputs: a tensor for each input blob, by name, with the net's dtype, device and number of axes.
 
         Returns:
             Every output blob's tensor by name.
 
         Raises:
-            CaffeError: an input is missing or unknown. ShapeError: a shape that cannot be.
+            CaffeError: an input is missing, unknown, or of another dtype, device or rank; a blob is unknown.
+            ShapeError: a shape that cannot be.
         """
-        wanted = set(self.graph.inputs)
-        if set(inputs) != wanted:
-            raise CaffeError(
-                f"net {self.definition.net.name or self.definition.path}",
-                f"inputs {', '.join(inputs) or 'none'}",
-                expected=", ".join(self.graph.inputs) or "no inputs",
-            )
-        self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
+        where = f"net {self.definition.net.name or self.definition.path}"
+        tensors = named_inputs(self.graph.inputs, given, inputs, where)
+        ranks = {name: len(self.shapes[name]) if self.shapes[name] != (0,) else None for name in self.graph.inputs}
+        check_inputs(tensors, ranks, self._like(), where)
+        keep = [*dict.fromkeys([*self.graph.outputs, *known_blobs(blobs or (), self.shapes, where)])]
+        self.reshape_for({k: tuple(v.shape) for k, v in tensors.items()})
         if not torch.is_grad_enabled() and not self.training:
-            return self.plan.run(inputs, keep=self.graph.outputs)
-        blobs = dict(inputs)
+            return self.plan.run(tensors, keep=keep)
+        values = dict(tensors)
         for node, layer in self.nodes:
             if node.type != "Input":
-                self.run_layer(node, layer, blobs)
-        return {name: blobs[name] for name in self.graph.outputs}
+                self.run_layer(node, layer, values)
+        return {name: values[name] for name in keep}
 
     def losses(self, **inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One pass: the weighted sum of the losses, to call ``backward()`` on with gradients, and every output blob.
@@ -352,7 +357,7 @@ class Net(Named):
             self._low_memory = fast.Plan(self, low_memory=True)
         plan, keep = self._low_memory, {*self.graph.outputs, *(t for t, w in self.loss_weights.items() if w)}
         self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
-        blobs, total, i = dict(inputs), torch.zeros((), device=self._device()), 0
+        blobs, total, i = dict(inputs), torch.zeros((), device=self._like().device), 0
         prepare, learns = plan.start(), torch.is_grad_enabled()
         while i < len(self.nodes):
             node, layer = self.nodes[i]
@@ -375,8 +380,9 @@ class Net(Named):
             i = done + 1
         return total, {name: blobs[name].detach() for name in self.graph.outputs}
 
-    def _device(self) -> torch.device:
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+    def _like(self) -> Tensor:
+        """A tensor of the net's device and dtype."""
+        return next(self.parameters(), self.get_buffer("_anchor"))
 
     def run_layer(self, node: Node, layer: Layer, blobs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Run one layer from and into ``blobs``; returns its tops."""

@@ -23,6 +23,7 @@ ROOMS = [  # a room imports only rooms above it
     "data",
     "graph",
     "layers",
+    "execution",
     "weight_loading",
     "fast",
     "net",

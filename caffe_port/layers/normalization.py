@@ -287,31 +287,62 @@ class MVN(Layer):
 
 
 class _AcrossChannels(torch.autograd.Function):
-    """x / (k + alpha * sum of the squares of ``size`` channels)^beta."""
+    """x / (k + alpha * sum of the squares of ``size`` channels)^beta; also the sum and the factor, for backward."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor, Tensor]:
         scale = _sum_over_channels(x.square(), size).mul_(alpha).add_(k)
-        # x^-3/4, the default, is cheap as roots.
-        factor = scale.rsqrt().mul_(scale.rsqrt().sqrt_()) if beta == 0.75 else scale.pow(-beta)
-        ctx.save_for_backward(x, scale, factor)
-        ctx.size, ctx.rate = size, 2 * alpha * beta
-        return x * factor
+        factor = _to_minus(scale, beta)
+        return x * factor, scale, factor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        (x, ctx.size, ctx.alpha, ctx.beta, ctx.k), (_, scale, factor) = inputs, output
+        ctx.mark_non_differentiable(scale, factor)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, scale, factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 5
         x, scale, factor = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to have a gradient
+            scale = _sum_over_channels(x.square(), ctx.size) * ctx.alpha + ctx.k
+            factor = _to_minus(scale, ctx.beta)
         direct = grad * factor
         around = _sum_over_channels((direct * x).div_(scale), ctx.size)
-        return direct.sub_(around.mul_(x).mul_(ctx.rate)), None, None, None, None
+        return torch.addcmul(direct, around, x, value=-2 * ctx.alpha * ctx.beta), None, None, None, None
+
+
+def _to_minus(scale: Tensor, beta: float) -> Tensor:
+    """scale^-beta. With 3/4, the default, it is cheap as roots."""
+    if beta != 0.75:
+        return scale.pow(-beta)
+    root = scale.rsqrt()
+    return root * root.sqrt()
 
 
 def _sum_over_channels(x: Tensor, size: int) -> Tensor:
-    """For each channel the sum of the ``size`` ones around it."""
-    total = x.clone()
-    for d in range(1, size // 2 + 1):
-        total[:, d:] += x[:, :-d]
-        total[:, :-d] += x[:, d:]
+    """For each channel the sum of the ``size`` (odd) ones around it; ``x`` itself if that is all.
+
+    Windows of 1, 2, 4, 8 ... channels are made of one another, so that a window of any size takes few passes. No slice
+    is written to: a tracer could not see it.
+    """
+    channels = x.shape[1]
+    reach = min(size // 2, channels - 1)
+    if not reach:
+        return x
+    part = F.pad(x, (0, 0, 0, 0, reach, reach))
+    total, done, width, size = part[:, :channels], 1, 1, 2 * reach + 1
+    while done < size:
+        part, width = part[:, :-width] + part[:, width:], 2 * width
+        if size & width:
+            piece = part[:, done : done + channels]
+            total = total + piece if done == 1 else total.add_(piece)
+            done += width
     return total
 
 
@@ -334,7 +365,7 @@ class LRN(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.across:
-            return _AcrossChannels.apply(x, self.size, self.alpha / self.size, self.beta, self.k)
+            return _AcrossChannels.apply(x, self.size, self.alpha / self.size, self.beta, self.k)[0]
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (1 + self.alpha * mean) ** -self.beta
 

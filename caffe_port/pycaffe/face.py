@@ -6,7 +6,7 @@ Source: net.cpp, python/caffe/_caffe.cpp, python/caffe/pycaffe.py (both programs
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -104,12 +104,19 @@ class Face(Passes):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def forward(
-        self, blobs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **inputs: Any
+        self,
+        *given: Any,
+        blobs: Iterable[str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        **inputs: Any,
     ) -> dict[str, Any]:
         """Run forward.
 
         Args:
-            blobs: outputs to return beside the net's own.
+            given: ``blobs``, ``start``, ``end`` by position, as in pycaffe; or the inputs: a tensor for each input
+                blob, or one mapping from their names.
+            blobs: blobs to return beside the outputs.
             start, end: run only from layer ``start`` to layer ``end``, on the blobs as they are.
             inputs: values for input blobs; all arrays (their data is set), or all tensors (the module's way).
 
@@ -120,8 +127,15 @@ class Face(Passes):
             CaffeError: an unknown layer or input; in bvlc, where pycaffe wants all inputs or none, one that is missing.
             ShapeError: a value that does not fit its blob.
         """
-        if inputs and all(isinstance(v, Tensor) for v in inputs.values()) and blobs is None and start is None is end:
-            return core.Net.forward(self, **inputs)
+        if given and isinstance(given[0], Tensor):
+            return core.Net.forward(self, *given, blobs=blobs, **inputs)
+        if given and isinstance(given[0], Mapping):
+            inputs, given = {**given[0], **inputs}, given[1:]
+        if given:
+            named = dict(zip(("blobs", "start", "end"), given, strict=False))
+            return self.forward(**{"blobs": blobs, "start": start, "end": end, **inputs, **named})
+        if inputs and all(isinstance(v, Tensor) for v in inputs.values()) and start is None is end:
+            return core.Net.forward(self, inputs, blobs=blobs)
         if inputs:
             self._set("data", inputs, self.inputs)
         first, last = self._span(start, end)

@@ -23,7 +23,6 @@ class Passes(core.Net):
     """How a :class:`caffe_port.pycaffe.net.Net` runs."""
 
     def _start_passes(self) -> None:
-        self.register_buffer("_anchor", torch.zeros((), device=self._device()), persistent=False)
         self._data, self._diff = BlobStore(self.shapes, self._like), BlobStore(self.shapes, self._like)
         self._tape: dict[int, tuple[list[Tensor], tuple[Tensor, ...]]] = {}
         self._records = self.training or not self._repeats()
@@ -38,10 +37,6 @@ class Passes(core.Net):
         for top, weight in self.loss_weights.items():
             if weight:
                 self._diff[top].fill_(weight)
-
-    def _like(self) -> Tensor:
-        """A tensor of the net's device and dtype."""
-        return next(self.parameters(), self.get_buffer("_anchor"))
 
     def _node(self, number: int) -> Node:
         """The layer of that number among those that pycaffe shows."""

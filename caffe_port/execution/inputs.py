@@ -1,0 +1,68 @@
+"""What a net is called with: tensors by position, in a mapping or by keyword; blobs to return by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from caffe_port.errors import CaffeError, nearest
+
+__all__ = ["check_inputs", "known_blobs", "named_inputs"]
+
+
+def named_inputs(names: Sequence[str], given: Sequence[Any], named: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of the inputs ``names`` from what the caller gave by position (or as one mapping) and by keyword.
+
+    Raises:
+        CaffeError: an input is missing, unknown, or given twice.
+    """
+    expected = ", ".join(names) or "no inputs"
+    if len(given) == 1 and isinstance(given[0], Mapping):
+        found = {**given[0], **named}
+    elif len(given) > len(names) or set(names[: len(given)]) & set(named):
+        raise CaffeError(where, f"{len(given)} tensors by position, {len(named)} by name", expected=expected)
+    else:
+        found = {**dict(zip(names, given, strict=False)), **named}
+    if set(found) != set(names):
+        raise CaffeError(where, f"inputs {', '.join(map(str, found)) or 'none'}", expected=expected)
+    return found
+
+
+def check_inputs(found: Mapping[str, Any], ranks: Mapping[str, int | None], like: Tensor, where: str) -> None:
+    """Refuse what is no tensor, or of another dtype or device than ``like``, or has another number of axes.
+
+    Args:
+        ranks: the number of axes of each input, None where the definition leaves it open.
+
+    Raises:
+        CaffeError: naming the first such input, what was found, and what was expected.
+    """
+    for name, rank in ranks.items():
+        x = found[name]
+        if not isinstance(x, Tensor):
+            what, expected, remedy = f"a {type(x).__name__}", "a tensor", ""
+        elif x.dtype != like.dtype:
+            what, expected, remedy = f"{x.dtype}", f"{like.dtype}", f"{name}.to({like.dtype})"
+        elif x.device != like.device:
+            what, expected, remedy = f"device {x.device}", f"{like.device}", f"{name}.to({str(like.device)!r})"
+        elif rank is not None and x.dim() != rank:
+            what, expected, remedy = f"{x.dim()} axes {tuple(x.shape)}", f"{rank} axes", ""
+        else:
+            continue
+        raise CaffeError(f"{where}: input {name}", what, expected=expected, remedy=remedy)
+
+
+def known_blobs(wanted: Iterable[str], blobs: Collection[str], where: str) -> list[str]:
+    """The names of blobs to return, a single one as a list of one.
+
+    Raises:
+        CaffeError: a name that no blob has.
+    """
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        if name not in blobs:
+            near = nearest(name, blobs)
+            raise CaffeError(where, f"no blob {name!r}", remedy=f"near: {near}" if near else "")
+    return names

@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "caffe_port.dialect": ["BVLC", "NOH"],
+    "caffe_port.dialects": ["BVLC", "NOH"],
     "caffe_port.errors": ["CaffeError"],
     "caffe_port.layers": ["layer"],
     "caffe_port.schema.plugins": ["allow_python_layers"],

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import fast, layers, random
-from caffe_port.dialect import Dialect
+from caffe_port.dialects import Dialect
 from caffe_port.errors import DefinitionError, WeightsError
 from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs
 from caffe_port.formats import write_net
@@ -76,7 +76,8 @@ class Net(Named):
             source = read_net(source, phase=phase, level=level, stages=tuple(stages), dialect=dialect, proto=proto)
         self.definition = source
         self.dialect, self.phase = source.dialect, phase
-        self.graph = connect(source, {t for t, cls in layers.REGISTRY.items() if cls.loss})
+        losses = {t for t in layers.REGISTRY if (cls := layers.layer_class(t, source.dialect)) and cls.loss}
+        self.graph = connect(source, losses)
         files = [] if weights is None else [weights] if isinstance(weights, (str, Path)) else list(weights)
         # Caffe draws every parameter, also those that a file then replaces; who has asked for a seed wants the stream
         # to be where Caffe's would be.
@@ -118,12 +119,6 @@ class Net(Named):
 
     def _build(self, node: Node) -> None:
         layer = layers.create(node.message, self.dialect, node.where)
-        if self.dialect.name not in layer.dialects:
-            raise DefinitionError(
-                f"{node.where}: layer {node.name}",
-                f"type {node.type}, which {self.dialect.name} does not have",
-                remedy=f"--dialect {layer.dialects[0]}",
-            )
         # A layer without a phase of its own has the net's (net.cpp, Init).
         layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
         if isinstance(layer, Python):

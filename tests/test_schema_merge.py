@@ -7,7 +7,7 @@ import sys
 import pytest
 from google.protobuf.internal import api_implementation
 
-from caffe_port.dialect import BVLC, NOH
+from caffe_port.dialects import BVLC, NOH
 from caffe_port.errors import CaffeError, DefinitionError, FileError
 from caffe_port.schema import SCHEMA, load_proto, messages, parse_text, read_net, read_solver
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port.dialect import BVLC, NOH
+from caffe_port.dialects import BVLC, NOH
 from caffe_port.errors import CaffeError
 from caffe_port.schema import read_solver
 from caffe_port.solver import Solver, optimizers, schedule

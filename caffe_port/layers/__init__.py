@@ -29,10 +29,10 @@ from caffe_port.layers import (  # noqa: F401
     reduction,
     shape,
 )
-from caffe_port.layers.base import REGISTRY, Layer, create, layer
+from caffe_port.layers.base import REGISTRY, Layer, create, layer, layer_class, layer_types
 from caffe_port.schema import net_spec
 
-__all__ = ["REGISTRY", "Layer", "create", "layer"]
+__all__ = ["REGISTRY", "Layer", "create", "layer", "layer_class", "layer_types"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from caffe_port.dialect import Dialect
+from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import DefinitionError, LayerError, ShapeError, nearest
 from caffe_port.layers.blobs import BlobVec, Copies
 from caffe_port.layers.fields import Fields
 
-__all__ = ["REGISTRY", "Layer", "Named", "Shape", "create", "layer"]
+__all__ = ["REGISTRY", "Layer", "Named", "Shape", "create", "layer", "layer_class", "layer_types"]
 
 Shape = tuple[int, ...]
 
-REGISTRY: dict[str, type[Layer]] = {}
+REGISTRY: dict[str, dict[str, type[Layer]]] = {}
+"""For each type the class of every dialect that registered one; :func:`layer_class` looks it up along a lineage."""
 
 # What the net itself reads of a layer's message.
 _NET_FIELDS = [
@@ -225,40 +226,74 @@ class Layer(Named):
 
 
 def layer(
-    type_name: str, *, param: str | None = None, dialects: tuple[str, ...] = ("bvlc", "noh")
+    type_name: str,
+    *,
+    param: str | None = None,
+    dialects: tuple[str, ...] = ("bvlc", "noh"),
+    replace: bool = False,
 ) -> Callable[[type[Layer]], type[Layer]]:
     """Register a :class:`Layer` under its Caffe type.
 
     Args:
         type_name: the ``type`` of a prototxt's ``layer`` ("Convolution").
         param: the field of LayerParameter that holds its parameters.
-        dialects: the Caffes that have it.
+        dialects: the Caffes that have it; those made from them have it too, unless they register one of their own.
+        replace: take the place of a layer that is registered for the same type and dialect.
 
     Raises:
-        DefinitionError: the type is registered already.
+        DefinitionError: the type is registered for a dialect already, or a dialect is not known.
     """
 
     def register(cls: type[Layer]) -> type[Layer]:
-        if type_name in REGISTRY:
-            raise DefinitionError(f"@layer({type_name!r})", f"already registered by {REGISTRY[type_name].__qualname__}")
+        of_type = REGISTRY.setdefault(type_name, {})
+        for name in dialects:
+            where = f"@layer({type_name!r}, dialects={dialects})"
+            if name not in DIALECTS:
+                raise DefinitionError(where, f"dialect {name!r}", expected=f"some of {', '.join(DIALECTS)}")
+            if name in of_type and not replace:
+                raise DefinitionError(
+                    where, f"already registered by {of_type[name].__qualname__}", remedy="replace=True takes its place"
+                )
         cls.type, cls.param, cls.dialects = type_name, param, dialects
-        REGISTRY[type_name] = cls
+        of_type.update(dict.fromkeys(dialects, cls))
         return cls
 
     return register
+
+
+def layer_class(type_name: str, dialect: Dialect) -> type[Layer] | None:
+    """The class of a type in a dialect: its own, or that of the nearest dialect of its lineage that has one."""
+    if f"type {type_name}" in dialect.lacks:
+        return None
+    of_type = REGISTRY.get(type_name, {})
+    return next((of_type[name] for name in dialect.lineage if name in of_type), None)
+
+
+def layer_types(dialect: Dialect) -> list[str]:
+    """The types that a dialect has, sorted."""
+    return sorted(t for t in REGISTRY if layer_class(t, dialect))
 
 
 def create(message: Any, dialect: Dialect, where: str) -> Layer:
     """The layer that a LayerParameter (V2 form) describes.
 
     Raises:
-        LayerError: nobody registered the type, or its parameters are wrong.
+        LayerError: the dialect has no such type, or its parameters are wrong.
     """
-    if message.type not in REGISTRY:
-        near = nearest(message.type, REGISTRY)
+    cls = layer_class(message.type, dialect)
+    if cls is not None:
+        return cls(message, dialect, where)
+    place = f"{where}: layer {message.name}"
+    others = [name for name, other in DIALECTS.items() if layer_class(message.type, other)]
+    if others:
         raise LayerError(
-            f"{where}: layer {message.name}",
-            f"unknown layer type {message.type!r}" + (f" (near: {near})" if near else ""),
-            remedy=f'write it: @layer("{message.type}") in a Python file given by --plugin (docs/extending.md)',
+            place,
+            f"type {message.type}, which {dialect.name} does not have",
+            remedy=f"--dialect {' or '.join(others)}",
         )
-    return REGISTRY[message.type](message, dialect, where)
+    near = nearest(message.type, REGISTRY)
+    raise LayerError(
+        place,
+        f"unknown layer type {message.type!r}" + (f" (near: {near})" if near else ""),
+        remedy=f'write it: @layer("{message.type}") in a Python file given by --plugin (docs/extending.md)',
+    )

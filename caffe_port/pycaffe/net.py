@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port import net as core
-from caffe_port.dialect import Dialect
+from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError, WeightsError
 from caffe_port.layers.base import Layer
 from caffe_port.pycaffe import mode

@@ -10,12 +10,12 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from caffe_port.dialect import Dialect
-from caffe_port.dialect import dialect as dialect_of
+from caffe_port.dialects import Dialect
+from caffe_port.dialects import dialect as dialect_of
 from caffe_port.errors import CaffeError
-from caffe_port.schema.detect import detect_dialect
-from caffe_port.schema.merge import load_proto
-from caffe_port.schema.messages import SCHEMA, TEST, TRAIN
+from caffe_port.schema.detect import Evidence, detect_dialect, evidence_of_message, evidence_of_text
+from caffe_port.schema.merge import load_proto, schema_of
+from caffe_port.schema.messages import TEST, TRAIN
 from caffe_port.schema.plugins import load_plugin
 from caffe_port.schema.settings import change
 from caffe_port.schema.splits import insert_splits
@@ -77,7 +77,7 @@ def read_net(
         phase: ``"TRAIN"`` or ``"TEST"``; None takes the net's own state.
         level: of the state; layers have rules about it.
         stages: of the state.
-        dialect: ``"bvlc"`` or ``"noh"``; None finds out.
+        dialect: its name, such as ``"bvlc"`` or ``"noh"``; None detects it.
         proto: another Caffe's ``caffe.proto``, whose fields and types are then known.
         plugins: Python files with layers of other Caffes, which are run.
         state: a solver's NetState for this net. It is merged over the net's own, which is merged over ``phase``.
@@ -87,13 +87,15 @@ def read_net(
     """
     if phase not in _PHASES:
         raise CaffeError("phase", repr(phase), expected="TRAIN or TEST")
-    schema = load_proto(proto) if proto else SCHEMA
     for plugin in plugins:
         load_plugin(plugin)
-    read = _read(source, schema.NetParameter)
-    found, reason = detect_dialect(read.message, read.where, schema.displaced)
+    opened = _open(source)
     if dialect is not None:
         found, reason = dialect_of(dialect), "asked for"
+    else:
+        found, reason = detect_dialect(opened.evidence(), load_proto(proto).displaced if proto else frozenset())
+    schema = schema_of(found)
+    read = _read(opened, (load_proto(proto, schema) if proto else schema).NetParameter)
 
     upgraded = upgrade_net(read.message, read.where)
     net, lines = upgraded.net, [read.line(i) for i in upgraded.origins]
@@ -123,8 +125,16 @@ def read_net(
     )
 
 
-def read_solver(source: str | Path | Message, *, proto: str | Path | None = None, settings: Iterable[str] = ()) -> Any:
+def read_solver(
+    source: str | Path | Message,
+    *,
+    dialect: str | Dialect | None = None,
+    proto: str | Path | None = None,
+    settings: Iterable[str] = (),
+) -> Any:
     """A SolverParameter from a prototxt file, its text or a message, with ``type`` in place of ``solver_type``.
+
+    ``dialect`` is that of its fields; None detects it from them.
 
     ``settings`` are fields to change, see :func:`caffe_port.schema.settings.change`. As in Caffe, a ``snapshot_prefix``
     that is missing or a folder gets the solver file's name.
@@ -132,8 +142,9 @@ def read_solver(source: str | Path | Message, *, proto: str | Path | None = None
     Raises:
         CaffeError: the file cannot be read, or the definition is wrong.
     """
-    schema = load_proto(proto) if proto else SCHEMA
-    read = _read(source, schema.SolverParameter)
+    opened = _open(source)
+    schema = schema_of(dialect_of(dialect) if dialect is not None else detect_dialect(opened.evidence())[0])
+    read = _read(opened, (load_proto(proto, schema) if proto else schema).SolverParameter)
     solver = read.message
     for setting in settings:
         change(solver, setting)
@@ -144,6 +155,26 @@ def read_solver(source: str | Path | Message, *, proto: str | Path | None = None
         elif Path(solver.snapshot_prefix).is_dir():
             solver.snapshot_prefix = str(Path(solver.snapshot_prefix) / read.file.stem)
     return solver
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source before it is parsed: a text with the name of its file, or a message."""
+
+    text: str
+    path: str
+    file: Path | None = None
+    message: Any = None
+
+    def evidence(self) -> Evidence:
+        return evidence_of_message(self.message) if self.message is not None else evidence_of_text(self.text, self.path)
+
+
+def _open(source: str | Path | Message) -> _Opened:
+    if isinstance(source, Message):
+        return _Opened("", "<message>", message=source)
+    file = None if _is_text(source) else Path(source)
+    return _Opened(str(source), "<text>") if file is None else _Opened(read_text(file), str(source), file)
 
 
 @dataclass(frozen=True)
@@ -168,14 +199,13 @@ class _Source:
         return _describe(self.path, self.line(i), (self.message.layers or self.message.layer)[i])
 
 
-def _read(source: str | Path | Message, message_class: Any) -> _Source:
-    if isinstance(source, Message):
+def _read(source: _Opened, message_class: Any) -> _Source:
+    if source.message is not None:
         message = message_class()
-        message.ParseFromString(source.SerializePartialToString())
-        return _Source(message, "<message>", {})
-    file = None if _is_text(source) else Path(source)
-    text, path = (str(source), "<text>") if file is None else (read_text(file), str(source))
-    return _Source(parse_text(text, message_class, path), path, field_lines(text), file)
+        message.ParseFromString(source.message.SerializePartialToString())
+        return _Source(message, source.path, {})
+    message = parse_text(source.text, message_class, source.path)
+    return _Source(message, source.path, field_lines(source.text), source.file)
 
 
 def _is_text(source: str | Path) -> bool:

@@ -1,62 +1,183 @@
-"""Which Caffe a net was written for, where the net itself tells for certain."""
+"""Which Caffe a net was written for, where the net itself tells for certain.
+
+A net is reduced to evidence before any field of it is interpreted, since the forks give one number, and sometimes one
+name, to different fields: the types of its layers and the paths of the fields that they set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from typing import Any
 
-from caffe_port.dialect import BVLC, NOH, Dialect
-from caffe_port.schema.layer_types import FORK_V1
+from google.protobuf.message import Message
 
-__all__ = ["detect_dialect"]
+from caffe_port.dialects import DIALECTS, Dialect
+from caffe_port.errors import DefinitionError
+from caffe_port.schema.layer_types import V1_TO_V2, v2_type
 
-# What only the fork has: its blocks of parameters, its fields in a block that BVLC has too, its types.
-_BLOCKS = (
-    "binary_accuracy_param",
-    "bn_param",
-    "eltwise_accuracy_param",
-    "red_accuracy_param",
-    "red_softmax_loss_param",
-    "select_seg_binary_param",
-    "unpooling_param",
-    "window_cls_data_param",
+__all__ = ["Evidence", "detect_dialect", "evidence_of_message", "evidence_of_text", "knows"]
+
+Evidence = dict[str, str]
+"""What a net holds, each with the place where it is first: "type T", "layers type T" for a name of V1, "field a.b" of a
+layer, "T with N tops", "solver field f"."""
+
+_TOKENS = re.compile(
+    r"""\#[^\n]* | (?P<string>"(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*') | (?P<word>[A-Za-z_]\w*)
+      | (?P<brace>[{}<>]) | (?P<line>\n)""",
+    re.VERBOSE,
 )
-_IMAGE_DATA = ("has_label", "ignore_label", "label_type", "max_labels", "other_object_label")
-_TYPES = {*FORK_V1.values()} - {"Crop"}  # which BVLC took over
 
 
-def detect_dialect(
-    net: Any, where: Callable[[int], str] = "layer {}".format, displaced: frozenset[str] = frozenset()
-) -> tuple[Dialect, str]:
+def evidence_of_text(text: str, path: str) -> Evidence:
+    """The evidence of a prototxt, whatever its fields mean; text that is no prototxt gives some, or none.
+
+    Args:
+        path: the file's name, for the places.
+    """
+    found: Evidence = {}
+    stack: list[str] = []
+    line, word, typed = 1, "", False
+    name = type_name = ""
+    tops = 0
+    for token in _TOKENS.finditer(text):
+        kind, value = token.lastgroup, token[0]
+        if kind == "line":
+            line += 1
+        elif kind == "brace" and value in "{<":
+            if not stack:
+                name, type_name, tops = "", "", 0
+            stack.append(word)
+            word = ""
+        elif kind == "brace":
+            if len(stack) == 1 and type_name:
+                _add(found, f"{type_name} with {tops} tops", path, line, name)
+            if stack:
+                stack.pop()
+            word = ""
+        elif kind in ("word", "string"):
+            value = value.strip("\"'") if kind == "string" else value
+            if typed:
+                typed = False
+                type_name = value
+                if stack[-1] == "layers" and kind == "word":
+                    _add(found, f"layers type {value}", path, line, name)
+                    type_name = v2_type(value)
+                _add(found, f"type {type_name}", path, line, name)
+            elif kind == "word" and _is_field(text, token.end()):
+                word = value
+                typed = word == "type" and stack in (["layer"], ["layers"])
+                tops += word == "top" and len(stack) == 1
+                if not stack:
+                    _add(found, f"solver field {word}", path, line, "")
+                elif stack[0] in ("layer", "layers"):
+                    _add(found, f"field {'.'.join([*stack[1:], word])}", path, line, name)
+            elif word == "name" and len(stack) == 1:
+                name = value
+    return found
+
+
+def _is_field(text: str, end: int) -> bool:
+    """Whether the word that ends here is a field's name: a colon or a brace follows."""
+    rest = text[end : end + 40].lstrip()
+    return rest[:1] in (":", "{", "<")
+
+
+def _add(found: Evidence, what: str, path: str, line: int, name: str) -> None:
+    if what not in found:
+        found[what] = f"{path}:{line}" + (f": layer {name}" if name else "")
+
+
+def evidence_of_message(message: Any) -> Evidence:
+    """The evidence of a NetParameter or SolverParameter as read; blobs are not looked into."""
+    found: Evidence = {}
+    if message.DESCRIPTOR.name != "NetParameter":
+        return {f"solver field {field.name}": "<message>" for field, _ in message.ListFields()}
+    for layer in message.layers or message.layer:
+        where = f"<message>: layer {layer.name}"
+        v1 = layer.DESCRIPTOR.name == "V1LayerParameter"
+        type_name = layer.LayerType.Name(layer.type) if v1 else layer.type
+        if v1:
+            found.setdefault(f"layers type {type_name}", where)
+            type_name = v2_type(type_name)
+        found.setdefault(f"type {type_name}", where)
+        found.setdefault(f"{type_name} with {len(layer.top)} tops", where)
+        for path in _paths(layer, ""):
+            found.setdefault(f"field {path}", where)
+    return found
+
+
+def _paths(message: Any, prefix: str) -> Iterator[str]:
+    for field, value in message.ListFields():
+        if field.name == "blobs":
+            continue
+        yield prefix + field.name
+        for inner in value if hasattr(value, "append") or hasattr(value, "add") else [value]:
+            if isinstance(inner, Message):
+                yield from _paths(inner, f"{prefix}{field.name}.")
+
+
+def knows(dialect: Dialect, what: str) -> bool:
+    """Whether a dialect knows a piece of evidence; what no dialect marks as its own, all know that do not lack it."""
+    if what in dialect.lacks:
+        return False
+    own = any(what in DIALECTS[name].marks for name in dialect.lineage)
+    return own or not any(what in other.marks for other in DIALECTS.values())
+
+
+def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) -> tuple[Dialect, str]:
     """The dialect of a net, and why.
 
     Args:
-        net: a NetParameter as read, before it is upgraded.
-        where: the place of its i-th layer, for the reason.
-        displaced: names of the fork that a user's own description took, as ``Schema.displaced``; they prove nothing.
+        evidence: see :func:`evidence_of_text`.
+        displaced: names that a user's own description gave another meaning, as ``Schema.displaced``; these prove
+            nothing.
 
     Returns:
-        ``NOH`` if something in the net exists nowhere else, else ``BVLC``.
+        The dialect that knows everything in the net: BVLC where it does, else the only one, or the one that the
+        others are made from.
+
+    Raises:
+        DefinitionError: several dialects know everything, and none is the others' base.
     """
-    for i, layer in enumerate(net.layers or net.layer):
-        for evidence in _evidence(layer, displaced):
-            return NOH, f"{where(i)} {evidence}, which only the noh fork has"
-    return BVLC, "the net holds nothing that only the noh fork has"
+    meant = {what: where for what, where in evidence.items() if not _is_displaced(what, displaced)}
+    marked = {what for dialect in DIALECTS.values() for what in dialect.marks}
+    bvlc = next(iter(DIALECTS.values()))
+    proof = next((what for what in meant if what in marked), None)
+    if proof is None or all(knows(bvlc, what) for what in meant):
+        return bvlc, "the net holds nothing that only another Caffe has"
+    candidates = [d for d in DIALECTS.values() if all(knows(d, what) for what in meant)]
+    first = [d for d in candidates if not d.fallback] or candidates
+    first = [d for d in first if not any(o.name in d.lineage[1:] for o in first)]
+    if not first:
+        first = [max(DIALECTS.values(), key=lambda d: sum(what in marked and knows(d, what) for what in meant))]
+    chosen = first[0]
+    proof = next((w for w in meant if w in marked and knows(chosen, w)), proof)
+    if len(first) > 1:
+        raise DefinitionError(
+            meant[proof],
+            f"a layer that {_in_words(proof)}, which {' and '.join(d.name for d in first)} have",
+            expected="a net that tells which Caffe it is for",
+            remedy="say it: " + " or ".join(f"--dialect {d.name} ({d.title})" for d in first),
+        )
+    only = "which only the {} has".format("noh fork" if chosen.name == "noh" else f"dialect {chosen.name}")
+    return chosen, f"{meant[proof]} {_in_words(proof)}, {only}"
 
 
-def _evidence(layer: Any, displaced: frozenset[str]) -> Iterator[str]:
-    """What in a V1 or V2 layer is the fork's alone."""
-    message = layer.DESCRIPTOR.name
-    v1_type = layer.LayerType.Name(layer.type) if message == "V1LayerParameter" else ""
-    if v1_type in FORK_V1 and f"LayerType.{v1_type}" not in displaced:
-        yield f"is of type {v1_type}"
-    if layer.type in _TYPES and not any(name.startswith("BNParameter.") for name in displaced):
-        yield f"is of type {layer.type}"
-    if len(layer.top) == 2 and (v1_type == "RELU" or layer.type == "ReLU"):
-        yield "is a ReLU with a second top, its mask"
-    for name in _BLOCKS:
-        if layer.HasField(name) and f"{message}.{name}" not in displaced:
-            yield f"has {name}"
-    for name in _IMAGE_DATA:
-        if layer.image_data_param.HasField(name) and f"ImageDataParameter.{name}" not in displaced:
-            yield f"has image_data_param.{name}"
+def _in_words(what: str) -> str:
+    kind, _, name = what.removeprefix("layers ").partition(" ")
+    return {"type": f"is of type {name}", "field": f"has {name}", "solver": f"has {name}"}.get(kind, f"is a {what}")
+
+
+def _is_displaced(what: str, displaced: frozenset[str]) -> bool:
+    """Whether evidence names something that ``displaced`` (Message.field, Enum.VALUE) took."""
+    if not displaced:
+        return False
+    kind, _, name = what.partition(" ")
+    last = name.rpartition(".")[2]
+    if kind == "field":
+        return any(d.rpartition(".")[2] == last for d in displaced)
+    if kind == "layers":
+        return f"LayerType.{last.partition(' ')[2]}" in displaced
+    v1 = {f"LayerType.{v1}" for v1, v2 in V1_TO_V2.items() if v2 == name}
+    return kind == "type" and (bool(v1 & displaced) or any(d.startswith(f"{name}Parameter.") for d in displaced))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from caffe_port.dialects import NOH
+
 __all__ = ["DEEPLAB_V1", "FORK_V1", "V0_TO_V1", "V1_TO_V2", "V2_TO_V1", "v2_type"]
 
 V0_TO_V1: dict[str, str] = {
@@ -32,23 +36,8 @@ V0_TO_V1: dict[str, str] = {
 }
 """Generation 0's strings (upgrade_proto.cpp, UpgradeV0LayerType)."""
 
-FORK_V1: dict[str, str] = {
-    "BIN_ACCURACY": "BinaryAccuracy",
-    "BN": "BN",
-    "CROP": "Crop",
-    "DROPOUT_CHANNEL": "DropoutChannel",
-    "ELTWISE_ACCURACY": "EltwiseAccuracy",
-    "IMAGE_SEG_DATA": "ImageSegData",
-    "RED_ACCURACY": "RedAccuracy",
-    "RED_SOFTMAX_LOSS": "RedSoftmaxWithLoss",
-    "SELECT_SEG_BINARY": "SelectSegBinary",
-    "UNPOOLING": "Unpooling",
-    "WINDOW_CLS_DATA": "WindowClsData",
-    "WINDOW_INST_SEG_DATA": "WindowInstSegData",
-    "WINDOW_SEG_BINARY": "WindowSegBinary",
-    "WINDOW_SEG_DATA": "WindowSegData",
-}
-"""The fork's types; their V2 names are this port's, formed as BVLC formed its own (BVLC took over Crop)."""
+FORK_V1: Mapping[str, str] = NOH.v1_types
+"""The 2015 fork's types."""
 
 DEEPLAB_V1: dict[str, str] = {
     "ADAPTIVE_BIAS_CHANNEL": "AdaptiveBiasChannel",

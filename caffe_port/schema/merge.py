@@ -14,18 +14,29 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorProto,
 )
 
+from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import DefinitionError, FileError
 from caffe_port.schema.messages import SCHEMA, Schema
 from caffe_port.schema.protoparser import PACKAGE, parse_proto
 
-__all__ = ["load_proto"]
+__all__ = ["load_proto", "schema_of"]
 
 _PRIVATE = 100_000
 """Added to the number of a field or value of ours whose number their file uses; no file of any Caffe holds such."""
 
 
-def load_proto(path: str | Path) -> Schema:
-    """The messages of another Caffe's description together with ours.
+def schema_of(dialect: Dialect) -> Schema:
+    """The messages that a dialect's files hold: ours with the additions of its lineage."""
+    schema = SCHEMA
+    for name in reversed(dialect.lineage):
+        proto = DIALECTS[name].proto
+        if proto is not None:
+            schema = load_proto(proto, schema)
+    return schema
+
+
+def load_proto(path: str | Path, over: Schema = SCHEMA) -> Schema:
+    """The messages of another Caffe's description together with ours, or with those of ``over``.
 
     Messages, fields and enum values that ours lack are added. Where a field or a value has another number or type in
     their file, theirs holds; where their number belongs to a name of ours, ours keeps its name and leaves the number.
@@ -38,21 +49,21 @@ def load_proto(path: str | Path) -> Schema:
     """
     try:
         stat = Path(path).stat()
-        return _load(str(path), stat.st_mtime_ns, stat.st_size)
+        return _load(str(path), stat.st_mtime_ns, stat.st_size, over)
     except OSError as error:
         raise FileError(str(path), error.strerror or "cannot be read", expected="a caffe.proto") from None
 
 
 @cache
-def _load(path: str, _mtime: int, _size: int) -> Schema:
-    theirs = parse_proto(Path(path).read_text(encoding="utf-8", errors="replace"), path)
+def _load(path: str, _mtime: int, _size: int, over: Schema) -> Schema:
+    theirs = parse_proto(Path(path).read_text(encoding="utf-8", errors="replace"), path, over.file)
     _match_names(theirs)
     merged = FileDescriptorProto()
-    merged.CopyFrom(SCHEMA.file)
+    merged.CopyFrom(over.file)
     displaced: set[str] = set()
     _merge_all(merged.enum_type, theirs.enum_type, _merge_enum, displaced)
     _merge_all(merged.message_type, theirs.message_type, _merge_message, displaced)
-    _carry_v1_fields(merged)
+    _carry_v1_fields(merged, over)
     try:
         return Schema(merged, frozenset(displaced))
     except (TypeError, ValueError) as error:
@@ -90,11 +101,11 @@ def _rename_references(message: DescriptorProto, renamed: dict[str, str]) -> Non
         _rename_references(nested, renamed)
 
 
-def _carry_v1_fields(merged: FileDescriptorProto) -> None:
+def _carry_v1_fields(merged: FileDescriptorProto, over: Schema) -> None:
     """Give V2 layers the fields that their V1 layers have, so that upgraded layers keep them."""
     messages = {m.name: m for m in merged.message_type}
     v1, v2 = messages["V1LayerParameter"], messages["LayerParameter"]
-    known = {f.name for f in (*v2.field, *SCHEMA.V1LayerParameter.DESCRIPTOR.fields)}
+    known = {f.name for f in (*v2.field, *over.V1LayerParameter.DESCRIPTOR.fields)}
     for field in v1.field:
         if field.name not in known:
             v2.field.add().CopyFrom(field)

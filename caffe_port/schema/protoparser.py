@@ -46,19 +46,20 @@ _TOKEN = re.compile(
 _CLOSING = {"{": "}", "[": "]", "(": ")", "<": ">"}
 
 
-def parse_proto(text: str, path: str) -> FileDescriptorProto:
+def parse_proto(text: str, path: str, known: FileDescriptorProto | None = None) -> FileDescriptorProto:
     """The messages and enums of a ``.proto`` file, in package ``caffe`` whatever the file says.
 
     Args:
         text: the file's contents.
         path: its name for messages.
+        known: messages and enums that its fields may be of beside its own.
 
     Raises:
-        DefinitionError: a syntax error, or a type that the file does not define; with file:line:column.
+        DefinitionError: a syntax error, or a type that neither the file nor ``known`` defines; with file:line:column.
     """
     parser = _Parser(text, path)
     parser.file(result := FileDescriptorProto(name=path, package=PACKAGE, syntax="proto2"))
-    parser.resolve(result)
+    parser.resolve(result, known)
     return result
 
 
@@ -241,7 +242,7 @@ class _Parser:
             raise self.error(repr(token), expected=f"a default of type {kind}") from None
         return token
 
-    def resolve(self, result: FileDescriptorProto) -> None:
+    def resolve(self, result: FileDescriptorProto, known: FileDescriptorProto | None) -> None:
         """Give each field that names a type its kind and full name, searched from its own scope outwards."""
         kinds: dict[str, int] = {}
 
@@ -251,6 +252,8 @@ class _Parser:
                 kinds[scope + message.name] = FieldDescriptorProto.TYPE_MESSAGE
                 collect(message.nested_type, message.enum_type, f"{scope}{message.name}.")
 
+        if known is not None:
+            collect(known.message_type, known.enum_type, "")
         collect(result.message_type, result.enum_type, "")
         for reference, scope, at in self.references:
             name = reference.type_name.removeprefix(".").removeprefix(f"{self.package}.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caffe_port.dialect import Dialect
+from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN

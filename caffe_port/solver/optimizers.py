@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.dialect import Dialect
+from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError, nearest
 
 __all__ = ["RULES", "Rates", "Rule", "clip", "pieces", "prepare", "rule_of"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from caffe_port import random
-from caffe_port.dialect import Dialect
+from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.pycaffe import Net
 from caffe_port.schema import read_solver, to_text

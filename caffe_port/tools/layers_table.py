@@ -56,9 +56,9 @@ def table(cases: Path | None = None) -> str:
     forward, backward = suites(cases) if cases else ({}, {})
     exported = exports(cases) if cases else {}
 
-    def row(name: str, cls: type[Layer]) -> Iterator[str]:
+    def row(name: str, cls: type[Layer], dialects: Sequence[str]) -> Iterator[str]:
         yield f"`{name}`"
-        yield " ".join(cls.dialects)
+        yield " ".join(dialects)
         yield span(cls.bottoms)
         yield span(cls.tops)
         yield "yes" if name in forward else ""
@@ -70,7 +70,11 @@ def table(cases: Path | None = None) -> str:
     rows = [
         _COLUMNS,
         ("---",) * len(_COLUMNS),
-        *(row(name, REGISTRY[name]) for name in sorted(REGISTRY, key=str.lower)),
+        *(
+            row(name, cls, [d for d, other in REGISTRY[name].items() if other is cls])
+            for name in sorted(REGISTRY, key=str.lower)
+            for cls in dict.fromkeys(REGISTRY[name].values())
+        ),
     ]
     return _HEAD + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 

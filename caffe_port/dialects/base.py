@@ -1,182 +1,167 @@
-"""The two Caffes as data.
+"""What a dialect is, and the registry of dialects.
 
-``BVLC`` is BVLC Caffe 1.0. ``NOH`` is the 2015 fork (``HyeonwooNoh/caffe``) that DecoupledNet and DeconvNet were
-released with. Every known difference between them is a named field below, read at the one place where it matters.
+A dialect is one Caffe as data. Every known difference between two of them is a named field of :class:`Dialect`, read at
+the one place where it matters. Needs no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from caffe_port.errors import CaffeError, nearest
+from caffe_port.errors import CaffeError, DefinitionError, nearest
 
-__all__ = ["BVLC", "DIALECTS", "NOH", "Dialect", "dialect"]
+__all__ = ["DIALECTS", "Dialect", "dialect", "names", "register"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """What one Caffe does where the two differ. Fields are facts of the original programs."""
+    """What one Caffe does where it differs from others. The flags are facts of the original programs; their
+    defaults are BVLC Caffe 1.0's.
+
+    Another dialect is made from the one it resembles most: ``replace(BVLC, name="mine", flag=True)``. It then has the
+    layers and messages of that one too, by its ``lineage``.
+    """
 
     name: str
+    title: str
+    """The program, in words."""
+    lineage: tuple[str, ...] = ()
+    """Its own name, then those of the dialects whose layers and messages it has too, nearest first."""
+    proto: Path | None = None
+    """A ``.proto`` file with the messages and fields that its lineage lacks."""
+    marks: frozenset[str] = frozenset()
+    """What only files for this Caffe hold: "type T", "field a.b" (of a layer), "T with N tops", "solver field f"."""
+    lacks: frozenset[str] = frozenset()
+    """What its lineage has and this Caffe does not, written as marks are."""
+    v1_types: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Names that it adds to V1LayerParameter.LayerType, and the V2 type of each."""
+    fallback: bool = False
+    """Chosen by detection only where no other dialect knows everything that a net holds."""
 
-    legacy_shapes: bool
+    legacy_shapes: bool = False
     """Parameter and blob shapes are always four numbers (num, channels, height, width), padded with ones in front;
     weight files carry these, never ``shape`` (noh: blob.cpp). Otherwise shapes have any number of axes."""
 
-    inputs_are_layers: bool
+    inputs_are_layers: bool = True
     """``input:`` fields of a prototxt show as a layer named ``input`` (bvlc: upgrade_proto.cpp, UpgradeNetInput)."""
 
-    crop_aligns: bool
+    crop_aligns: bool = False
     """Crop finds its offset from the layers between its bottoms and takes no parameters (noh: crop_layer.cpp)."""
 
-    fused_draws: bool
+    fused_draws: bool = True
     """Draws scaled and shifted in single precision are rounded once (fused multiply-add), as the compiled bvlc did
     whose numbers the tests hold; the fork was built without (fillers, uniform and gaussian with an offset)."""
 
-    all_inputs_or_none: bool
+    all_inputs_or_none: bool = True
     """pycaffe's forward and backward want arrays for all inputs (outputs) if for any (bvlc: pycaffe.py)."""
 
-    loss_guards_empty: bool
+    loss_guards_empty: bool = True
     """A loss normalised by its count of valid labels divides by at least 1 (bvlc: loss_layer.cpp)."""
 
-    accuracy_by_item: bool
+    accuracy_by_item: bool = False
     """Accuracy compares an item's label with all numbers of the item, of equal ones the later the better (noh:
     accuracy_layer.cpp). Otherwise with the classes along an axis, where an equal score counts as a better one."""
 
-    relu_gives_mask: bool
+    relu_gives_mask: bool = False
     """ReLU may have a second top, 1 where its bottom is above 0 and 0 elsewhere (noh: relu_layer.cpp)."""
 
-    sigmoid_loss_by_batch: bool
+    sigmoid_loss_by_batch: bool = False
     """SigmoidCrossEntropyLoss knows no loss_param and divides by the batch's size (noh:
     sigmoid_cross_entropy_loss_layer.cpp)."""
 
-    contrastive_legacy: bool
+    contrastive_legacy: bool = False
     """ContrastiveLoss always takes margin - d^2 for pairs that differ, which bvlc calls its legacy version (noh:
     contrastive_loss_layer.cpp)."""
 
-    infogain_takes_probabilities: bool
+    infogain_takes_probabilities: bool = False
     """InfogainLoss is given probabilities, one label an item (noh: infogain_loss_layer.cpp). Otherwise scores, of which
     it takes the softmax along an axis."""
 
-    axes_by_dim: bool
+    axes_by_dim: bool = False
     """Concat and Slice know concat_dim and slice_dim, 0 or 1, not any axis (noh: concat_layer.cpp, slice_layer.cpp)."""
 
-    exp_shift_raises_minus_one: bool
+    exp_shift_raises_minus_one: bool = False
     """Exp raises the base -1, which stands for e, to the power of ``shift`` as it is, which gives 1, -1 or nan (noh:
     exp_layer.cpp)."""
 
-    mvn_eps: float | None
+    mvn_eps: float | None = None
     """What MVN adds to the standard deviation, if not its parameter (noh: mvn_layer.cpp)."""
 
-    mvn_mean_gradient: bool
+    mvn_mean_gradient: bool = True
     """MVN's gradient without normalize_variance is less its mean; otherwise it passes as it is (noh: mvn_layer.cpp)."""
 
-    bn_overwrites_diffs: bool
+    bn_overwrites_diffs: bool = False
     """BN writes its parameter diffs where every other layer adds to them (noh: bn_layer.cpp)."""
 
-    data_seeded_each_batch: bool
+    data_seeded_each_batch: bool = False
     """A data layer's transformations draw from a stream that is seeded anew for each batch, and the first time after
     its list is shuffled (noh: base_data_layer.cpp). Otherwise it is seeded before that and once more after, and a word
     for the thread's own stream is drawn then (bvlc: internal_thread.cpp)."""
 
-    data_skips_at_random: bool
+    data_skips_at_random: bool = False
     """Data knows rand_skip (noh: data_layer.cpp); otherwise it is a field that nobody reads."""
 
-    decodes_in_color: bool
+    decodes_in_color: bool = False
     """An encoded Datum is decoded in colour, whatever it holds (noh: data_layer.cpp); otherwise as it is."""
 
-    test_nets_crop_at_random: bool
+    test_nets_crop_at_random: bool = False
     """A solver's test nets crop at random, as in training: a data layer keeps the phase that the program is in when the
     layer is made (noh: data_transformer.cpp). Otherwise they crop the middle."""
 
-    decay_before_iter_size: bool
+    decay_before_iter_size: bool = False
     """The solver decays the summed gradient and divides by iter_size afterwards, in SGD only (noh: solver.cpp)."""
 
-    shared_parameters_decay_apart: bool
+    shared_parameters_decay_apart: bool = False
     """Every layer that shares a parameter has a history of it, adds its own decay to that, and its step is one of the
     parameter's (noh: net.cpp, Update). Otherwise a shared parameter is one, with one pair of multipliers."""
 
-    smooths_last_loss: bool
+    smooths_last_loss: bool = True
     """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""
 
-    logs_speed: bool
+    logs_speed: bool = True
     """The log's loss lines tell iterations a second (bvlc: solver.cpp)."""
 
-    logs_kind_of_snapshot: bool
+    logs_kind_of_snapshot: bool = True
     """The log's snapshot lines tell the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""
 
-    debug_tells_updates: bool
+    debug_tells_updates: bool = False
     """``debug_info`` tells of every update, and not of parameters, their norms or test nets (noh: net.cpp)."""
 
-    snapshot_off_interval_adds_one: bool
+    snapshot_off_interval_adds_one: bool = False
     """A last snapshot that falls off the interval is named max_iter + 1 (noh: solver.cpp)."""
 
+    def __post_init__(self) -> None:
+        if self.lineage[:1] != (self.name,):
+            object.__setattr__(self, "lineage", (self.name, *self.lineage))
 
-BVLC = Dialect(
-    name="bvlc",
-    legacy_shapes=False,
-    inputs_are_layers=True,
-    crop_aligns=False,
-    fused_draws=True,
-    all_inputs_or_none=True,
-    loss_guards_empty=True,
-    accuracy_by_item=False,
-    relu_gives_mask=False,
-    sigmoid_loss_by_batch=False,
-    contrastive_legacy=False,
-    infogain_takes_probabilities=False,
-    axes_by_dim=False,
-    exp_shift_raises_minus_one=False,
-    mvn_eps=None,
-    mvn_mean_gradient=True,
-    bn_overwrites_diffs=False,
-    data_seeded_each_batch=False,
-    data_skips_at_random=False,
-    decodes_in_color=False,
-    test_nets_crop_at_random=False,
-    decay_before_iter_size=False,
-    shared_parameters_decay_apart=False,
-    smooths_last_loss=True,
-    logs_speed=True,
-    logs_kind_of_snapshot=True,
-    debug_tells_updates=False,
-    snapshot_off_interval_adds_one=False,
-)
-NOH = Dialect(
-    name="noh",
-    legacy_shapes=True,
-    inputs_are_layers=False,
-    crop_aligns=True,
-    fused_draws=False,
-    all_inputs_or_none=False,
-    loss_guards_empty=False,
-    accuracy_by_item=True,
-    relu_gives_mask=True,
-    sigmoid_loss_by_batch=True,
-    contrastive_legacy=True,
-    infogain_takes_probabilities=True,
-    axes_by_dim=True,
-    exp_shift_raises_minus_one=True,
-    mvn_eps=1e-10,
-    mvn_mean_gradient=False,
-    bn_overwrites_diffs=True,
-    data_seeded_each_batch=True,
-    data_skips_at_random=True,
-    decodes_in_color=True,
-    test_nets_crop_at_random=True,
-    decay_before_iter_size=True,
-    shared_parameters_decay_apart=True,
-    smooths_last_loss=False,
-    logs_speed=False,
-    logs_kind_of_snapshot=False,
-    debug_tells_updates=True,
-    snapshot_off_interval_adds_one=True,
-)
-DIALECTS = {d.name: d for d in (BVLC, NOH)}
+
+DIALECTS: dict[str, Dialect] = {}
+"""All dialects by name; :func:`register` adds one."""
+
+
+def register(dialect: Dialect) -> Dialect:
+    """Make a dialect known to ``dialect=``, ``--dialect`` and detection; hands it back.
+
+    Raises:
+        DefinitionError: another dialect has its name, or its lineage names one that is not known.
+    """
+    if DIALECTS.setdefault(dialect.name, dialect) != dialect:
+        raise DefinitionError(f"dialect {dialect.name}", "a second one of this name", expected="another name")
+    for name in dialect.lineage:
+        if name not in DIALECTS:
+            raise DefinitionError(f"dialect {dialect.name}", f"a lineage with {name!r}", expected="registered dialects")
+    return dialect
+
+
+def names() -> list[str]:
+    """The names of all dialects, for choices on command lines."""
+    return list(DIALECTS)
 
 
 def dialect(choice: str | Dialect) -> Dialect:
-    """The dialect of that name ("bvlc" or "noh"); a :class:`Dialect` is handed back as it is.
+    """The dialect of that name; a :class:`Dialect` is returned as it is.
 
     Raises:
         CaffeError: no dialect has that name.
@@ -187,5 +172,5 @@ def dialect(choice: str | Dialect) -> Dialect:
         return DIALECTS[choice]
     near = nearest(choice, DIALECTS)
     raise CaffeError(
-        "dialect", repr(choice), expected=" or ".join(DIALECTS), remedy=f"did you mean {near}?" if near else ""
+        "dialect", repr(choice), expected=f"one of {', '.join(DIALECTS)}", remedy=f"near: {near}" if near else ""
     )

@@ -1,0 +1,8 @@
+"""The Caffes that are followed, a module for each; importing this registers them all. Needs no torch."""
+
+from caffe_port.dialects.base import DIALECTS, Dialect, dialect, names, register
+from caffe_port.dialects.bvlc import BVLC
+from caffe_port.dialects.mixed import MIXED
+from caffe_port.dialects.noh import NOH
+
+__all__ = ["BVLC", "DIALECTS", "MIXED", "NOH", "Dialect", "dialect", "names", "register"]

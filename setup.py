@@ -39,6 +39,7 @@ setup(
         "pillow>=10",
         "safetensors>=0.4",
         "tqdm>=4.64",
+        "argcomplete>=3.1",
         "opencv-contrib-python-headless>=4.8,<5",
     ],
     entry_points={"console_scripts": ["caffe-port=caffe_port.tools.caffe:main"]},

@@ -67,21 +67,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_usage_lists_all_commands(arguments: list[str], run: Run) -> None:
-    status, out, _ = run(*arguments)
-    assert status == 0
-    for name in ("train", "test", "time", "device_query", "parity", "caffe2torch"):
-        assert re.search(rf"^  {name} ", out, re.MULTILINE)
-
-
-@pytest.mark.parametrize("name", sorted(caffe._OTHERS))
-def test_the_other_commands_are_there(name: str, run: Run) -> None:
-    status, out, _ = run(name, "--help")
-    assert status == 0
-    assert out.startswith("usage: ")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

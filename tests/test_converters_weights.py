@@ -256,7 +256,7 @@ def test_wrong_input(argv: list[str], content: bytes, says: str, here: Path, cap
     said = capfd.readouterr()
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
-    assert said.err.startswith("caffe2torch: error: ")
+    assert said.err.startswith("caffe-port caffe2torch: error: ")
     assert says in said.err
     assert {p: p.stat().st_mtime_ns for p in here.iterdir()} == before
 
@@ -296,9 +296,9 @@ def test_force_replaces_and_debug_shows_the_traceback(here: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
-        (KeyboardInterrupt(), 130, "p: interrupted\n"),
-        (PermissionError(13, "Permission denied", "x"), 2, "p: error: x: Permission denied\n"),
-        (OSError(28, "No space left on device"), 2, "p: error: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "caffe-port p: interrupted\n"),
+        (PermissionError(13, "Permission denied", "x"), 2, "caffe-port p: error: x: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "caffe-port p: error: No space left on device\n"),
     ],
 )
 def test_ends(error: BaseException, status: int, says: str, capsys: pytest.CaptureFixture) -> None:

@@ -64,7 +64,10 @@ def test_a_number_that_is_not_the_forks(here: Path, monkeypatch: pytest.MonkeyPa
 def test_wrong_input(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     Path("file").touch()
     assert call("-o", "file") == 2
-    assert capsys.readouterr().err == "demo_parity: error: file: cannot be made: File exists; choose another with -o\n"
+    assert (
+        capsys.readouterr().err
+        == "caffe-port demo-parity: error: file: cannot be made: File exists; choose another with -o\n"
+    )
     monkeypatch.setattr(demo, "MATERIAL", here)
     assert call() == 2
     assert "the demo runs in a clone of the repository" in capsys.readouterr().err

@@ -166,7 +166,7 @@ def test_wrong_net(old: str, new: str, says: str, here: Path, capsys: pytest.Cap
 def refused(capsys: pytest.CaptureFixture, says: str) -> None:
     said = capsys.readouterr()
     assert says in said.err
-    assert said.err.startswith("fp_bp: error: ")
+    assert said.err.startswith("caffe-port fp-bp: error: ")
     assert said.err.count("\n") == 1
     assert sorted(p.name for p in Path().iterdir() if p.name.startswith((".", "out"))) == []
 

@@ -35,7 +35,14 @@ ROOMS = [  # a room imports only rooms above it
 HEAVY = ["torch", "h5py", "cv2", "lmdb", "scipy", "matplotlib", "PIL", "tqdm", "safetensors"]
 """Distributions that are imported where they are used, torch by the rooms that compute."""
 WITHOUT_TORCH = ["errors", "dialects", "schema", "formats", "random", "data", "graph"]
-NUMBER_MOVERS = ["tools.cli", "tools.caffe2torch", "tools.torch2caffe", "tools.fp_bp"]
+NUMBER_MOVERS = [
+    "tools.cli",
+    "tools.commands",
+    "tools.progress",
+    "tools.caffe2torch",
+    "tools.torch2caffe",
+    "tools.fp_bp",
+]
 """Tools that move numbers from file to file."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -315,7 +315,7 @@ def refused(capsys: pytest.CaptureFixture, says: str) -> None:
     """One line on stderr, no page."""
     said = capsys.readouterr()
     assert says in said.err
-    assert said.err.startswith("parity: error: ")
+    assert said.err.startswith("caffe-port parity: error: ")
     assert said.err.count("\n") == 1
     assert not said.out
     assert {p.suffix for p in Path().iterdir()} <= {".prototxt", ".npz", ".caffemodel", ".json"}

@@ -217,6 +217,6 @@ def test_wrong_arguments(argv: list[str], says: str, here: Path, capsys: pytest.
     assert call(*argv) == 2
     said = capsys.readouterr().err
     assert says in said
-    assert said.startswith("evaluate: error: ")
+    assert said.startswith("caffe-port evaluate: error: ")
     assert said.count("\n") == 1
     assert not Path("x.html").exists()

@@ -238,6 +238,6 @@ def test_wrong_arguments(argv: list[str], says: str, here: Path, capsys: pytest.
     assert call(*argv) == 2
     said = capsys.readouterr().err
     assert says in said
-    assert said.startswith("fold: error: ")
+    assert said.startswith("caffe-port fold: error: ")
     assert said.count("\n") == 1
     assert not Path("trained_inference.caffemodel").exists()

@@ -149,7 +149,7 @@ def test_wrong_picture(content: bytes, says: str, here: Path, capsys: pytest.Cap
 def refused(capsys: pytest.CaptureFixture, says: str) -> None:
     said = capsys.readouterr().err
     assert says in said
-    assert said.startswith("segment: error: ")
+    assert said.startswith("caffe-port segment: error: ")
     assert said.count("\n") == 1
 
 

@@ -151,7 +151,11 @@ def test_no_number_in_one_process_stops_both_with_a_snapshot_from_before(trainer
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode
-    lines = [line for line in done.stderr.splitlines() if line.startswith("caffe_port.solver: error: iteration 1: ")]
+    lines = [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("python -m caffe_port.solver: error: iteration 1: ")
+    ]
     assert sorted("blob rows of layer rows" in line for line in lines) == [False, True], done.stderr
     assert all("go on with --snapshot lost/snap_iter_1.solverstate" in line for line in lines)
     assert "the loss of another process is not finite" in "".join(lines)

@@ -128,6 +128,8 @@ def test_from_vgg16_to_the_segmentation_net(data: Path) -> None:
     assert 0 < np.abs(trained["fc6.weight"] - start["fc6.weight"]).max() < 0.1
 
     words = ["5", "--nets", "nets/decouplednet", "--classifier", "classifier.caffemodel", "-o", "trained.caffemodel"]
+    shown = python("-m", "caffe_port", "train-segmentation", "--help", cwd=data).stdout.splitlines()[-1].split()
+    assert shown == ["caffe-port", "train-segmentation", *words]
     done = stage("train_segmentation", *words, cwd=data, prefix="s")
     assert done.returncode == 0, done.stderr
     whole = open_weights(data / "trained.caffemodel").state_dict()

@@ -1,4 +1,4 @@
-"""caffe-port: Caffe's own command (train, test, time, device_query) with Caffe's own flags, and all other commands.
+"""train, test, time, device_query: Caffe's own commands with Caffe's own flags and log lines.
 
 Source: tools/caffe.cpp (both programs).
 """
@@ -6,83 +6,38 @@ Source: tools/caffe.cpp (both programs).
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from caffe_port.errors import CaffeError, nearest
+from caffe_port.errors import CaffeError
 from caffe_port.tools import train as training
-from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.cli import Parser, as_gflags, print_json, read_options, run
+from caffe_port.tools.commands import main
 
 if TYPE_CHECKING:
     import torch
 
     from caffe_port.solver.log import Log
 
-__all__ = ["main"]
+__all__ = ["benchmark", "device_query", "main", "score", "train"]
 
-_OTHERS = {
-    "caffe2torch": "Caffe's weights as a file of PyTorch",
-    "torch2caffe": "A file of PyTorch as Caffe's weights",
-    "parity": "A net beside what another Caffe computed, layer by layer",
-    "make-shapes": "Pictures with masks, drawn, to try everything on",
-    "prepare": "Training lists from a folder of Pascal VOC",
-    "train-classifier": "The classification net under DecoupledNet, from image-level labels",
-    "fp-bp": "A classification net's weights for the net that holds its backward pass",
-    "train-segmentation": "DecoupledNet's segmentation net, from masks",
-    "fold": "Batch statistics into scale and shift, for inference",
-    "segment": "Masks for pictures, by a trained net",
-    "evaluate": "Mean IoU as Pascal VOC counts it",
-    "experiment": "Table 1 of the paper: every system at every level of annotation",
-}
-_ELSEWHERE = {"experiment": "caffe_port.segmentation.experiment.__main__"}
 _GPUS = "device ids, such as 0 or 0,1, or all"
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command; exits with 0, or 2 after an error."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "-help"):
-        print(_usage())
-        sys.exit(0)
-    name, *rest = arguments
-    if (other := name.replace("_", "-")) in _OTHERS:
-        module = _ELSEWHERE.get(other, f"caffe_port.tools.{other.replace('-', '_')}")
-        importlib.import_module(module).main(rest)
-        sys.exit(0)
-    if name not in _BREWS:
-        near = nearest(name, (*_BREWS, *_OTHERS))
-        print(
-            f"caffe-port: error: no command {name!r}"
-            + (f" (near: {near})" if near else "")
-            + "; see caffe-port --help",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    does, description, options = _BREWS[name]
-    parser = Parser(f"caffe-port {name}", description)
-    options(parser)
-    run(does, parser, training.as_gflags(rest))
-
-
-def _usage() -> str:
-    lines = [(name, description) for name, (_, description, _) in _BREWS.items()] + list(_OTHERS.items())
-    listed = "\n".join(f"  {name:20}{description.rstrip('.')}" for name, description in lines)
-    return f"usage: caffe-port COMMAND [ARGUMENTS]\n\ncommands:\n{listed}\n\ncaffe-port COMMAND --help tells more"
 
 
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
-def _train_options(parser: argparse.ArgumentParser) -> None:
+def train(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0 when done or stopped, 2 after an error."""
+    parser = Parser("train", "Train or finetune a net.", example="--solver solver.prototxt")
     parser.add_argument("--solver", metavar="FILE", required=True, help="the solver's definition")
     parser.add_argument("--gpu", metavar="ID", default="", help=f"{_GPUS}; default: what solver_mode says")
     training.add_options(parser)
+    run(_train, parser, as_gflags(argv))
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -98,36 +53,44 @@ def _train(arguments: argparse.Namespace) -> None:
 # -- test, time --------------------------------------------------------------------------------------------------------
 
 
-def _net_options(parser: argparse.ArgumentParser) -> None:
+def _net_options(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", metavar="FILE", required=True, help="the net's definition")
     add("--iterations", metavar="N", type=int, default=50, help="how many passes; default: 50")
     add("--gpu", metavar="ID", default="", help=f"{_GPUS}; default: the CPU")
     add("--level", type=int, default=0, help="the net's level")
     add("--stage", metavar="A,B", default="", help="the net's stages")
-    add("--dialect", choices=("bvlc", "noh"), help="which Caffe to be; default: found out")
-    add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields are then known")
-    add("--plugin", metavar="FILE", action="append", default=[], help="Python file with @layer classes")
-    add("--python-layers", action="store_true", help="run the code that Python layers name")
+    parser.add_json("print the results as one line of JSON on stdout")
+    parser.add_quiet("no log")
+    parser.add_dialect("which Caffe to be")
 
 
-def _test_options(parser: argparse.ArgumentParser) -> None:
+def score(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "test",
+        "Score a net on the data that its own layers read.",
+        example="--model net.prototxt --weights model.caffemodel --iterations 2",
+    )
     parser.add_argument("--weights", metavar="A,B", required=True, help="its weights, of any format")
     _net_options(parser)
+    run(_test, parser, as_gflags(argv))
 
 
-def _time_options(parser: argparse.ArgumentParser) -> None:
+def benchmark(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command ``time``; exits with 0, or 2 after an error."""
+    parser = Parser("time", "Time a net, layer by layer.", example="--model net.prototxt --iterations 2 --phase TEST")
     parser.add_argument("--phase", choices=("TRAIN", "TEST"), default="TRAIN", help="default: TRAIN")
     _net_options(parser)
+    run(_time, parser, as_gflags(argv))
 
 
 def _test(arguments: argparse.Namespace) -> None:
     import torch
 
-    from caffe_port.solver.log import Log
     from caffe_port.solver.solver import Scores, scores
 
-    log = Log()
+    log = _log(arguments)
     net = _net(arguments, "TEST", log).eval()
     _say(log, f"Running for {arguments.iterations} iterations.")
     inputs = {name: torch.zeros(net.shapes[name], device=net._device()) for name in net.graph.inputs}
@@ -146,12 +109,15 @@ def _test(arguments: argparse.Namespace) -> None:
     _say(log, f"Loss: {log.number(float(loss / n))}")
     for s, total in zip(found, sums, strict=True):
         _say(log, f"{s.name} = {log.weighted(Scores(s.name, s.weight, float(total / n)))}")
+    if arguments.json:
+        outputs_mean: dict[str, list[float]] = {}
+        for s, total in zip(found, sums, strict=True):
+            outputs_mean.setdefault(s.name, []).append(float(total / n))
+        print_json({"iterations": arguments.iterations, "loss": float(loss / n), "outputs": outputs_mean})
 
 
 def _time(arguments: argparse.Namespace) -> None:
-    from caffe_port.solver.log import Log
-
-    log = Log()
+    log = _log(arguments)
     net = _net(arguments, arguments.phase, log)
     names = net._layer_names
     clock = _Clock(net)
@@ -181,6 +147,15 @@ def _time(arguments: argparse.Namespace) -> None:
     _say(log, f"Average Forward-Backward: {log.number(whole * per)} ms.")
     _say(log, f"Total Time: {log.number(whole * 1000)} ms.")
     _say(log, "*** Benchmark ends ***")
+    if arguments.json:
+        layers = [
+            {"name": name, **{f"{way}_ms": clock.spent[way][number] * per for way in ("forward", "backward")}}
+            for number, name in enumerate(names)
+        ]
+        forward, backward = (float(total * per) for total in totals)
+        print_json(
+            {"iterations": arguments.iterations, "forward_ms": forward, "backward_ms": backward, "layers": layers}
+        )
 
 
 class _Clock:
@@ -214,14 +189,10 @@ class _Clock:
 def _net(arguments: argparse.Namespace, phase: str, log: Log) -> Any:
     """The net, on its device, with its weights if it has any."""
     from caffe_port.pycaffe import Net
-    from caffe_port.schema.plugins import allow_python_layers, load_plugin
 
     if arguments.iterations < 1:
         raise CaffeError("--iterations", str(arguments.iterations), expected="1 or more")
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
-    if arguments.python_layers:
-        allow_python_layers()
+    options = read_options(arguments)
     gpus = _gpus(arguments.gpu) if arguments.gpu else []
     _say(log, f"Use GPU with device ID {gpus[0]}" if gpus else "Use CPU.")
     weights = getattr(arguments, "weights", None)
@@ -231,8 +202,7 @@ def _net(arguments: argparse.Namespace, phase: str, log: Log) -> Any:
         weights=weights.split(",") if weights else None,
         level=arguments.level,
         stages=[s for s in arguments.stage.split(",") if s],
-        dialect=arguments.dialect,
-        proto=arguments.proto,
+        **options,
     )
     return net.to(training.device_of(f"cuda:{gpus[0]}" if gpus else "cpu"))
 
@@ -240,16 +210,19 @@ def _net(arguments: argparse.Namespace, phase: str, log: Log) -> Any:
 # -- device_query ------------------------------------------------------------------------------------------------------
 
 
-def _query_options(parser: argparse.ArgumentParser) -> None:
+def device_query(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser("device-query", "Show what GPUs there are.", example="")
     parser.add_argument("--gpu", metavar="ID", default="all", help=f"{_GPUS}; default: all")
+    parser.add_json("print a line of JSON for each GPU on stdout")
+    parser.add_quiet("no log")
+    run(_query, parser, as_gflags(argv))
 
 
 def _query(arguments: argparse.Namespace) -> None:
     import torch
 
-    from caffe_port.solver.log import Log
-
-    log = Log()
+    log = _log(arguments)
     _say(log, f"Querying GPUs {arguments.gpu}")
     gpus = _gpus(arguments.gpu)
     if not gpus:
@@ -265,6 +238,9 @@ def _query(arguments: argparse.Namespace) -> None:
             ("Number of multiprocessors", p.multi_processor_count),
         ):
             log.line(f"{what + ':':31}{value}", "common.cpp")
+        if arguments.json:
+            facts = {"compute": f"{p.major}.{p.minor}", "memory": p.total_memory, "processors": p.multi_processor_count}
+            print_json({"id": i, "name": p.name, **facts})
 
 
 def _gpus(text: str) -> list[int]:
@@ -279,18 +255,18 @@ def _gpus(text: str) -> list[int]:
         raise CaffeError("--gpu", repr(text), expected=_GPUS) from None
 
 
+def _log(arguments: argparse.Namespace) -> Log:
+    from caffe_port.pycaffe.mode import init_log
+    from caffe_port.solver.log import Log
+
+    if arguments.quiet:
+        init_log(1)
+    return Log()
+
+
 def _say(log: Log, text: str) -> None:
     log.line(text, "caffe.cpp")
 
-
-_Brew = tuple[Callable[[argparse.Namespace], None], str, Callable[[argparse.ArgumentParser], None]]
-
-_BREWS: dict[str, _Brew] = {
-    "train": (_train, "Train or finetune a net.", _train_options),
-    "test": (_test, "Score a net.", _test_options),
-    "device_query": (_query, "Show what GPUs there are.", _query_options),
-    "time": (_time, "Time a net, layer by layer.", _time_options),
-}
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from caffe_port.errors import WeightsError
 from caffe_port.formats import Weights, open_weights, save_state_dict
 from caffe_port.formats.atomic import check_output
 from caffe_port.formats.statedict import STATE_FORMATS, format_of
-from caffe_port.tools.cli import Parser, progress, run, table
+from caffe_port.tools.cli import Parser, print_json, read_options, run, table
+from caffe_port.tools.progress import progress
 
 __all__ = ["main"]
 
@@ -23,16 +24,18 @@ _CAFFE_SUFFIXES = (".caffemodel.h5", ".caffemodel", ".h5")
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
-        "caffe2torch", "Convert Caffe's weights to a file of PyTorch. Needs no Caffe, and torch only for .pth."
+        "caffe2torch",
+        "Convert Caffe's weights to a file of PyTorch. Needs no Caffe, and torch only for .pth.",
+        example="model.caffemodel",
     )
     parser.add_argument("weights", metavar="MODEL.caffemodel", help=".caffemodel (any generation) or .caffemodel.h5")
-    parser.add_argument("-o", "--output", metavar="FILE", help="default: MODEL.safetensors")
+    parser.add_output(help="default: MODEL.safetensors")
     parser.add_argument("--format", choices=STATE_FORMATS, help="default: by the output's extension, else safetensors")
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite an existing output")
     parser.add_argument("--list", action="store_true", help="only print what the file holds")
+    parser.add_json("print what the file holds as one line of JSON")
     parser.add_argument("--prototxt", metavar="NET", help="also check the weights against this net")
-    parser.add_argument("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_quiet()
+    parser.add_dialect()
     run(_convert, parser, argv)
 
 
@@ -42,20 +45,24 @@ def _convert(arguments: argparse.Namespace) -> None:
         check_output(output, overwrite=arguments.force)
     weights = open_weights(arguments.weights, writable=False)
     types = {layer.name: layer.type for layer in weights.layers}
+    options = read_options(arguments)
     if arguments.prototxt:
-        types.update(_types(arguments.prototxt, arguments.dialect))
+        types.update(_types(arguments.prototxt, options))
     arrays = weights.state_dict(types)
     if not arrays:
         raise WeightsError(arguments.weights, "no layer with blobs", expected="trained weights")
     if arguments.prototxt:
-        check(arguments.prototxt, arguments.weights, arguments.dialect)
-    if not arguments.quiet:
+        check(arguments.prototxt, arguments.weights, options)
+    if arguments.json:
+        blobs = {key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in arrays.items()}
+        print_json({"file": arguments.weights, "output": None if arguments.list else output, "blobs": blobs})
+    elif not arguments.quiet:
         print(_listing(weights, arrays, types))
     if arguments.list:
         return
     with progress(sum(a.nbytes for a in arrays.values()), Path(output).name, quiet=arguments.quiet) as told:
         save_state_dict(output, arrays, format=format, overwrite=arguments.force, progress=told)
-    if not arguments.quiet:
+    if not (arguments.quiet or arguments.json):
         print(f"wrote {output}")
 
 
@@ -68,13 +75,13 @@ def _target(arguments: argparse.Namespace) -> tuple[str, str]:
     return arguments.weights[: len(arguments.weights) - len(suffix)] + "." + format, format
 
 
-def _types(prototxt: str, dialect: str | None) -> dict[str, str]:
+def _types(prototxt: str, options: dict[str, Any]) -> dict[str, str]:
     from caffe_port.schema import read_net
 
-    return {layer.name: layer.type for layer in read_net(prototxt, dialect=dialect).net.layer}
+    return {layer.name: layer.type for layer in read_net(prototxt, **options).net.layer}
 
 
-def check(prototxt: str, weights: str, dialect: str | None) -> None:
+def check(prototxt: str, weights: str, options: dict[str, Any]) -> None:
     """Builds the net and loads the weights into it, which says on stderr what was copied, missing and unexpected.
 
     Raises:
@@ -82,7 +89,7 @@ def check(prototxt: str, weights: str, dialect: str | None) -> None:
     """
     from caffe_port.net import Net
 
-    Net(prototxt, weights, dialect=dialect)
+    Net(prototxt, weights, **options)
 
 
 def _listing(weights: Weights, arrays: dict[str, np.ndarray], types: dict[str, str]) -> str:

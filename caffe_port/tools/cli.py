@@ -1,40 +1,126 @@
-"""What every command has in common: options, one-line errors, exit statuses, progress and tables."""
+"""What every command has in common: options, one-line errors, exit statuses, completion, JSON and tables."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import caffe_port
+from caffe_port import dialects
 from caffe_port.errors import CaffeError, WeightsError
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
     from caffe_port.schema import Definition
 
-__all__ = ["Parser", "each", "print_line", "progress", "run", "table", "trained_net"]
-
-T = TypeVar("T")
+__all__ = ["Parser", "as_gflags", "print_json", "read_options", "run", "table", "trained_net"]
 
 _WRONG, _INTERRUPTED, _TERMINATED = 2, 130, 143
-_SLOW_BYTES, _SLOW_SECONDS = 200_000_000, 2.0
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves the example's line as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example:") else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with the options that all commands share; its complaints are one line."""
+    """An argument parser with the options that commands share; its complaints are one line.
 
-    def __init__(self, prog: str, description: str, **options: Any) -> None:
-        super().__init__(prog=prog, description=description, **options)
+    Args:
+        name: of the command. description: what it does.
+        example: arguments for ``--help`` to show; a test runs them.
+    """
+
+    def __init__(self, name: str, description: str, *, example: str | None = None, **options: Any) -> None:
+        options.setdefault("prog", f"caffe-port {name}")
+        if example is not None:
+            options["epilog"] = f"example:\n  {options['prog']} {example}".rstrip()
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help, **options)
         self.add_argument("--version", action="version", version=f"caffe_port {caffe_port.__version__}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
+    def add_dialect(self, what: str = "which Caffe the net is for") -> None:
+        """--dialect, --proto, --plugin and --python-layers, for a command that reads a definition."""
+        add = self.add_argument_group("the net's Caffe").add_argument
+        add("--dialect", choices=dialects.names(), help=f"{what}; default: found out")
+        add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields and types are then known")
+        add("--plugin", metavar="FILE", action="append", default=[], help="a Python file with @layer classes")
+        add("--python-layers", action="store_true", help="let Python layers run the code that they name")
+
+    def add_output(self, metavar: str = "FILE", help: str = "", **options: Any) -> None:
+        """-o and -f, for a command that writes."""
+        self.add_argument("-o", "--output", metavar=metavar, help=help, **options)
+        self.add_force()
+
+    def add_force(self) -> None:
+        """-f, for a command that writes."""
+        self.add_argument("-f", "--force", action="store_true", help="overwrite what is there")
+
+    def add_quiet(self, help: str = "print nothing but errors") -> None:
+        """-q, for a command that prints or shows progress."""
+        self.add_argument("-q", "--quiet", action="store_true", help=help)
+
+    def add_json(self, help: str) -> None:
+        """--json, for a command whose results a program might read."""
+        self.add_argument("--json", action="store_true", help=help)
+
+    def add_device(self) -> None:
+        """--device, for a command that runs nets."""
+        help = "cpu, cuda, cuda:1, auto; default: %(default)s"
+        self.add_argument("--device", default="cpu", metavar="D", help=help)
+
     def error(self, message: str) -> NoReturn:
         self.exit(_WRONG, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What :meth:`Parser.add_dialect`'s options mean, as ``read_net`` and ``Net`` take it.
+
+    Plugins are run and Python layers allowed, in this process.
+
+    Raises:
+        CaffeError: a plugin is missing or fails.
+    """
+    if arguments.plugin or arguments.python_layers:
+        from caffe_port.schema.plugins import allow_python_layers, load_plugin
+
+        for plugin in arguments.plugin:
+            load_plugin(plugin)
+        if arguments.python_layers:
+            allow_python_layers()
+    return {"dialect": arguments.dialect, "proto": arguments.proto}
+
+
+_FLAG = re.compile(r"--?([A-Za-z]\w[\w-]*)(=.*)?", re.DOTALL)
+
+
+def as_gflags(argv: Sequence[str] | None, booleans: Sequence[str] = ()) -> list[str]:
+    """Arguments (the process's by default) with options spelled one way: gflags also takes -name and --na_me.
+
+    Args:
+        booleans: options that take no value, which in gflags may also be --name=true, --name=false and --noname.
+    """
+    spelled = []
+    for word in sys.argv[1:] if argv is None else argv:
+        match = _FLAG.fullmatch(word)
+        if match is None:
+            spelled.append(word)
+            continue
+        name, value = match[1].replace("_", "-"), match[2] or ""
+        if name in booleans and value[1:].lower() in ("true", "t", "1", "yes", "y", "false", "f", "0", "no", "n"):
+            spelled += [f"--{name}"] if value[1:2].lower() in ("t", "1", "y") else []
+        elif not (name.startswith("no") and name[2:] in booleans and not value):
+            spelled.append(f"--{name}{value}")
+    return spelled
 
 
 def run(
@@ -45,6 +131,10 @@ def run(
     A wrong input (:class:`CaffeError`, a file that cannot be opened, a full disk) is one line on stderr and status 2;
     ``--debug`` adds the traceback. Ctrl-C gives 130, a closed pipe (``| head``) ends quietly.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwinds, so that temporary files go
     try:
@@ -74,38 +164,6 @@ def _complain(prog: str, message: str, debug: bool) -> None:
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
 
 
-@contextmanager
-def progress(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable[[int], object] | None]:
-    """A progress bar on stderr for work on ``total`` bytes, shown once it has taken two seconds and only on a terminal.
-
-    Yields a function that takes the number of bytes done since its last call; None when there will be no bar.
-    """
-    if quiet or total < _SLOW_BYTES or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=_SLOW_SECONDS, leave=False) as bar:
-        yield bar.update
-
-
-def each(things: Sequence[T], what: str, *, quiet: bool = False) -> Iterator[T]:
-    """The things one by one, with a progress bar on stderr once it takes over two seconds, and only on a terminal."""
-    from tqdm import tqdm
-
-    hidden = quiet or not sys.stderr.isatty()
-    with tqdm(things, what, delay=_SLOW_SECONDS, leave=False, dynamic_ncols=True, disable=hidden) as bar:
-        yield from bar
-
-
-def print_line(line: str) -> None:
-    """Prints a line on stdout, above the bar of :func:`each` where there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
-
-
 def trained_net(definition: str | Definition, weights: str, *, quiet: bool = False, **options: Any) -> Net:
     """A net in TEST with all of its parameters from a file.
 
@@ -130,6 +188,19 @@ def trained_net(definition: str | Definition, weights: str, *, quiet: bool = Fal
             remedy="are they this net's?",
         )
     return net
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Prints a result on one line; numbers that JSON does not have become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:

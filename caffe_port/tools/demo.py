@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "demo",
         "Draw pictures, train DecoupledNet on them for a minute or two, convert it, segment, score. Run again, it shows"
         " what is there.",
+        example="",
     )
     parser.add_argument("-o", "--output", metavar="DIR", default="demo_output", help="default: %(default)s")
     run(_demo, parser, argv)

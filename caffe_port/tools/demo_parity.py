@@ -32,7 +32,9 @@ CLASSES = (
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, 1 if a number is not the fork's, 2 after an error."""
     parser = Parser(
-        "demo_parity", "Convert an embedded model, run it on an embedded picture, compare it with real Caffe."
+        "demo-parity",
+        "Convert an embedded model, run it on an embedded picture, compare it with real Caffe.",
+        example="",
     )
     parser.add_argument("-o", "--output", metavar="DIR", default="demo_parity", help="default: %(default)s")
     run(_demo, parser, argv)

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, each, run, table
+from caffe_port.tools.cli import Parser, print_json, run, table
+from caffe_port.tools.progress import each
 
 if TYPE_CHECKING:
     from caffe_port.segmentation.evaluate import Scored, Scores
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "evaluate",
         "Score folders of masks by mean intersection over union, as PASCAL VOC's devkit does: over the pixels of all"
         " pictures together, those with the true label 255 left out.",
+        example="masks --truth VOC2012",
     )
     add = parser.add_argument
     add("results", metavar="[SYSTEM=]RESULTS", nargs="+", help="a folder of masks NAME.png; a row of the table")
@@ -49,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         metavar="N",
         help="worst and best pictures on the page; default: %(default)s each",
     )
-    add("-f", "--force", action="store_true", help="overwrite existing files")
-    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_force()
+    parser.add_json("print a line of JSON for each system: mean, IoU by class, pixel accuracy")
+    parser.add_quiet()
     run(_evaluate, parser, argv)
 
 
@@ -63,7 +66,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise CaffeError("--html and --confusion", f"{len(arguments.results)} folders of results", expected="one")
     truth = _truth(arguments)
     systems = [_system(given, truth, arguments.quiet) for given in arguments.results]
-    if not arguments.quiet:
+    if arguments.json:
+        for system in systems:
+            print_json(_as_json(system, truth))
+    elif not arguments.quiet:
         _print(systems, truth)
     if arguments.markdown:
         rows = [(system.name, system.total) for system in systems]
@@ -156,10 +162,21 @@ def _print(systems: Sequence[System], truth: Truth) -> None:
         print(table(["", *head], rows, right=range(1, len(head) + 1)))
 
 
+def _as_json(system: System, truth: Truth) -> dict[str, Any]:
+    total = system.total
+    return {
+        "system": system.name,
+        "pictures": len(truth.names),
+        "mean": float(total.mean),
+        "iou": {name: float(iou) for name, iou in zip(truth.classes, total.iou, strict=True)},
+        "pixel_accuracy": float(total.accuracy),
+    }
+
+
 def _write(path: str, text: str, arguments: argparse.Namespace) -> None:
     with atomic_write(path, overwrite=arguments.force) as file:
         file.write(text.encode())
-    if not arguments.quiet:
+    if not (arguments.quiet or arguments.json):
         print(f"wrote {path}")
 
 

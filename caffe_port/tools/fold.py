@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import check_output
-from caffe_port.tools.cli import Parser, each, run, trained_net
+from caffe_port.tools.cli import Parser, read_options, run, trained_net
+from caffe_port.tools.progress import each
 from caffe_port.tools.train import device_of
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "fold",
         "Run a net whose BN layers give their batch's statistics over many batches of its data, average them, and write"
         " its weights with BN's scale and shift for bn_mode: INFERENCE.",
+        example="make_inference.prototxt trained.caffemodel --passes 2",
     )
     add = parser.add_argument
     add("prototxt", metavar="NET.prototxt", help="such as prototxt/decouplednet/*_make_inference.prototxt")
     add("weights", metavar="TRAINED.caffemodel", help="or any other file of weights")
-    add("-o", "--output", metavar="FILE", help="default: TRAINED_inference.caffemodel; .h5 gives Caffe's HDF5")
+    parser.add_output(help="default: TRAINED_inference.caffemodel; .h5 gives Caffe's HDF5")
     add("--passes", type=int, default=PASSES, metavar="N", help="batches to average over; default: %(default)s")
     add("--absorb", action="store_true", help="into the convolutions: weights for the net without BN layers, too")
     add("--unbiased", action="store_true", help="times m / (m - 1), which the original meant to do and did not")
@@ -39,10 +41,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--root-folder", metavar="DIR", help="what its names start from, in place of the definition's")
     add("--batch", type=int, metavar="N", help="images in a batch, in place of the definition's")
     add("--seed", type=int, metavar="N", help="of shuffling and mirroring; default: another one each time")
-    add("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, auto; default: %(default)s")
-    add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
-    add("-f", "--force", action="store_true", help="overwrite an existing output")
-    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_device()
+    parser.add_quiet()
+    parser.add_dialect()
     run(_fold, parser, argv)
 
 
@@ -60,7 +61,7 @@ def _fold(arguments: argparse.Namespace) -> None:
     if Path(output).exists() and Path(output).samefile(source):
         raise CaffeError(output, "the trained weights themselves", remedy="choose another name with -o")
     device = device_of(arguments.device)
-    definition = read_net(arguments.prototxt, phase="TEST", dialect=arguments.dialect)
+    definition = read_net(arguments.prototxt, phase="TEST", **read_options(arguments))
     _set_data(definition, arguments)
     if arguments.seed is not None:
         set_random_seed(arguments.seed)

@@ -19,7 +19,8 @@ import numpy as np
 from caffe_port.errors import DefinitionError, WeightsError, nearest
 from caffe_port.formats import BLOB_NAMES, Weights, open_weights, write_net
 from caffe_port.formats.atomic import check_output
-from caffe_port.tools.cli import Parser, progress, run, table
+from caffe_port.tools.cli import Parser, read_options, run, table
+from caffe_port.tools.progress import progress
 
 if TYPE_CHECKING:
     from caffe_port.schema import Definition
@@ -173,14 +174,15 @@ def _check(path: str, name: str, blobs: Sequence[np.ndarray], weight: tuple[int,
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
-        "fp_bp", "Make the weights of the forward-backward net from those of the classification net. Needs no torch."
+        "fp-bp",
+        "Make the weights of the forward-backward net from those of the classification net. Needs no torch.",
+        example="classifier.caffemodel --prototxt net.prototxt",
     )
     parser.add_argument("weights", metavar="CLASSIFICATION.caffemodel", help="or any other file of weights")
-    parser.add_argument("-o", "--output", metavar="FILE", help="default: CLASSIFICATION_fp_bp.caffemodel")
+    parser.add_output(help="default: CLASSIFICATION_fp_bp.caffemodel")
     parser.add_argument("--prototxt", metavar="NET", default=str(DEFINITION), help="default: %(default)s")
-    parser.add_argument("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite an existing output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_quiet()
+    parser.add_dialect()
     run(_convert, parser, argv)
 
 
@@ -189,20 +191,20 @@ def write(
     output: str | Path,
     prototxt: str | Path = DEFINITION,
     *,
-    dialect: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    **options: Any,
 ) -> tuple[Weights, dict[str, Made]]:
     """:func:`convert` from file to file: the classification net's weights, and what was made of them by layer.
 
     Args:
-        prototxt: the forward-backward net. quiet: without a progress bar.
+        prototxt: the forward-backward net. quiet: without progress. options: as ``read_net`` has them.
     """
     from caffe_port.schema import read_net
 
     check_output(output, overwrite=overwrite)
     weights = open_weights(source, writable=False)
-    definition = read_net(prototxt, dialect=dialect)
+    definition = read_net(prototxt, **options)
     made = {layer.layer: layer for layer in convert(definition, weights)}
     blobs = [made[layer.name].blobs if layer.name in made else [] for layer in definition.net.layer]
     with progress(sum(b.nbytes for layer in blobs for b in layer), Path(output).name, quiet=quiet) as told:
@@ -217,9 +219,9 @@ def _convert(arguments: argparse.Namespace) -> None:
         source,
         output,
         arguments.prototxt,
-        dialect=arguments.dialect,
         overwrite=arguments.force,
         quiet=arguments.quiet,
+        **read_options(arguments),
     )
     if arguments.quiet:
         return

@@ -36,7 +36,7 @@ _COLUMNS = ("layer", "dialects", "bottoms", "tops", "forward", "backward", "expo
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
-    parser = Parser("layers_table", "Print the supported layers as a Markdown page.")
+    parser = Parser("layers-table", "Print the supported layers as a Markdown page.", example="")
     parser.add_argument("--cases", type=Path, metavar="DIR", help="suites of reference cases to name")
     run(lambda arguments: print(table(arguments.cases), end=""), parser, argv)
 

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from caffe_port.segmentation.parallel import usable_cores
 from caffe_port.segmentation.shapes import SHAPES, ShapeSet, make_shapes
-from caffe_port.tools.cli import Parser, each, run
+from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.progress import each
 
 __all__ = ["main"]
 
@@ -18,19 +19,19 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
-        "make_shapes",
+        "make-shapes",
         "Draw a data set: textured shapes in clutter, several classes a picture, laid out as PASCAL VOC.",
+        example="-o shapes --images 8 --classes 2 --size 48",
     )
     add = parser.add_argument
-    add("-o", "--output", metavar="DIR", required=True, help="the folder to make")
+    parser.add_output("DIR", required=True, help="the folder to make")
     add("--images", type=int, default=400, metavar="N", help="pictures for training; default: %(default)s")
     add("--val", type=int, metavar="N", help="pictures for validation; default: a quarter as many")
     add("--classes", type=int, default=5, metavar="K", help=f"1 to {len(SHAPES)}; default: %(default)s")
     add("--size", type=int, default=128, metavar="S", help="pixels along the longer side; default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="another set for another one; default: %(default)s")
     add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; default: one a core")
-    add("-f", "--force", action="store_true", help="replace an existing folder")
-    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_quiet()
     run(_make_shapes, parser, argv)
 
 

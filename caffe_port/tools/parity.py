@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from caffe_port.errors import CaffeError, WeightsError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.tools import compare
-from caffe_port.tools.cli import Parser, run, table
+from caffe_port.tools.cli import Parser, print_json, read_options, run, table
 from caffe_port.tools.compare import Comparison
+from caffe_port.tools.progress import working
 
 if TYPE_CHECKING:
     from caffe_port.graph import Node
@@ -161,16 +162,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "parity",
         "Run a net on the inputs of a reference and compare every array that it holds, layer by layer. The reference is"
         " an .npz that converters/dump_reference.py writes inside another Caffe. Exit status 1 if something is over.",
+        example="net.prototxt model.caffemodel reference.npz",
     )
     add = parser.add_argument
     add("prototxt", metavar="NET.prototxt", help="the definition")
     add("weights", metavar="MODEL.caffemodel", nargs="?", help="may be missing if the reference holds the parameters")
     add("reference", metavar="REFERENCE.npz", help="what another Caffe computed")
     add("--phase", choices=("TEST", "TRAIN"), default="TEST", help="default: TEST")
-    add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
-    add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields are then known")
-    add("--plugin", metavar="FILE", action="append", default=[], help="Python file with @layer classes")
-    add("--python-layers", action="store_true", help="let Python layers run the code that they name")
     forward, backward = f"default: {compare.FORWARD}", f"default: {compare.BACKWARD}"
     add("--tolerance", type=_bound, default=compare.FORWARD, metavar="E", help=f"of max|ours-ref|/max|ref|; {forward}")
     add("--backward-tolerance", type=_bound, default=compare.BACKWARD, metavar="E", help=f"of diffs; {backward}")
@@ -182,7 +180,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     shown.add_argument("--top", type=_count, default=_TOP, metavar="N", help="show the worst N; default: %(default)s")
     shown.add_argument("--all", action="store_true", help="show all, in the order of the net")
     add("--html", metavar="FILE", help="also write the report as a page of its own")
-    add("-f", "--force", action="store_true", help="overwrite an existing page")
+    parser.add_force()
+    parser.add_json("print the report as one line of JSON, with every array")
+    parser.add_quiet("print the verdict only")
+    parser.add_dialect()
     run(_main, parser, argv)
 
 
@@ -208,8 +209,17 @@ def _main(arguments: argparse.Namespace) -> int:
     noise = read_noise(arguments.noise, case) if arguments.noise else None
     bounds = {"forward": arguments.tolerance, "backward": arguments.backward_tolerance}
     reference = Reference(arguments.reference, noise, **bounds)
-    net = _build(arguments, reference)
-    report = measure(net, reference, forwards=arguments.forwards, own_switches=arguments.switches)
+    with working("parity", quiet=arguments.quiet):
+        net = _build(arguments, reference)
+        report = measure(net, reference, forwards=arguments.forwards, own_switches=arguments.switches)
+    if arguments.html:
+        write_page(arguments.html, report, overwrite=arguments.force)
+    if arguments.json:
+        print_json(_as_json(report))
+        return 1 if report.over else 0
+    if arguments.quiet:
+        print(report.verdict)
+        return 1 if report.over else 0
     print(report.head)
     rows = report.rows if arguments.all else report.worst_first[: arguments.top]
     print(listing(rows))
@@ -220,28 +230,33 @@ def _main(arguments: argparse.Namespace) -> int:
     if report.over and not arguments.switches and reference.keys("switch"):
         print("near ties may have moved the deeper layers: --switches takes them out of the comparison")
     if arguments.html:
-        write_page(arguments.html, report, overwrite=arguments.force)
         print(f"wrote {arguments.html}")
     return 1 if report.over else 0
 
 
 def _build(arguments: argparse.Namespace, reference: Reference) -> Net:
     from caffe_port.pycaffe import Net
-    from caffe_port.schema.plugins import load_plugin
 
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
-    net = Net(
-        arguments.prototxt,
-        weights=arguments.weights,
-        phase=arguments.phase,
-        dialect=arguments.dialect,
-        proto=arguments.proto,
-        allow_python=arguments.python_layers or None,
-    )
+    options = read_options(arguments)
+    net = Net(arguments.prototxt, weights=arguments.weights, phase=arguments.phase, **options)
     if net.params and not arguments.weights and not reference.keys("param"):
         raise WeightsError(reference.path, "no parameters", expected="a MODEL.caffemodel before it")
     return net
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    def row(row: Row) -> dict[str, Any]:
+        c = row.comparison
+        return {
+            **{"layer": row.layer, "type": row.type, "array": c.key, "values": c.size, "verdict": row.verdict},
+            **{"error": float(c.error), "rms": float(c.rms), "bound": float(c.bound), "outside": c.outside},
+        }
+
+    return {
+        **{"net": report.net, "reference": report.reference, "setting": report.setting, "ok": not report.over},
+        "verdict": report.verdict,
+        "rows": [row(r) for r in report.rows],
+    }
 
 
 def write_page(path: str | Path, report: Report, *, overwrite: bool = False) -> None:

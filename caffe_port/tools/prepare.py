@@ -12,7 +12,8 @@ from typing import NoReturn
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import FULL, Level, Plan, prepare
 from caffe_port.segmentation.parallel import usable_cores
-from caffe_port.tools.cli import Parser, each, run, table
+from caffe_port.tools.cli import Parser, run, table
+from caffe_port.tools.progress import each
 
 __all__ = ["main"]
 
@@ -23,11 +24,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "prepare",
         "Make the lists that the definitions in prototxt/ read: image-level labels for the classification net,"
         " combinatorial crops for DecoupledNet, both stages of DeconvNet. Run the definitions in the folder OUT.",
+        example="VOC2012 -o lists --levels Full --crops 2 --proposals 4",
     )
     usual = Plan()
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="JPEGImages, SegmentationClass, ImageSets; classes.txt if they are not VOC's")
-    add("-o", "--output", metavar="OUT", required=True, help="the folder for the lists; made if it is not there")
+    parser.add_output("OUT", required=True, help="the folder for the lists; made if it is not there")
     add("--train", default=usual.train, metavar="LIST", help="pictures to learn from; default: %(default)s")
     add("--val", default=usual.val, metavar="LIST", help="pictures to test on; default: %(default)s")
     add(
@@ -52,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--model", metavar="FILE", help="a structured forest (OpenCV's model.yml.gz) for EdgeBox; default: gradients")
     add("--seed", type=int, default=usual.seed, metavar="N", help="of choices and random boxes; default: %(default)s")
     add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes; default: one a core")
-    add("-f", "--force", action="store_true", help="overwrite existing lists")
-    add("-q", "--quiet", action="store_true", help="print nothing but errors and warnings")
+    parser.add_quiet("print nothing but errors and warnings")
     run(_prepare, parser, argv)
 
 
@@ -102,7 +103,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         watch=partial(each, quiet=arguments.quiet),
     )
     for warning in made.warnings():
-        print(f"prepare: warning: {warning}", file=sys.stderr)
+        print(f"caffe-port prepare: warning: {warning}", file=sys.stderr)
     if not arguments.quiet:
         print(table(("list", "lines"), sorted(made.lines.items()), right=(1,)))
 

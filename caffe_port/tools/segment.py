@@ -12,7 +12,8 @@ import numpy as np
 
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, each, print_line, run, trained_net
+from caffe_port.tools.cli import Parser, print_json, read_options, run, trained_net
+from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "Segment pictures with a trained DecoupledNet, DeconvNet, or any net that scores every class at every pixel,"
         " such as FCN-8s. Each becomes OUT/NAME.png, of its own size, a PNG whose palette indices are labels; 0 is the"
         " background.",
+        example="picture.jpg --prototxt deploy.prototxt --weights inference.caffemodel -o masks",
     )
     add = parser.add_argument
     add("pictures", metavar="PICTURE", nargs="+", help="a picture, a folder of them, or a folder laid out as VOC's")
     add("--list", metavar="LIST", help="only these pictures of the folder: a file, a name a line, or VOC's list (val)")
     add("--prototxt", metavar="NET", help=f"the deploy net of the weights, such as {_DEPLOY}")
     add("--weights", metavar="FILE", help="its parameters, BN folded: .caffemodel, .safetensors, .pth, .npz or .h5")
-    add("-o", "--output", metavar="OUT", required=True, help="the folder for the results; made if it is not there")
+    parser.add_output("OUT", required=True, help="the folder for the results; made if it is not there")
     add("--overlay", action="store_true", help="also write OUT/NAME_overlay.png, the picture with the labels over it")
     add(
         "--maps",
@@ -71,10 +73,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--with", nargs=2, metavar=("NET", "FILE"), dest="other", help="an ensemble with this net: scores multiplied")
     add("--crf", choices=CRFS, help="a dense CRF over the maps, with these settings")
     add("--palette", metavar="PNG", help="take the colours from this PNG's palette; default: PASCAL VOC's")
-    add("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, auto; default: %(default)s")
-    add("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
-    add("-f", "--force", action="store_true", help="overwrite existing results")
-    add("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_device()
+    parser.add_json("print a line of JSON for each picture: its mask, and the classes found with their scores")
+    parser.add_quiet()
     add = parser.add_argument_group("DecoupledNet").add_argument
     add("--threshold", type=_share, metavar="S", help="score above which a class is found; default: 0.5")
     add(
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--aligned", action="store_true", default=None, help="without the original's shift by one pixel")
     add = parser.add_argument_group("other nets").add_argument
     add("--fit", choices=FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
+    parser.add_dialect()
     run(_segment, parser, argv)
 
 
@@ -133,7 +135,10 @@ def _segment(arguments: argparse.Namespace) -> None:
         picture = voc.read_picture(job.picture)
         found = segmenter(picture)
         _write(job, picture, found, colours, arguments.force)
-        if not arguments.quiet:
+        if arguments.json:
+            found_scores = {names[label]: float(found.scores[label - 1]) for label in found.found}
+            print_json({"picture": str(job.picture), "mask": str(job.mask), "classes": found_scores})
+        elif not arguments.quiet:
             scores = (f"{names[label]} {found.scores[label - 1]:.2f}" for label in found.found)
             print_line(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
 
@@ -209,9 +214,9 @@ def _system(arguments: argparse.Namespace) -> System:
     from caffe_port.segmentation.fcn import Plain
     from caffe_port.segmentation.inference import THRESHOLD, PassByPass, Segmenter
 
-    device = device_of(arguments.device)
+    device, options = device_of(arguments.device), read_options(arguments)
     files = [(arguments.prototxt, arguments.weights), *([arguments.other] if arguments.other else [])]
-    nets = [trained_net(*pair, quiet=arguments.quiet, dialect=arguments.dialect).to(device) for pair in files]
+    nets = [trained_net(*pair, quiet=arguments.quiet or arguments.json, **options).to(device) for pair in files]
     kinds = [kind_of(net) for net in nets]
     kinds[0] = arguments.system or kinds[0]
     _check_options(arguments, kinds)

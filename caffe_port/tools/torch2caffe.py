@@ -13,7 +13,8 @@ import numpy as np
 from caffe_port.errors import WeightsError, nearest
 from caffe_port.formats import BLOB_NAMES, blob_names, open_weights, write_net
 from caffe_port.formats.atomic import check_output
-from caffe_port.tools.cli import Parser, progress, run
+from caffe_port.tools.cli import Parser, read_options, run
+from caffe_port.tools.progress import progress
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message as LayerParameter
@@ -28,21 +29,22 @@ _SHOWN = 8
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
-        "torch2caffe", "Convert a state_dict back to weights of Caffe, in the form that the net's Caffe reads."
+        "torch2caffe",
+        "Convert a state_dict back to weights of Caffe, in the form that the net's Caffe reads.",
+        example="model.safetensors --prototxt net.prototxt -o again.caffemodel",
     )
     parser.add_argument("weights", metavar="WEIGHTS", help=".safetensors, .pth, .npz or .h5, with keys LAYER.BLOB")
     parser.add_argument(
         "--prototxt", metavar="NET", required=True, help="the net: its layers' order, types and generation"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="default: WEIGHTS.caffemodel")
+    parser.add_output(help="default: WEIGHTS.caffemodel")
     parser.add_argument("--format", choices=("caffemodel", "h5"), help="default: h5 if the output ends in .h5")
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite an existing output")
     parser.add_argument(
         "--phase", choices=("TRAIN", "TEST"), default="TEST", help="which of the net's layers; default: TEST"
     )
-    parser.add_argument("--dialect", choices=("bvlc", "noh"), help="which Caffe the net is for; default: found out")
     parser.add_argument("--allow-missing", action="store_true", help="leave out layers that WEIGHTS lacks")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_quiet()
+    parser.add_dialect()
     run(_convert, parser, argv)
 
 
@@ -55,7 +57,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         output = str(Path(arguments.weights).with_suffix(suffix))
     format = arguments.format or ("h5" if output.endswith(".h5") else "caffemodel")
     check_output(output, overwrite=arguments.force)
-    definition = read_net(arguments.prototxt, phase=arguments.phase, dialect=arguments.dialect)
+    definition = read_net(arguments.prototxt, phase=arguments.phase, **read_options(arguments))
     types = {layer.name: layer.type for layer in definition.net.layer}
     arrays = open_weights(arguments.weights, writable=False).state_dict(types)
     blobs, missing = gather(definition, arrays, arguments.weights)

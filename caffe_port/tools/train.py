@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,21 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from caffe_port.errors import CaffeError, FileError
-from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.cli import Parser, as_gflags, read_options, run
 
 if TYPE_CHECKING:
     import torch
 
     from caffe_port.solver.solver import Solver
 
-__all__ = ["add_options", "as_gflags", "device_of", "main", "train"]
+__all__ = ["add_options", "device_of", "main", "train"]
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0 when done or stopped, 2 after an error."""
     parser = Parser(
-        "caffe_port.solver",
+        "train",
         "Train a net as Caffe does. Ctrl-C writes a snapshot and stops; the same command with --resume goes on.",
+        prog="python -m caffe_port.solver",
+        example="solver.prototxt",
     )
     parser.add_argument("solver", metavar="SOLVER.prototxt", help="the solver's definition")
     add_options(parser)
@@ -38,7 +39,7 @@ def _train(arguments: argparse.Namespace) -> None:
     train(arguments)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of a training."""
     from caffe_port.solver.signals import EFFECTS
 
@@ -53,10 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     begin.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="in place of the definition's")
     begin.add_argument("--level", type=int, help="the training net's level")
     begin.add_argument("--stage", metavar="A,B", help="the training net's stages")
-    begin.add_argument("--dialect", choices=("bvlc", "noh"), help="which Caffe to be; default: found out")
-    begin.add_argument("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields are then known")
-    begin.add_argument("--plugin", metavar="FILE", action="append", default=[], help="Python file with @layer classes")
-    begin.add_argument("--python-layers", action="store_true", help="run the code that Python layers name")
+    parser.add_dialect("which Caffe to be")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, auto; default: what solver_mode says, if it is there")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of convolutions and products; default: fp32")
     add("--channels-last", action="store_true", help="lay images out with their channels last")
@@ -66,16 +64,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, effect in (("sigint", "stop"), ("sighup", "snapshot")):
         what = "Ctrl-C" if name == "sigint" else "a hang-up"
         add(f"--{name}-effect", choices=EFFECTS, default=effect, help=f"what {what} does; default: {effect}")
-
-
-_FLAG = re.compile(r"--?([A-Za-z]\w[\w-]*)(=.*)?", re.DOTALL)
-
-
-def as_gflags(argv: Sequence[str] | None) -> list[str]:
-    """Arguments (the process's by default) with options spelled one way: gflags also takes -name and --na_me."""
-    arguments = sys.argv[1:] if argv is None else argv
-    matches = [(_FLAG.fullmatch(a), a) for a in arguments]
-    return [f"--{m[1].replace('_', '-')}{m[2] or ''}" if m else a for m, a in matches]
 
 
 def train(arguments: argparse.Namespace) -> Solver:
@@ -119,15 +107,11 @@ def _add_callbacks(solver: Solver, arguments: argparse.Namespace) -> None:
 def build(arguments: argparse.Namespace) -> Solver:
     """The solver, at the place to begin."""
     from caffe_port.schema import read_solver
-    from caffe_port.schema.plugins import allow_python_layers, load_plugin
     from caffe_port.solver import Solver
     from caffe_port.solver.distributed import join
     from caffe_port.solver.log import Log
 
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
-    if arguments.python_layers:
-        allow_python_layers()
+    options = read_options(arguments)
     param = read_solver(arguments.solver, proto=arguments.proto, settings=_settings(arguments))
     group = join(device_of(arguments.device or ("auto" if param.solver_mode == param.GPU else "cpu")))
     if not group.first:
@@ -142,8 +126,7 @@ def build(arguments: argparse.Namespace) -> Solver:
     solver = Solver(
         param,
         path=arguments.solver,
-        dialect=arguments.dialect,
-        proto=arguments.proto,
+        **options,
         device=device,
         log=log,
         keep_going=arguments.keep_going,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import WeightsError
 from caffe_port.formats import LayerWeights, open_weights, write_caffemodel
-from caffe_port.tools.cli import Parser, run
-from caffe_port.tools.train import as_gflags
+from caffe_port.tools.cli import Parser, as_gflags, run
 from caffe_port.tools.train_stage import PROTOTXT, add_stage_options, train_stage
 
 if TYPE_CHECKING:
@@ -25,9 +24,10 @@ SOLVER = PROTOTXT / "classification" / "train_cls_voc_solver.prototxt"
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0 when done or stopped, 2 after an error."""
     parser = Parser(
-        "train_classifier",
+        "train-classifier",
         "Train the classification net from image-level labels, in the folder of the lists. --weights takes"
         " any VGG-16, whose inner products become convolutions; without, the net starts from its fillers' noise.",
+        example="solver.prototxt -o cls.caffemodel",
     )
     parser.add_argument(
         "solver", metavar="SOLVER.prototxt", nargs="?", default=str(SOLVER), help="default: %(default)s"

@@ -9,8 +9,7 @@ from typing import NoReturn
 
 from caffe_port.errors import CaffeError
 from caffe_port.tools import fp_bp
-from caffe_port.tools.cli import Parser, run
-from caffe_port.tools.train import as_gflags
+from caffe_port.tools.cli import Parser, as_gflags, run
 from caffe_port.tools.train_stage import PROTOTXT, add_stage_options, train_stage
 
 __all__ = ["main"]
@@ -19,9 +18,10 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0 when done or stopped, 2 after an error."""
     parser = Parser(
-        "train_segmentation",
+        "train-segmentation",
         "Train the segmentation net, with the released solver of the LEVEL, in the folder of the lists that prepare"
         " made. The classification net's weights are converted for the net that holds its backward pass as layers.",
+        example="5 --nets nets/decouplednet --classifier classifier.caffemodel -o trained.caffemodel",
     )
     add = parser.add_argument
     add("annotations", metavar="LEVEL", help="Full, 25, 10 or 5: strong annotations a class")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import check_output
+from caffe_port.tools.cli import Parser
 from caffe_port.tools.train import add_options, train
 
 __all__ = ["PROTOTXT", "add_stage_options", "train_stage"]
@@ -17,11 +18,9 @@ PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
 """The published definitions."""
 
 
-def add_stage_options(parser: argparse.ArgumentParser, output: str) -> None:
+def add_stage_options(parser: Parser, output: str) -> None:
     """Where the weights go, and the options of a training."""
-    add = parser.add_argument
-    add("-o", "--output", metavar="FILE", default=output, help="the trained weights; default: %(default)s")
-    add("-f", "--force", action="store_true", help="overwrite an existing FILE")
+    parser.add_output(default=output, help="the trained weights; default: %(default)s")
     add_options(parser)
 
 

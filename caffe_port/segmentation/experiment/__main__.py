@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "experiment",
         "Train and score every system of the paper's Table 1 at every level of strong annotations: a table, its curves"
         " and every command in OUT/results.md. Run again with the same options, it goes on where it was.",
+        example="--quick --levels 5 --systems decouplednet --plan",
     )
     add = parser.add_argument
     add("folder", metavar="FOLDER", nargs="?", help="pictures laid out as VOC's; default: a set that is drawn")
@@ -43,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--input-size", type=int, metavar="N", help="height and width of the nets' input; default: 64 quick, 96 full")
     add("--effort", type=float, default=1.0, metavar="F", help="times as many iterations; default: 1")
     add("--threshold", type=float, default=0.5, metavar="S", help="score above which DecoupledNet finds a class; 0.5")
-    add("--device", default="cpu", metavar="D", help="to train and segment on; default: %(default)s")
+    parser.add_device()
     add("--jobs", type=int, default=usable_cores(), metavar="N", help="commands at a time; default: one a core")
     add("--seed", type=int, default=1, metavar="N", help="of everything; default: %(default)s")
     add("--plan", action="store_true", help="print the commands and run none")
     add("--report", action="store_true", help="run none; write the report of what is done")
-    add("-q", "--quiet", action="store_true", help="print the table only")
+    parser.add_quiet("print the table only")
     run(_experiment, parser, argv)
 
 

@@ -93,7 +93,7 @@ def _test(arguments: argparse.Namespace) -> None:
     log = _log(arguments)
     net = _net(arguments, "TEST", log).eval()
     _say(log, f"Running for {arguments.iterations} iterations.")
-    inputs = {name: torch.zeros(net.shapes[name], device=net._device()) for name in net.graph.inputs}
+    inputs = {name: torch.zeros(net.shapes[name], device=net._like().device) for name in net.graph.inputs}
     sums: list[np.float32] = []
     loss = np.float32(0)
     found: list[Scores] = []
@@ -162,7 +162,7 @@ class _Clock:
     """Seconds that each layer takes, by its number; a GPU's work is waited for."""
 
     def __init__(self, net: Any) -> None:
-        self._device: torch.device = net._device()
+        self._device: torch.device = net._like().device
         self._begun = 0.0
         self.reset()
         for way in ("forward", "backward"):

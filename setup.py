@@ -29,7 +29,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["caffe_port", "caffe_port.*"]),
-    package_data={"caffe_port.schema": ["caffe.proto"]},
+    package_data={"caffe_port.schema": ["caffe.proto"], "caffe_port.dialects": ["*.proto"]},
     install_requires=[
         "torch>=2.4,<3",
         "numpy>=1.26,<3",

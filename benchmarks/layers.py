@@ -2,8 +2,9 @@
 
     python benchmarks/layers.py [--rounds 15] [--threads 2] [--only WORD] [--markdown] [--cpu-time]
 
-A row is a net of one layer (benchmarks/layer_rows.py). Values and gradients are checked to be plain PyTorch's before
-anything is timed. Then, round by round, each contestant in turn, every time after a run that is not counted:
+A row is a net of one layer (benchmarks/layer_rows.py, fork_rows.py). Values and gradients are checked to be plain
+PyTorch's before anything is timed. Then, round by round, each contestant in turn, every time after a run that is not
+counted:
 
     forward   the layer and the plain function without gradients
     both      forward and backward: the gradients of every bottom that has one and of every parameter
@@ -41,7 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import caffe_port  # noqa: E402
-from benchmarks.layer_rows import ROWS, Row  # noqa: E402
+from benchmarks import fork_rows, layer_rows  # noqa: E402
+from benchmarks.layer_rows import Row  # noqa: E402
 from caffe_port.fast import keep_memory  # noqa: E402
 from caffe_port.tools.cli import table  # noqa: E402
 
@@ -365,7 +367,7 @@ def main() -> None:
     keep_memory(low_memory=False)  # for all contestants, as every run of a net would
     clock = time.process_time if args.cpu_time else time.perf_counter
     speed = ceiling(clock)
-    rows = [row for row in ROWS if args.only.lower() in row.type.lower()]
+    rows = [row for row in [*layer_rows.ROWS, *fork_rows.ROWS] if args.only.lower() in row.type.lower()]
     results = [compete(row, args.rounds, args.threads, clock) for row in tqdm(rows, unit="row", disable=None)]
     lines = [result.cells(speed) for result in results]
     print(markdown(lines) if args.markdown else table(HEADER, lines, right=range(2, len(HEADER) - 1)))

@@ -32,6 +32,7 @@ class Case:
     phase: str
     dialect: str
     forwards: int = 1
+    random_seed: int | None = None
 
     def __str__(self) -> str:
         return f"{self.suite}/{self.name}"
@@ -89,6 +90,7 @@ def cases(suite: str, dialect: str) -> list[Case]:
             entry["phase"],
             entry.get("dialect", dialect),
             entry.get("forwards", 1),
+            entry.get("random_seed"),
         )
         for name, entry in sorted(manifest.items())
         if (where / f"{name}.npz").exists()

@@ -18,8 +18,7 @@ from torch import Tensor
 from caffe_port import random
 from caffe_port.dialects import dialect
 from caffe_port.layers import REGISTRY, Layer, create
-from caffe_port.schema import parse_text
-from caffe_port.schema.messages import LayerParameter
+from caffe_port.schema import parse_text, schema_of
 
 
 def normal(shape: tuple[int, ...]) -> Tensor:
@@ -84,7 +83,8 @@ class Row:
 
     def layer(self) -> Layer:
         names = [f"bottom: 'x{i}'" for i in range(len(self.shapes))] + [f"top: 'y{i}'" for i in range(self.tops)]
-        message = parse_text(f"name: 'l' type: '{self.type}' {' '.join(names)} {self.body}", LayerParameter, "row")
+        kind = schema_of(dialect(self.dialect)).LayerParameter
+        message = parse_text(f"name: 'l' type: '{self.type}' {' '.join(names)} {self.body}", kind, "row")
         layer = create(message, dialect(self.dialect), "row")
         layer.setup(*self.shapes)
         layer.check_fields()
@@ -249,6 +249,17 @@ ROWS = [
         "unpooling_param { unpool: AVE kernel_size: 3 stride: 2 unpool_h: 9 unpool_w: 11 }",
         dialect="noh",
     ),
+    Row("Upsample", ((2, 3, 4, 5),) * 2, "upsample_param { scale: 2 }", (normal, switches), dialect="segnet"),
+    Row(
+        "SoftmaxWithLoss",
+        PIXELS,
+        "loss_param { ignore_label: 3 weight_by_label_freqs: true "
+        + "".join(f"class_weighting: {w} " for w in (0.5, 2, 1, 1, 3))
+        + "}",
+        (normal, labels(5)),
+        dialect="segnet",
+    ),
+    Row("Dropout", X, "dropout_param { dropout_ratio: 0.4 sample_weights_test: true }", dialect="segnet"),
 ]
 
 UNTRUE = [

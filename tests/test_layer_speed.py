@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 import caffe_port
-from caffe_port.dialects import BVLC
+from caffe_port.dialects import MIXED
 from caffe_port.layers import REGISTRY, Layer, create
 from caffe_port.layers.comparisons import above, differs, equals
 from caffe_port.layers.loss import serial_sum, softmax
@@ -21,12 +21,13 @@ from caffe_port.schema.messages import LayerParameter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import fork_rows
 from benchmarks.layer_rows import LEFT_OUT, ROWS
 
 
 def layer(text: str, *shapes: tuple[int, ...]) -> Layer:
     bottoms = " ".join(f"bottom: 'x{i}'" for i in range(len(shapes)))
-    made = create(parse_text(f"name: 'l' {bottoms} {text}", LayerParameter, "text"), BVLC, "text")
+    made = create(parse_text(f"name: 'l' {bottoms} {text}", LayerParameter, "text"), MIXED, "text")
     made.setup(*shapes)
     return made
 
@@ -194,4 +195,8 @@ def test_training_goes_on_from_states_that_inference_mode_left() -> None:
 def test_the_benchmark_has_a_row_for_every_layer_or_a_reason() -> None:
     ours = {t for t, of in REGISTRY.items() for cls in of.values() if cls.__module__.startswith("caffe_port.")}
     data = {name for name in ours if name.endswith("Data") or name in ("WindowSegBinary", "SelectSegBinary")}
-    assert ours - data - {row.type for row in ROWS} == LEFT_OUT.keys() - {"Data layers", "DummyData"}
+    rows, left_out = [*ROWS, *fork_rows.ROWS], LEFT_OUT | fork_rows.LEFT_OUT
+    assert ours - data - {row.type for row in rows} == left_out.keys() - {
+        "Data layers",
+        "DummyData",
+    }

@@ -13,17 +13,35 @@ from caffe_port.tools.replay import replay
 LAYERS = cases("noh_layers", "noh") + cases("bvlc_layers", "bvlc")
 CORNERS = cases("noh_corners", "noh") + cases("bvlc_corners", "bvlc")
 """Ties, kinks, states, bounds, negative axes and other corners, each with its "why" in the manifest."""
+FORKS = cases("segnet", "segnet") + cases("segnet_nets", "segnet")
+"""The further forks, as far as their numbers are here."""
 NETS = cases("noh_nets", "noh")
 
 
 def wrong(case: Case, *, own_switches: bool = False) -> list[str]:
     """Everything of the case that is not close enough."""
+    if case.random_seed is not None:
+        caffe_port.set_random_seed(case.random_seed)
     net = caffe_port.Net(case.prototxt, phase=case.phase, dialect=case.dialect)
     compared = replay(net, case.reference, forwards=case.forwards, own_switches=own_switches)
     return [str(c) for c in compared if not c.ok]
 
 
-@pytest.mark.parametrize("case", LAYERS + CORNERS + NETS, ids=str)
+WAITING = {
+    "segnet/bn_inference_inplace": "gradients of blobs that are overwritten",
+    "segnet/bn_inference_inplace_relu": "gradients of blobs that are overwritten",
+    "segnet/shared_params": "diffs that layers which share a parameter keep for themselves",
+    "segnet/silence_shared_blob": "data cleared in a backward pass",
+}
+"""What is not done yet."""
+
+
+def marked(case: Case):
+    waiting = WAITING.get(str(case))
+    return pytest.param(case, marks=pytest.mark.xfail(reason=waiting) if waiting else (), id=str(case))
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in LAYERS + CORNERS + FORKS + NETS])
 def test_forward_and_backward(case: Case) -> None:
     assert not wrong(case)
 

@@ -4,5 +4,6 @@ from caffe_port.dialects.base import DIALECTS, Dialect, dialect, names, register
 from caffe_port.dialects.bvlc import BVLC
 from caffe_port.dialects.mixed import MIXED
 from caffe_port.dialects.noh import NOH
+from caffe_port.dialects.segnet import SEGNET
 
-__all__ = ["BVLC", "DIALECTS", "MIXED", "NOH", "Dialect", "dialect", "names", "register"]
+__all__ = ["BVLC", "DIALECTS", "MIXED", "NOH", "SEGNET", "Dialect", "dialect", "names", "register"]

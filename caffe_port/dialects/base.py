@@ -64,6 +64,14 @@ class Dialect:
     """Accuracy compares an item's label with all numbers of the item, of equal ones the later the better (noh:
     accuracy_layer.cpp). Otherwise with the classes along an axis, where an equal score counts as a better one."""
 
+    accuracy_ranks_ties: bool = False
+    """Of equal scores along the axis Accuracy takes the highest class as the better one; without a valid label it is
+    0/0 (ssd, segnet, deeplab2: accuracy_layer.cpp)."""
+
+    silence_clears_data: bool = False
+    """Silence's backward pass sets the data of its bottoms to 0, which layers that share them then read (segnet:
+    silence_layer.cpp)."""
+
     relu_gives_mask: bool = False
     """ReLU may have a second top, 1 where its bottom is above 0 and 0 elsewhere (noh: relu_layer.cpp)."""
 

@@ -27,6 +27,7 @@ from caffe_port.layers import (  # noqa: F401
     python,
     recurrent,
     reduction,
+    segnet,
     shape,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer, layer_class, layer_types

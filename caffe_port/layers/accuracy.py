@@ -70,15 +70,20 @@ class Accuracy(Layer):
         counts = torch.ones_like(label, dtype=torch.bool) if self.ignore is None else label != self.ignore
         known = counts & (label >= 0) & (label < classes)
         own = label.clamp(0, classes - 1)
-        if self.by_item:
+        if self.by_item or self.dialect.accuracy_ranks_ties:
             right = hits(score, own, self.top_k) & known
         else:
             right = ((score >= score.gather(1, own.unsqueeze(1))).sum(1) <= self.top_k) & known
-        accuracy = right.sum().to(x.dtype) / counts.sum().clamp(min=1)
+        count = counts.sum()
+        accuracy = right.sum().to(x.dtype) / (count if self.dialect.accuracy_ranks_ties else count.clamp(min=1))
         if self.n_tops == 1:
             return accuracy
         labelled, hit = (own[mask].bincount(minlength=classes).to(x.dtype) for mask in (known, right))
-        return accuracy, hit / labelled.clamp(min=1)
+        return accuracy, self.by_class(hit, labelled)
+
+    def by_class(self, hit: Tensor, labelled: Tensor) -> Tensor:
+        """The second top, from the counts of each class."""
+        return hit / labelled.clamp(min=1)
 
 
 @layer("ArgMax", param="argmax_param")

@@ -186,10 +186,15 @@ class _SoftmaxLoss(Loss):
             raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
         return [(), x][: self.n_tops]
 
+    def weighted(self, label: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """What each pixel's loss counts for; ``keep`` is 0 for ignored pixels and else 1, None if all count."""
+        return keep
+
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         outer, inner = prod(x.shape[: self.over]), prod(x.shape[self.over + 1 :])
         label, keep, count = self.kept(label.reshape(outer, inner), x.dtype)
         check_labels(self, label, self.classes)
+        keep = self.weighted(label, keep, x.dtype)
         total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, keep, self.classes)
         loss = total / self.normalizer(outer, outer * inner, count)
         return loss if self.n_tops == 1 else (loss, probability.view(x.shape))

@@ -219,8 +219,12 @@ class _Dropout(Neuron):
         """0 for what is dropped, 1 for what is kept, in a shape that lies over ``x``."""
         raise NotImplementedError
 
+    def drops(self) -> bool:
+        """Whether this pass drops anything."""
+        return self.training
+
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask(x).mul_(1 / (1 - self.ratio)) if self.training else x.view_as(x)
+        return x * self.mask(x).mul_(1 / (1 - self.ratio)) if self.drops() else x.view_as(x)
 
 
 @layer("Dropout", param="dropout_param")

@@ -112,7 +112,7 @@ class _ByPixel(torch.autograd.Function):
         return dx, second * inverse, first, None, None
 
 
-@layer("BN", param="bn_param", dialects=("noh",))
+@layer("BN", param="bn_param", dialects=("noh", "segnet"))
 class BN(Layer):
     """Batch normalization as the fork has it.
 
@@ -135,14 +135,15 @@ class BN(Layer):
         self.blob("shift", (1, x[1], 1, 1), self.p.shift_filler)
 
     def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) != 4 or x[1] != self.scale.shape[1]:
-            raise self.shape_error(f"a bottom of shape {x}", expected=f"4 axes, {self.scale.shape[1]} channels")
-        return [x, *[(1, x[1], 1, 1)] * (self.n_tops - 1)]
+        if not 2 <= len(x) <= 4 or x[1] != self.scale.shape[1]:
+            raise self.shape_error(f"a bottom of shape {x}", expected=f"2 to 4 axes, {self.scale.shape[1]} channels")
+        return [(*x, *(1,) * (4 - len(x))), *[(1, x[1], 1, 1)] * (self.n_tops - 1)]
 
     def channel_affine(self) -> tuple[Tensor, Tensor] | None:
         return None if self.learn else (self.scale.detach().flatten(), self.shift.detach().flatten())
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x = x if x.dim() == 4 else x.reshape(*x.shape, *(1,) * (4 - x.dim()))
         if not self.learn:
             return (x * self.scale).add_(self.shift)
         y = by_batch(x, self.eps, scale=self.scale.flatten(), shift=self.shift.flatten())

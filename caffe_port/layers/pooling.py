@@ -227,6 +227,11 @@ class _Place(torch.autograd.Function):
         index = switches.to(torch.int64)
         if unique:
             return torch.ops.aten.max_unpool2d(x, index, size)
+        if not (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
+            # Where every place holds what all its values are, no two values compete for it.
+            out = torch.ops.aten.max_unpool2d(x, index, size)
+            if torch.equal(out.flatten(2).gather(2, index.flatten(2)), x.flatten(2)):
+                return out
         flat, index = x.flatten(2), index.flatten(2)
         order = torch.arange(1, flat.shape[2] + 1, device=x.device).expand_as(index)
         last = torch.zeros((*x.shape[:2], size[0] * size[1]), dtype=torch.int64, device=x.device)
@@ -244,6 +249,22 @@ class _Place(torch.autograd.Function):
         pixels, index = (t.contiguous(memory_format=last).permute(0, 2, 3, 1) for t in (grad, index))
         found = pixels.flatten(1, 2).gather(1, index.flatten(1, 2))
         return found.view(index.shape).permute(0, 3, 1, 2), None, None, None
+
+
+def place(layer: Layer, x: Tensor, switches: Tensor, size: tuple[int, ...], *, unique: bool) -> Tensor:
+    """Zeros of (N, C, *size) with each value of ``x`` at its switch, a flat index into its plane.
+
+    Args:
+        layer: whose error it is if a switch lies outside. unique: no switch is there twice; else the last one wins.
+    """
+    try:
+        return _Place.apply(x, switches, size, unique)
+    except RuntimeError as e:
+        if "out of bounds" not in str(e) and "invalid max index" not in str(e):
+            raise
+        raise layer.shape_error(
+            "a switch outside the output", expected=f"0 to {prod(size) - 1}, the output's pixels"
+        ) from e
 
 
 class _DividedGradient(torch.autograd.Function):
@@ -306,14 +327,7 @@ class Unpooling(Layer):
             unique = all((n - 1) * s < m for n, s, m in zip(x.shape[2:], self.stride, self.size, strict=True))
         else:
             unique = all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
-        try:
-            return _Place.apply(x, switches, self.size, unique)
-        except RuntimeError as e:
-            if "out of bounds" not in str(e) and "invalid max index" not in str(e):
-                raise
-            raise self.shape_error(
-                "a switch outside the output", expected=f"0 to {self.size[0] * self.size[1] - 1}, the output's pixels"
-            ) from e
+        return place(self, x, switches, self.size, unique=unique)
 
     def _spread(self, x: Tensor) -> Tensor:
         extents = []

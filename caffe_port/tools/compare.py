@@ -111,9 +111,9 @@ def compare(key: str, ours: np.ndarray, theirs: np.ndarray, bound: float, *, tie
     return Comparison(key, off.size, float(off.mean()) if discrete else largest, rms, outside, bound, allowed)
 
 
-def sample(array: np.ndarray) -> np.ndarray:
-    """The 4096 values of a large blob that ``sample/`` keys hold."""
-    return array.ravel()[np.random.RandomState(array.size).randint(0, array.size, SAMPLED)]
+def sample(array: np.ndarray, count: int = SAMPLED) -> np.ndarray:
+    """The ``count`` values of a large blob that ``sample/`` keys hold."""
+    return array.ravel()[np.random.RandomState(array.size).randint(0, array.size, count)]
 
 
 def moments(array: np.ndarray) -> np.ndarray:

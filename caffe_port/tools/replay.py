@@ -171,7 +171,8 @@ def replay(net: Net, reference: Reference, *, forwards: int = 1, own_switches: b
         net.forward()
     for key in reference.keys(*_FORWARD):
         if not (own_switches and key.startswith("switch/")):
-            yield compare.compare(key, ours(net, key), reference[key], reference.bound(key), ties=not own_switches)
+            theirs = reference[key]
+            yield compare.compare(key, ours(net, key, theirs.size), theirs, reference.bound(key), ties=not own_switches)
     if not reference.runs_backward:
         return
     if own_switches:
@@ -202,8 +203,8 @@ def _forward_with_switches(net: Net, reference: Reference) -> Iterator[Compariso
     net.forward(start=start)
 
 
-def ours(net: Net, key: str) -> np.ndarray:
-    """The net's array for a reference key, after it ran."""
+def ours(net: Net, key: str, sampled: int = compare.SAMPLED) -> np.ndarray:
+    """The net's array for a reference key, after it ran; ``sampled`` values of a ``sample/`` key."""
     kind, _, name = key.partition("/")
     if kind in _OF_PARAMETERS:
         layer, _, index = name.rpartition("/")
@@ -214,8 +215,9 @@ def ours(net: Net, key: str) -> np.ndarray:
     data = net.blobs[name].data
     if kind == "switch":
         return compare.window_switches(data, _pooled_width(net, name))
-    reduced = {"sample": compare.sample, "moments": compare.moments, "masksum": compare.masksum}
-    return reduced.get(kind, np.asarray)(data)
+    if kind == "sample":
+        return compare.sample(data, sampled)
+    return {"moments": compare.moments, "masksum": compare.masksum}.get(kind, np.asarray)(data)
 
 
 def maker(net: Net, blob: str) -> Node:

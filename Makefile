@@ -1,5 +1,6 @@
 # make demo    trains DecoupledNet on drawn pictures for a minute or two, converts it, segments, scores
 # make test    all tests
+# make fuzz    100,000 hostile files for every reader, which takes hours; make fuzz CASES=1000 takes minutes
 # make lint    style and types
 # make clean   removes what these made
 #
@@ -11,7 +12,7 @@ PYTHON = $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 py
 # An interpreter named on the command line gets a .venv of its own making.
 READY := $(VENV)/ready$(if $(filter command,$(origin PYTHON)),-$(notdir $(PYTHON)))
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 
 demo: $(READY)
 	@$(VENV)/bin/python -m caffe_port.tools.demo
@@ -19,6 +20,11 @@ demo: $(READY)
 # One thread a process: the tests run side by side instead.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+
+CASES := 100000
+
+fuzz: $(READY)
+	$(VENV)/bin/python benchmarks/fuzz.py --cases $(CASES)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

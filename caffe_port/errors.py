@@ -33,6 +33,7 @@ class CaffeError(Exception):
 
     def __init__(self, where: str, found: str, *, expected: str = "", remedy: str = "") -> None:
         self.where, self.found, self.expected, self.remedy = str(where), found, expected, remedy
+        where, found, expected, remedy = _short([str(where), found, expected, remedy])
         middle = f"expected {expected}, found {found}" if expected else found
         super().__init__(f"{where}: {middle}" + (f"; {remedy}" if remedy else ""))
 
@@ -40,6 +41,25 @@ class CaffeError(Exception):
         """The same error with one more thing that the reader can do."""
         more = "; ".join(filter(None, (self.remedy, remedy)))
         return type(self)(self.where, self.found, expected=self.expected, remedy=more)
+
+
+def _short(parts: list[str]) -> list[str]:
+    """The parts of a message, each on one line, and so much of the middle of the longest left out that they fit one.
+
+    Names and numbers in a message come from files: they may hold line ends and terminals' control characters, and may
+    be millions of characters long.
+    """
+    clean = [_printable(part[:_LONGEST] + part[-_LONGEST:] if len(part) > 2 * _LONGEST else part) for part in parts]
+    share = next(n for n in (_LONGEST, 600, 450, 300, 230) if sum(min(len(c), n) for c in clean) <= _LONGEST)
+    return [c if len(c) <= share else f"{c[: share // 2 - 2]} ... {c[3 - share // 2 :]}" for c in clean]
+
+
+_LONGEST = 930
+"""Characters of a message's parts together; with the words between them it stays under 1000."""
+
+
+def _printable(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text).split())
 
 
 class FileError(CaffeError):

@@ -22,6 +22,7 @@ _FLOAT, _DOUBLE = np.dtype("<f4"), np.dtype("<f8")
 _NUMBERS: dict[int, np.dtype] = {_DATA: _FLOAT, _DIFF: _FLOAT, _DOUBLE_DATA: _DOUBLE, _DOUBLE_DIFF: _DOUBLE}
 _RAW_TYPES: dict[int, np.dtype] = {0: _DOUBLE, 1: _FLOAT, 2: np.dtype("<f2")}
 _LARGEST_COUNT = 2**31 - 1  # Caffe's own limit: blob.cpp, Reshape
+_MOST_AXES = 32  # blob.hpp, kMaxBlobAxes
 
 
 def _shape(reader: Reader) -> list[int]:
@@ -30,10 +31,12 @@ def _shape(reader: Reader) -> list[int]:
         if number == 1 and wire == BYTES:
             start, end = reader.span()
             packed = Reader(reader.buffer, start, end, path=reader.path, what=reader.what)
-            while packed.pos < end:
+            while packed.pos < end and len(dims) <= _MOST_AXES:
                 dims.append(packed.varint())
         elif number == 1:
             dims.append(reader.integer())
+        if len(dims) > _MOST_AXES:
+            raise _misfit(reader, f"{len(dims)} axes or more", f"at most {_MOST_AXES}")
     return dims
 
 
@@ -51,9 +54,13 @@ def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
     pieces: dict[int, list[np.ndarray]] = {}
     raw_types: dict[int, int] = {}
     raw: dict[int, tuple[int, int]] = {}
-    for number, _ in reader:
-        if number in _NUMBERS:
+    for number, wire in reader:
+        if number in _NUMBERS and wire == BYTES:
             pieces.setdefault(number, []).append(reader.array(_NUMBERS[number]))
+        elif number in _NUMBERS:
+            dtype = _NUMBERS[number]
+            for which, numbers in reader.unpacked(dtype, tuple(n for n, d in _NUMBERS.items() if d == dtype)).items():
+                pieces.setdefault(which, []).append(numbers)
         elif number in _DIMS:
             legacy[number] = reader.integer()
         elif number == _SHAPE:
@@ -63,10 +70,12 @@ def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
         elif number in (_RAW_DATA, _RAW_DIFF):
             raw[number] = reader.span()
     shape = tuple(legacy.get(i, 0) for i in _DIMS) if legacy else tuple(dims)
-    if any(n < 0 for n in shape) or prod(shape) > _LARGEST_COUNT:
-        raise _misfit(reader, f"the shape {shape}", "axes of at least 0 and at most 2**31 - 1 numbers together")
+    if len(shape) > _MOST_AXES or any(n < 0 for n in shape) or prod(shape) > _LARGEST_COUNT:
+        raise _misfit(
+            reader, f"the shape {shape[: _MOST_AXES + 1]}", "axes of at least 0 and at most 2**31 - 1 numbers together"
+        )
 
-    def numbers(single: int, double: int, packed: int) -> np.ndarray | None:
+    def stored(single: int, double: int, packed: int) -> np.ndarray | None:
         if packed in raw:
             array = _raw_array(reader, raw[packed], raw_types.get(packed, 0))
         elif double in pieces or single in pieces:
@@ -78,12 +87,12 @@ def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
             raise _misfit(reader, f"{array.size} numbers", f"{prod(shape)} for its shape {shape}")
         return array.reshape(shape)
 
-    data = numbers(_DATA, _DOUBLE_DATA, _RAW_DATA)
+    data = stored(_DATA, _DOUBLE_DATA, _RAW_DATA)
     if data is None:
         if prod(shape):
             raise _misfit(reader, "no numbers", f"{prod(shape)} for its shape {shape}")
         data = np.empty(shape, _FLOAT)
-    return data, numbers(_DIFF, _DOUBLE_DIFF, _RAW_DIFF)
+    return data, stored(_DIFF, _DOUBLE_DIFF, _RAW_DIFF)
 
 
 def _raw_array(reader: Reader, span: tuple[int, int], code: int) -> np.ndarray:

@@ -63,6 +63,16 @@ def read_solverstate(path: str | os.PathLike) -> SolverHistory:
             state.history.append(read_blob(reader.message(f"history blob {len(state.history)}"))[0])
         elif number == _CURRENT_STEP:
             state.current_step = reader.integer()
+    return _checked(state, name)
+
+
+_LARGEST = 2**31 - 1  # SolverState's fields are int32
+
+
+def _checked(state: SolverHistory, path: str) -> SolverHistory:
+    for name, value in (("iter", state.iter), ("current_step", state.current_step)):
+        if not 0 <= value <= _LARGEST:
+            raise FormatError(path, f"{name} {value}", expected=f"0 to {_LARGEST}", remedy="the file is damaged")
     return state
 
 

@@ -45,7 +45,7 @@ class Reader:
         self.path, self.what = path, what
         self.whole = end is None
         self.field_start = start
-        self._wire = -1
+        self._wire = self._number = -1
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         while self.pos < self.end:
@@ -54,6 +54,7 @@ class Reader:
             number, self._wire = key >> 3, key & 7
             if number == 0 or self._wire in (GROUP, END_GROUP) or self._wire > FIXED32:
                 raise self.error(f"a field with tag {key} at byte {self.field_start}")
+            self._number = number
             yield number, self._wire
             if self._wire >= 0:
                 self._skip()
@@ -133,28 +134,46 @@ class Reader:
         return Reader(self.buffer, start, end, path=self.path, what=what)
 
     def array(self, dtype: np.dtype) -> np.ndarray:
-        """The current field, a run of numbers of ``dtype`` (4 or 8 bytes wide), as a flat array.
+        """The current field, packed numbers of ``dtype``, as a flat view of the buffer, aligned or not."""
+        start, end = self.span()
+        if (end - start) % dtype.itemsize:
+            raise self.error(f"{end - start} bytes at byte {start}, not a multiple of {dtype.itemsize}")
+        count = (end - start) // dtype.itemsize
+        return np.frombuffer(self.buffer, dtype, count, start) if count else np.empty(0, dtype)
 
-        Packed numbers are a view of the buffer, aligned or not. Unpacked ones have a tag before each number, so the
-        whole run of equal tags is gathered into a copy at once.
+    def unpacked(self, dtype: np.dtype, numbers: tuple[int, ...]) -> dict[int, np.ndarray]:
+        """Numbers of ``dtype`` (4 or 8 bytes wide) that have a tag each, from the current field on: copies.
+
+        The whole run of such fields is taken at once, of all the field ``numbers`` (below 16) in any order, so that
+        neither a file without packing nor one where two arrays alternate takes long.
         """
-        if self._wire == BYTES:
-            start, end = self.span()
-            if (end - start) % dtype.itemsize:
-                raise self.error(f"{end - start} bytes at byte {start}, not a multiple of {dtype.itemsize}")
-            count = (end - start) // dtype.itemsize
-            return np.frombuffer(self.buffer, dtype, count, start) if count else np.empty(0, dtype)
-        self._take(FIXED32 if dtype.itemsize == 4 else FIXED64)
-        key = self.pos - self.field_start
-        stride = key + dtype.itemsize
-        rows = (self.end - self.field_start) // stride
-        if rows == 0:
-            raise self._truncated(self.field_start + stride)
-        table = np.frombuffer(self.buffer, np.uint8, rows * stride, self.field_start).reshape(rows, stride)
-        other = np.flatnonzero((table[:, :key] != table[0, :key]).any(axis=1))
-        count = int(other[0]) if other.size else rows
-        self.pos = self.field_start + count * stride
-        return np.ascontiguousarray(table[:count, key:]).view(dtype).ravel()
+        wire = FIXED32 if dtype.itemsize == 4 else FIXED64
+        self._take(wire)
+        keys = [number << 3 | wire for number in numbers]
+        found: dict[int, list[np.ndarray]] = {number: [] for number in numbers}
+        width, size = self.pos - self.field_start, dtype.itemsize
+        if width > 1:  # a tag that is longer than it need be
+            number = self._number
+            return {number: np.frombuffer(self.buffer, dtype, 1, self._advance(size)).copy()}
+        self.pos = self.field_start
+        rows, step = 64, 1 + size
+        while True:
+            rows = min(rows * 2, (self.end - self.pos) // step)
+            if rows == 0:
+                break
+            table = np.frombuffer(self.buffer, np.uint8, rows * step, self.pos).reshape(rows, step)
+            others = np.flatnonzero(~np.isin(table[:, 0], keys))
+            count = int(others[0]) if others.size else rows
+            for number, key in zip(numbers, keys, strict=True):
+                mine = table[:count][table[:count, 0] == key, 1:]
+                if mine.size:
+                    found[number].append(np.ascontiguousarray(mine).view(dtype).ravel())
+            self.pos += count * step
+            if count < rows:
+                break
+        if self.pos == self.field_start:
+            raise self._truncated(self.field_start + step)
+        return {number: np.concatenate(parts) for number, parts in found.items() if parts}
 
 
 def varint(value: int) -> bytes:

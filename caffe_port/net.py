@@ -24,12 +24,13 @@ from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Named, Shape
 from caffe_port.layers.blobs import legacy
-from caffe_port.layers.geometry import compose, identity_map, inverse
 from caffe_port.layers.python import Python
 from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
 from caffe_port.schema.plugins import python_layers_allowed
+from caffe_port.spec.coords import compose, identity_map, inverse
+from caffe_port.spec.infer import blob_shape
 from caffe_port.weight_loading import Account, load
 
 __all__ = ["PHASES", "Net"]
@@ -135,11 +136,7 @@ class Net(Named):
     def _set_shapes(self, node: Node, layer: Layer) -> None:
         shapes = layer.reshape(*(self.shapes[b] for b in node.bottoms))
         for top, shape in zip(node.tops, shapes, strict=True):
-            self.shapes[top] = self._blob_shape(shape)
-
-    def _blob_shape(self, shape: Shape) -> Shape:
-        """The blob's shape: always four axes in noh, where what is missing follows (blob.hpp)."""
-        return (*shape, *(1,) * (4 - len(shape))) if self.dialect.legacy_shapes else tuple(shape)
+            self.shapes[top] = blob_shape(shape, self.dialect)
 
     def _alignment(self, node: Node) -> tuple[int, int]:
         """Where in its first bottom a Crop of noh starts: both bottoms' ways from the blob they come from."""
@@ -148,12 +145,13 @@ class Net(Named):
             m = identity_map()
             for other in path:
                 layer = self.nodes[other.index][1]
-                if not hasattr(layer, "coord_map"):
+                step = layer.coord_map()
+                if step is None:
                     raise DefinitionError(
                         f"{node.where}: layer {node.name}",
                         f"layer {other.name} ({other.type}) on its way has no alignment",
                     )
-                m = compose(m, layer.coord_map())
+                m = compose(m, step)
             maps.append(m)
         crop = compose(maps[1], inverse(maps[0]))
         if any(scale != 1 or shift > 0 or shift.denominator != 1 for scale, shift in crop):
@@ -388,7 +386,7 @@ class Net(Named):
 
     def blob_view(self, t: Tensor) -> Tensor:
         """What a layer gave, in the shape that its blob has in this dialect."""
-        return t.view(self._blob_shape(tuple(t.shape))) if self.dialect.legacy_shapes and t.dim() < 4 else t
+        return t.view(blob_shape(tuple(t.shape), self.dialect)) if self.dialect.legacy_shapes and t.dim() < 4 else t
 
     @property
     def plan(self) -> fast.Plan:

@@ -264,7 +264,7 @@ def test_wrong_input(argv: list[str], content: bytes, says: str, here: Path, cap
 WRONG_BACK = [  # state_dict, arguments, what the line says
     ({"conv.weight": (2, 3, 3, 3)}, [], "conv without conv.bias"),
     ({"other.weight": (2,)}, [], "conv.weight"),
-    ({"conv.weights": (2, 3, 3, 3)}, [], "the nearest keys are conv.weights"),
+    ({"conv.weights": (2, 3, 3, 3)}, [], "conv: expected weight, bias, as a Convolution has, found blobs weights"),
     ({"conv.weight": (2, 3, 3, 3), "conv.bias": (1, 2)}, [], "1 axes"),
     ({"other.weight": (2,)}, ["--allow-missing"], "every blob of the net"),
     ({"weight": (2,)}, [], "LAYER.BLOB"),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
-from caffe_port.formats import BLOB_NAMES, LayerWeights, Weights, blob_names, open_weights, save_state_dict
+from caffe_port.formats import LayerWeights, Weights, blob_names, open_weights, save_state_dict
 from caffe_port.formats.hdf5 import write_caffe_hdf5
 from caffe_port.formats.naming import torch_shape
 from caffe_port.formats.statedict import STATE_FORMATS, format_of
@@ -43,6 +43,7 @@ def zeros(*shape: int) -> np.ndarray:
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
+RNN = [(4, 3), (4,), (4, 4), (4, 2), (2,)]
 NAMES = [  # type, stored shapes, keys, PyTorch's shapes
     ("Convolution", [(7, 3, 2, 5), (1, 1, 1, 7)], ["weight", "bias"], [(7, 3, 2, 5), (7,)]),
     ("Deconvolution", [(1, 1, 4, 4)], ["weight"], [(1, 1, 4, 4)]),
@@ -55,6 +56,16 @@ NAMES = [  # type, stored shapes, keys, PyTorch's shapes
     ("LSTM", [(8, 3), (8,), (8, 2)], ["W_xc", "b_c", "W_hc"], [(8, 3), (8,), (8, 2)]),
     ("LSTM", [(8, 3), (8,), (8, 5), (8, 2)], ["W_xc", "b_c", "W_xc_static", "W_hc"], [(8, 3), (8,), (8, 5), (8, 2)]),
     ("Interp", [(1, 1, 1, 2), (2,)], ["blob0", "blob1"], [(1, 1, 1, 2), (2,)]),
+    ("Atrous", [(7, 3, 2, 5), (1, 1, 1, 7)], ["weight", "bias"], [(7, 3, 2, 5), (7,)]),
+    ("Atrous", [(7, 3, 2, 5), (3,)], ["blob0", "blob1"], [(7, 3, 2, 5), (3,)]),
+    ("Atrous", [(7, 3, 2, 5)], ["blob0"], [(7, 3, 2, 5)]),
+    ("Scale", [(4,)], ["weight"], [(4,)]),
+    (
+        "RNN",
+        [(4, 3), (4,), (4, 4), (4, 4), (4,)],
+        ["W_xh", "b_h", "W_hh", "W_ho", "b_o"],
+        [(4, 3), (4,), (4, 4), (4, 4), (4,)],
+    ),
     ("Convolution", [(2, 1, 1, 1), (2,), (1,)], ["weight", "bias", "blob2"], [(2, 1, 1, 1), (2,), (1,)]),
 ]
 
@@ -71,9 +82,11 @@ def test_a_shape_that_is_not_padded_stays() -> None:
     assert torch_shape((1, 1, 1, 1), 1) == (1,)
 
 
-@pytest.mark.parametrize("type", BLOB_NAMES)
-def test_files_in_any_order_find_back_to_caffes_order(type: str, tmp_path: Path) -> None:
-    count = len(BLOB_NAMES[type])
+ALL_BLOBS = {"InnerProduct": 2, "Embed": 2, "Scale": 2, "BN": 2, "BatchNorm": 3, "LSTM": 4, "RNN": 6}
+
+
+@pytest.mark.parametrize(("type", "count"), ALL_BLOBS.items())
+def test_files_in_any_order_find_back_to_caffes_order(type: str, count: int, tmp_path: Path) -> None:
     names = [name for name, _ in blob_names(type, count)]
     path = tmp_path / "w.safetensors"
     save_state_dict(path, {f"l.{name}": np.full(3, names.index(name), np.float32) for name in reversed(names)})

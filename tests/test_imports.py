@@ -17,6 +17,7 @@ ROOMS = [  # a room imports only rooms above it
     "errors",
     "log",
     "dialects",
+    "spec",
     "schema",
     "formats",
     "random",
@@ -34,7 +35,7 @@ ROOMS = [  # a room imports only rooms above it
 ]
 HEAVY = ["torch", "h5py", "cv2", "lmdb", "scipy", "matplotlib", "PIL", "tqdm", "safetensors"]
 """Distributions that are imported where they are used, torch by the rooms that compute."""
-WITHOUT_TORCH = ["errors", "dialects", "schema", "formats", "random", "data", "graph"]
+WITHOUT_TORCH = ["errors", "dialects", "spec", "schema", "formats", "random", "data", "graph"]
 NUMBER_MOVERS = [
     "tools.cli",
     "tools.commands",

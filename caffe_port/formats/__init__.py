@@ -5,14 +5,13 @@ until a file of that kind is met.
 """
 
 from caffe_port.formats.caffemodel_writer import write_caffemodel
-from caffe_port.formats.naming import BLOB_NAMES, blob_names
+from caffe_port.formats.naming import blob_names
 from caffe_port.formats.netfile import write_net
 from caffe_port.formats.reading import open_weights
 from caffe_port.formats.statedict import save_state_dict
 from caffe_port.formats.weights import LayerWeights, Weights
 
 __all__ = [
-    "BLOB_NAMES",
     "LayerWeights",
     "Weights",
     "blob_names",

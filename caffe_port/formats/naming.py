@@ -1,9 +1,8 @@
 """Caffe numbers a layer's blobs; PyTorch names them. The names, the shapes, and both ways between.
 
-A key is ``LAYER.BLOB``. Blob names hold no dot, so the last dot of a key ends the layer's name, whatever that is.
-Where each name comes from: convolution, inner product, embedding and PReLU have PyTorch's; the rest are named after
-what the layer's source calls them (batch_norm_layer.cpp, scale_layer.cpp, the fork's bn_layer.cpp; the recurrent
-layers' are the parameter names of the net they unroll, lstm_layer.cpp and rnn_layer.cpp).
+A key is ``LAYER.BLOB``. Blob names hold no dot, so the last dot of a key ends the layer's name, whatever that is. The
+names are those of the records in ``caffe_port.spec``: convolution, inner product, embedding and PReLU have PyTorch's;
+the rest are named after what the layer's source calls them.
 """
 
 from __future__ import annotations
@@ -15,38 +14,34 @@ import numpy as np
 
 from caffe_port.errors import WeightsError
 from caffe_port.formats.weights import LayerWeights, Weights
+from caffe_port.spec import RECORDS, records_of
 
-__all__ = ["BLOB_NAMES", "blob_names", "layers_of", "state_dict", "torch_shape"]
-
-_AFFINE = (("weight", None), ("bias", 1))
-_TABLE = (("weight", 2), ("bias", 1))
-
-BLOB_NAMES: dict[str, tuple[tuple[str, int | None], ...]] = {
-    "Convolution": _AFFINE,
-    "Deconvolution": _AFFINE,
-    "InnerProduct": _TABLE,
-    "Embed": _TABLE,
-    "Scale": (("weight", None), ("bias", None)),
-    "Bias": (("bias", None),),
-    "PReLU": (("weight", None),),
-    "Parameter": (("weight", None),),
-    "BN": (("scale", 4), ("shift", 4)),
-    "BatchNorm": (("mean", 1), ("variance", 1), ("scale_factor", 1)),
-    "LSTM": (("W_xc", 2), ("b_c", 1), ("W_xc_static", 2), ("W_hc", 2)),
-    "RNN": (("W_xh", 2), ("b_h", 1), ("W_xh_static", 2), ("W_hh", 2), ("W_ho", 2), ("b_o", 1)),
-}
-"""V2 type -> (blob name, rank). Rank None: as stored; else leading ones of a legacy shape are dropped down to it. A
-recurrent layer has its ``_static`` blob only when it has a static input."""
+__all__ = ["blob_names", "layers_of", "state_dict", "torch_shape"]
 
 _NUMBERED = re.compile(r"blob(\d+)")
 
 
 def blob_names(type: str, count: int) -> tuple[tuple[str, int | None], ...]:
-    """Name and rank of each of a layer's ``count`` blobs; ``blob0``, ``blob1`` ... where the type is not known."""
-    known = BLOB_NAMES.get(type, ())
-    if type in ("LSTM", "RNN") and count < len(known):
-        known = tuple(k for k in known if not k[0].endswith("_static"))
-    return known[:count] + tuple((f"blob{i}", None) for i in range(len(known), count))
+    """Name and rank of each of a layer's ``count`` blobs, by the type's record; ``blob0``, ``blob1`` ... without one.
+
+    Of blobs that not every layer of the type has, the last are left out until the number is right. Of a type that has
+    another record in another Caffe, that with the nearest number of blobs is taken.
+    """
+    records = sorted(records_of(type), key=lambda record: abs(len(record.blob_specs) - count))
+    known = list(records[0].blob_specs) if records else []
+    for blob in reversed([blob for blob in known if blob.when]):
+        if len(known) > count:
+            known.remove(blob)
+    named = [(blob.name, blob.rank) for blob in known[:count]]
+    return *named, *((f"blob{i}", None) for i in range(len(named), count))
+
+
+def _named(type: str, blobs: Sequence[np.ndarray | None]) -> tuple[tuple[str, int | None], ...]:
+    """:func:`blob_names`; two blobs of an unknown type that have a convolution's shapes have its names."""
+    shapes = [blob.shape for blob in blobs if blob is not None]
+    if not records_of(type) and len(shapes) == len(blobs) == 2 and len(shapes[0]) == 4:
+        type = "Convolution" if torch_shape(shapes[1], 1) == shapes[0][:1] else type
+    return blob_names(type, len(blobs))
 
 
 def torch_shape(shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
@@ -88,7 +83,7 @@ def state_dict(weights: Weights, types: Mapping[str, str] | None = None) -> dict
         if layer.names:
             named: Sequence[tuple[str, int | None]] = [(name, None) for name in layer.names]
         else:
-            named = blob_names(layer.type or (types or {}).get(layer.name, ""), len(layer.blobs))
+            named = _named(layer.type or (types or {}).get(layer.name, ""), layer.blobs)
         for (name, rank), blob in zip(named, layer.blobs, strict=True):
             if blob is not None:
                 out[f"{layer.name}.{name}"] = blob.reshape(torch_shape(blob.shape, rank))
@@ -100,7 +95,8 @@ def _rank_of(name: str) -> tuple[int, int]:
     numbered = _NUMBERED.fullmatch(name)
     if numbered:
         return 1, int(numbered[1])
-    places = [i for blobs in BLOB_NAMES.values() for i, (known, _) in enumerate(blobs) if known == name]
+    tables = (record.blob_specs for kind in RECORDS for record in records_of(kind))
+    places = [i for blobs in tables for i, blob in enumerate(blobs) if blob.name == name]
     return (0, max(places)) if places else (2, 0)
 
 

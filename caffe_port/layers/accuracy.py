@@ -6,14 +6,13 @@ Source: accuracy_layer.cpp, argmax_layer.cpp; eltwise_accuracy_layer.cpp, red_ac
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor
 
-from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above, equals
 from caffe_port.layers.loss import grouped_sum
+from caffe_port.spec import losses, shaping
 
 
 def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:
@@ -28,36 +27,13 @@ def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:
     return ((score > own) | ((score == own) & later)).sum(1) < top_k
 
 
-@layer("Accuracy", param="accuracy_param")
-class Accuracy(Layer):
+@layer("Accuracy")
+class Accuracy(losses.Accuracy, Layer):
     """The share of labels not ignored that fewer than ``top_k`` other classes along ``axis`` outscore or equal.
 
     A second top gives the share for each class, 0 for a class without labels. In noh the classes are all numbers of an
     item, and of equal scores the later is the better one.
     """
-
-    bottoms = (2, 2)
-    tops = (1, 2)
-    labels = (0, 1)
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        p = self.p
-        self.top_k = p.top_k
-        self.by_item = self.dialect.accuracy_by_item
-        if self.by_item and self.n_tops == 2:
-            raise self.error("2 tops", expected="1 top", remedy="accuracies of classes are bvlc's: --dialect bvlc")
-        self.over = 1 if self.by_item else self.axis(p.axis, x)
-        self.ignore = p.ignore_label if not self.by_item and p.has("ignore_label") else None
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        classes = prod(x[1:]) if self.by_item else x[self.over]
-        if prod(label) * classes != prod(x):
-            raise self.shape_error(
-                f"scores {x} with labels {label}", expected="a label for each place among the classes"
-            )
-        if self.top_k > classes:
-            raise self.error(f"top_k {self.top_k}", expected=f"no more than the {classes} classes")
-        return [(), (classes,)][: self.n_tops]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         score = (
@@ -86,28 +62,13 @@ class Accuracy(Layer):
         return hit / labelled.clamp(min=1)
 
 
-@layer("ArgMax", param="argmax_param")
-class ArgMax(Layer):
+@layer("ArgMax")
+class ArgMax(shaping.ArgMax, Layer):
     """Where the ``top_k`` largest numbers of an item are, largest first, of equal ones the later first.
 
     ``out_max_val`` gives the numbers, too: (N, 2, top_k), places first. With ``axis`` along that axis, and
     ``out_max_val`` gives the numbers in place of their places; noh's has no ``axis``, DeepLab's is always along 1.
     """
-
-    labels = (0,)
-
-    def setup(self, x: Shape) -> None:
-        p = self.p
-        self.top_k, self.out_max_val = p.top_k, p.out_max_val
-        self.over = self.axis(p.axis, x) if p.has("axis") else None
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        choices = prod(x[1:]) if self.over is None else x[self.over]
-        if not 1 <= self.top_k <= choices:
-            raise self.error(f"top_k {self.top_k}", expected=f"a number from 1 to {choices}")
-        if self.over is not None:
-            return [(*x[: self.over], self.top_k, *x[self.over + 1 :])]
-        return [(x[0], 2 if self.out_max_val else 1, self.top_k, *(1,) * (len(x) - 3))]
 
     def forward(self, x: Tensor) -> Tensor:
         (shape,) = self.reshape(tuple(x.shape))
@@ -130,24 +91,8 @@ class ArgMax(Layer):
         return value, (n - 1 - place).to(x.dtype)
 
 
-class _PixelAccuracy(Layer):
+class _PixelAccuracy(losses.PixelAccuracy, Layer):
     """The share of pixels, ignored ones aside, whose label is among the best ``top_k`` classes."""
-
-    bottoms = (2, 2)
-    labels = (0, 1)
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        self.top_k = self.p.top_k
-        self.ignore = self.p.ignore_label if self.p.has("ignore_label") else None
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if len(x) != 4 or label != (x[0], 1, *x[2:]):
-            raise self.shape_error(
-                f"scores {x} with labels {label}", expected="labels (num, 1, height, width) of the scores"
-            )
-        if self.top_k > x[1] * x[2] * x[3]:
-            raise self.error(f"top_k {self.top_k}", expected="no more than there are classes")
-        return [()]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         score = self.score(x)
@@ -161,37 +106,22 @@ class _PixelAccuracy(Layer):
         return x
 
 
-@layer("EltwiseAccuracy", param="eltwise_accuracy_param", dialects=("noh",))
+@layer("EltwiseAccuracy")
 class EltwiseAccuracy(_PixelAccuracy):
     """Top-k accuracy of each pixel."""
 
 
-@layer("RedAccuracy", param="red_accuracy_param", dialects=("noh",))
-class RedAccuracy(_PixelAccuracy):
+@layer("RedAccuracy")
+class RedAccuracy(losses.RedAccuracy, _PixelAccuracy):
     """The same where ``class_num`` classes share the channels evenly: a class scores its channels' probabilities."""
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        super().setup(x, label)
-        self.classes = self.p.class_num if self.p.has("class_num") else x[1]
 
     def score(self, x: Tensor) -> Tensor:
         return grouped_sum(torch.softmax(x, 1), self.classes)
 
 
-@layer("BinaryAccuracy", param="binary_accuracy_param", dialects=("noh",))
-class BinaryAccuracy(Layer):
+@layer("BinaryAccuracy")
+class BinaryAccuracy(losses.BinaryAccuracy, Layer):
     """Accuracy, precision, recall or F-measure of the predictions ``score > 0`` against labels 0 and 1."""
-
-    bottoms = (2, 2)
-    labels = (0, 1)
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        self.mode = self.p.enum("accuracy_mode")
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if x != label:
-            raise self.shape_error(f"scores {x} with labels {label}", expected="equal shapes")
-        return [()]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         said, label = above(x, 0), label.to(torch.int32).to(x.dtype)

@@ -15,28 +15,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from caffe_port.dialects import DIALECTS, Dialect
-from caffe_port.errors import DefinitionError, LayerError, ShapeError, nearest
+from caffe_port.errors import LayerError, nearest
 from caffe_port.layers.blobs import BlobVec, Copies
-from caffe_port.layers.fields import Fields
+from caffe_port.spec import Shape, Spec, record, records_of
+from caffe_port.spec.base import BOTH, Table
+from caffe_port.spec.fields import Fields
 
 __all__ = ["REGISTRY", "Layer", "Named", "Shape", "create", "layer", "layer_class", "layer_types"]
 
-Shape = tuple[int, ...]
-
-REGISTRY: dict[str, dict[str, type[Layer]]] = {}
+REGISTRY: Table[type[Layer]] = Table()
 """For each type the class of every dialect that registered one; :func:`layer_class` looks it up along a lineage."""
-
-# What the net itself reads of a layer's message.
-_NET_FIELDS = [
-    *("name", "type", "bottom", "top", "phase", "include", "exclude", "loss_weight", "propagate_down", "blobs"),
-    *("param", "blob_share_mode", "blobs_lr", "weight_decay"),
-]
 
 
 class Named(nn.Module):
@@ -49,52 +43,24 @@ class Named(nn.Module):
             super().__setattr__(name, value)
 
 
-class Layer(Named):
-    """A Caffe layer.
+class Layer(Spec, Named):
+    """A Caffe layer: a record (:class:`caffe_port.spec.Spec`) that computes.
 
     A subclass has ``setup`` (reads its parameters, makes its blobs), ``reshape`` (shapes of the tops from those of the
     bottoms; the default copies the first bottom's) and ``forward`` (tensors in, a tensor or a tuple of tensors out).
-    Its gradient is autograd's unless ``forward`` says otherwise.
-
-    Attributes:
-        p: the layer's own parameter block (``convolution_param`` ...) as :class:`Fields`.
-        blob_names: the names of its parameter blobs in Caffe's order; each is a parameter or a buffer of that name.
+    The layers of this package have the first two from their record in ``caffe_port.spec``. Its gradient is autograd's
+    unless ``forward`` says otherwise.
     """
 
-    type: ClassVar[str]  # type: ignore[assignment]
-    param: ClassVar[str | None] = None
-    dialects: ClassVar[tuple[str, ...]] = ("bvlc", "noh")
-    bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
-    """Fewest and most bottoms (None: no limit)."""
-    tops: ClassVar[tuple[int, int | None]] = (1, 1)
-    loss: ClassVar[bool] = False
-    """A loss: its first top has weight 1 unless told otherwise, and is made when the definition names none."""
-    labels: tuple[int, ...] = ()
-    """Bottoms that no gradient reaches (labels, switches)."""
-    in_place: ClassVar[bool] = True
-    """Whether its top may be its bottom."""
     phase: str = "TEST"
     """The phase it is built for, "TRAIN" or "TEST"; the net says so before ``setup``."""
-    data_shaped: ClassVar[bool] = False
-    """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
     keeps_state: bool = False
     """Whether a pass leaves something behind that the next one finds."""
     overwrites_diffs: bool = False
     """Whether backward replaces the parameters' diffs instead of adding to them."""
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Blobs, by the names that :meth:`blob` gave them."""
-
     def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
-        super().__init__()
-        self.where, self.dialect, self.name = where, dialect, message.name
-        self.n_bottoms, self.n_tops = len(message.bottom), len(message.top)
-        self.fields = Fields(message)
-        self.fields.skip(*_NET_FIELDS)
-        self.blob_names: list[str] = []
-        self.fillers: dict[str, Any] = {}
+        super().__init__(message, dialect, where)
         self.shared: set[str] = set()
         """Blobs that are another layer's."""
         self.drawn_again: list[str] = []
@@ -107,20 +73,8 @@ class Layer(Named):
         """Arrays over parameters that were handed out and may be written to behind our back."""
         self.aliases: dict[str, nn.Parameter] = {}
         """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), and whose."""
-        self._check_counts()
-        if not self.in_place and set(self.fields.top) & set(self.fields.bottom):
-            raise self.error("a top that is its bottom", expected="another name: the layer does not work in place")
-        if self.param:
-            self.p = getattr(self.fields, self.param)
 
     # -- what a subclass writes ----------------------------------------------------------------------------------------
-
-    def setup(self, *shapes: Shape) -> None:
-        """Read the parameters, make the blobs."""
-
-    def reshape(self, *shapes: Shape) -> Sequence[Shape]:
-        """The tops' shapes. Raises :class:`ShapeError` for shapes that cannot be."""
-        return [shapes[0]]
 
     def initial_tops(self) -> Sequence[torch.Tensor]:
         """What the tops hold before the first pass, if that is known."""
@@ -133,23 +87,13 @@ class Layer(Named):
     # -- what a subclass uses ------------------------------------------------------------------------------------------
 
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
-        """Make the next parameter blob; its memory stays untouched until filled or loaded.
-
-        Args:
-            name: what it is called in the state dict.
-            shape: Caffe's shape, without the leading ones of the old four-axis form.
-            filler: the filler's message; None is a constant 0.
-            learned: False for a statistic that the layer itself keeps (a buffer).
-        """
-        if any(d <= 0 for d in shape):
-            raise ShapeError(f"{self.where}: layer {self.name}", f"{name} would have shape {shape}")
+        """See :meth:`Spec.blob`; the blob's memory stays untouched until filled or loaded."""
+        super().blob(name, shape, filler, learned=learned)
         empty = torch.empty(shape)
         if learned:
             self.register_parameter(name, nn.Parameter(empty))
         else:
             self.register_buffer(name, empty)
-        self.blob_names.append(name)
-        self.fillers[name] = filler.message if filler is not None else None
 
     def share(self, name: str, owner: nn.Parameter) -> None:
         """Let the blob ``name`` live in ``owner``'s memory; in the same shape it is the same parameter."""
@@ -179,20 +123,6 @@ class Layer(Named):
             blob.grad = owner.grad.view(blob.shape)
         return blob.grad
 
-    def axis(self, axis: int, shape: Shape) -> int:
-        """Caffe's CanonicalAxisIndex: negative axes count from the end."""
-        if not -len(shape) <= axis < len(shape):
-            raise self.error(f"axis {axis}", expected=f"an axis of a {len(shape)}-axis blob of shape {shape}")
-        return axis % len(shape)
-
-    def error(self, found: str, *, expected: str = "", remedy: str = "") -> LayerError:
-        """An error about this layer's parameters, to be raised."""
-        return LayerError(f"{self.where}: layer {self.name} ({self.type})", found, expected=expected, remedy=remedy)
-
-    def shape_error(self, found: str, *, expected: str = "", remedy: str = "") -> ShapeError:
-        """An error about the shapes this layer is given, to be raised."""
-        return ShapeError(f"{self.where}: layer {self.name} ({self.type})", found, expected=expected, remedy=remedy)
-
     def extra_repr(self) -> str:
         return self.name
 
@@ -208,54 +138,34 @@ class Layer(Named):
         """The parameter blobs as arrays that may be written to, as pycaffe shows them."""
         return BlobVec(self)
 
-    def check_fields(self) -> list[str]:
-        """Other layer types' blocks, which Caffe ignores here; raises for a set field that nobody read."""
-        ignored = []
-        for path in self.fields.unread():
-            if "." not in path and path.endswith("_param") and path != self.param:
-                ignored.append(path)
-            else:
-                raise self.error(f"field {path} is set, and this layer does not know it")
-        return ignored
-
-    def _check_counts(self) -> None:
-        for what, n, (low, high) in (("bottom", self.n_bottoms, self.bottoms), ("top", self.n_tops, self.tops)):
-            if n < low or (high is not None and n > high):
-                wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-                raise self.error(f"{n} {what}s", expected=f"{wanted} {what}{'' if wanted == '1' else 's'}")
-
 
 def layer(
-    type_name: str,
-    *,
-    param: str | None = None,
-    dialects: tuple[str, ...] = ("bvlc", "noh"),
-    replace: bool = False,
+    type_name: str, *, param: str | None = None, dialects: tuple[str, ...] = (), replace: bool = False
 ) -> Callable[[type[Layer]], type[Layer]]:
     """Register a :class:`Layer` under its Caffe type.
+
+    A type that has a record in ``caffe_port.spec`` takes all facts from there. Of another the class is its own record,
+    with what is given here and its class attributes.
 
     Args:
         type_name: the ``type`` of a prototxt's ``layer`` ("Convolution").
         param: the field of LayerParameter that holds its parameters.
         dialects: the Caffes that have it; those made from them have it too, unless they register one of their own.
-        replace: take the place of a layer that is registered for the same type and dialect.
+            Without, those of the record, or all.
+        replace: take the place of the layer and the record of the same type and dialects.
 
     Raises:
         DefinitionError: the type is registered for a dialect already, or a dialect is not known.
     """
 
     def register(cls: type[Layer]) -> type[Layer]:
-        of_type = REGISTRY.setdefault(type_name, {})
-        for name in dialects:
-            where = f"@layer({type_name!r}, dialects={dialects})"
-            if name not in DIALECTS:
-                raise DefinitionError(where, f"dialect {name!r}", expected=f"some of {', '.join(DIALECTS)}")
-            if name in of_type and not replace:
-                raise DefinitionError(
-                    where, f"already registered by {of_type[name].__qualname__}", remedy="replace=True takes its place"
-                )
-        cls.type, cls.param, cls.dialects = type_name, param, dialects
-        of_type.update(dict.fromkeys(dialects, cls))
+        records = [] if param or dialects or replace else [*records_of(type_name)]
+        if records and not any(issubclass(cls, known) for known in records):
+            for fact in Spec.__annotations__:
+                setattr(cls, fact, getattr(records[0], fact))
+        elif not records:
+            record(type_name, param, dialects or BOTH, replace=replace)(cls)
+        REGISTRY.add(cls, f"@layer({type_name!r})", replace=replace)
         return cls
 
     return register
@@ -263,10 +173,7 @@ def layer(
 
 def layer_class(type_name: str, dialect: Dialect) -> type[Layer] | None:
     """The class of a type in a dialect: its own, or that of the nearest dialect of its lineage that has one."""
-    if f"type {type_name}" in dialect.lacks:
-        return None
-    of_type = REGISTRY.get(type_name, {})
-    return next((of_type[name] for name in dialect.lineage if name in of_type), None)
+    return REGISTRY.find(type_name, dialect)
 
 
 def layer_types(dialect: Dialect) -> list[str]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caffe_port.layers.base import Layer, Shape, layer
-from caffe_port.layers.geometry import CoordMap, filter_map, holes, inverse, spatial
+from caffe_port.layers.base import Layer, layer
+from caffe_port.spec import windows
 
 FEW_PIXELS = 64
 """Up to so many pixels in an image a layer with large weights is bound by reading them."""
@@ -96,63 +96,7 @@ def _convolve(
 class _Windowed(Layer):
     """What the two share; the weight is Caffe's in both: (conv out, conv in / group, *kernel)."""
 
-    bottoms = (1, None)
-    tops = (1, None)
     transposed = False
-
-    def setup(self, *shapes: Shape) -> None:
-        p, x = self.p, shapes[0]
-        p.skip("engine", "force_nd_im2col")
-        if self.n_bottoms != self.n_tops:
-            raise self.error(f"{self.n_bottoms} bottoms and {self.n_tops} tops", expected="as many tops as bottoms")
-        self.channel_axis = self.axis(p.axis, x)
-        axes = len(x) - self.channel_axis - 1
-        self.kernel = spatial(self, p, "kernel_size", axes, None)
-        self.stride = spatial(self, p, "stride", axes, 1)
-        self.pad = spatial(self, p, "pad", axes, 0)
-        self.dilation = holes(self, p, axes)
-        if 0 in (*self.kernel, *self.stride, *self.dilation):
-            raise self.error(
-                f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros"
-            )
-        self.channels, self.num_output, self.group = x[self.channel_axis], p.num_output, p.group
-        if self.num_output < 1:
-            raise self.error(f"num_output {self.num_output}", expected="at least 1")
-        if self.group < 1 or self.channels % self.group or self.num_output % self.group:
-            raise self.error(
-                f"group {self.group} for {self.channels} channels in and {self.num_output} out",
-                expected="a divisor of both",
-            )
-        out_in = (self.channels, self.num_output) if self.transposed else (self.num_output, self.channels)
-        self.blob("weight", (out_in[0], out_in[1] // self.group, *self.kernel), p.weight_filler)
-        if p.bias_term:
-            self.blob("bias", (self.num_output,), p.bias_filler)
-        else:
-            self.bias = None
-            p.skip("bias_filler")
-
-    def reshape(self, *shapes: Shape) -> list[Shape]:
-        for x in shapes:
-            if x != shapes[0]:
-                raise self.shape_error(f"bottoms of shapes {shapes[0]} and {x}", expected="equal shapes")
-        x = shapes[0]
-        if len(x) != self.channel_axis + 1 + len(self.kernel) or x[self.channel_axis] != self.channels:
-            raise self.shape_error(
-                f"a bottom of shape {x}",
-                expected=f"{self.channels} channels at axis {self.channel_axis}, as the weights have",
-            )
-        out = tuple(
-            self._length(n, (k - 1) * d + 1, s, p)
-            for n, k, s, p, d in zip(
-                x[self.channel_axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True
-            )
-        )
-        if min(out, default=1) < 1:
-            raise self.shape_error(
-                f"an output of {out} pixels from a bottom of shape {x}",
-                expected=f"at least 1 (kernel {self.kernel}, stride {self.stride}, pad {self.pad})",
-            )
-        return [(*x[: self.channel_axis], self.num_output, *out)] * self.n_tops
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._one(x) for x in bottoms)
@@ -177,26 +121,15 @@ class _Windowed(Layer):
         """
         if x.device.type != "cpu" or len(self.kernel) != 2 or self.group != 1 or self.weight.numel() < LARGE_WEIGHT:
             return False
-        pixels = (
-            x.shape[2:]
-            if self.transposed
-            else [
-                self._length(n, (k - 1) * d + 1, s, p)
-                for n, k, s, p, d in zip(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-            ]
-        )
-        return prod(pixels) <= FEW_PIXELS
+        return prod(x.shape[2:] if self.transposed else self.lengths(x.shape[2:])) <= FEW_PIXELS
 
     def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The layer as one product of rows with the weights; ``linear`` does it otherwise (packed, fused)."""
         raise NotImplementedError
 
-    def _length(self, n: int, extent: int, stride: int, pad: int) -> int:
-        raise NotImplementedError
 
-
-@layer("Convolution", param="convolution_param")
-class Convolution(_Windowed):
+@layer("Convolution")
+class Convolution(windows.Convolution, _Windowed):
     """Cross-correlation with learned filters."""
 
     def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -209,15 +142,9 @@ class Convolution(_Windowed):
         y = linear(rows) if linear else F.linear(rows, self.weight.flatten(1), self.bias)
         return y.view(len(x), *size, -1).permute(0, 3, 1, 2)
 
-    def _length(self, n: int, extent: int, stride: int, pad: int) -> int:
-        return (n + 2 * pad - extent) // stride + 1 if n + 2 * pad >= extent else 0
 
-    def coord_map(self) -> CoordMap:
-        return inverse(filter_map(self.kernel, self.stride, self.pad))
-
-
-@layer("Deconvolution", param="convolution_param")
-class Deconvolution(_Windowed):
+@layer("Deconvolution")
+class Deconvolution(windows.Deconvolution, _Windowed):
     """The transpose of :class:`Convolution`: what its backward pass does to the data."""
 
     transposed = True
@@ -231,44 +158,10 @@ class Deconvolution(_Windowed):
         y = F.fold(columns, size, self.kernel, self.dilation, self.pad, self.stride)
         return y if linear or self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
-    def _length(self, n: int, extent: int, stride: int, pad: int) -> int:
-        return stride * (n - 1) + extent - 2 * pad
 
-    def coord_map(self) -> CoordMap:
-        return filter_map(self.kernel, self.stride, self.pad)
-
-
-@layer("Im2col", param="convolution_param")
-class Im2col(Layer):
+@layer("Im2col")
+class Im2col(windows.Im2col, Layer):
     """What a convolution multiplies its filters with: (N, C, ...) to (N, C * kernel numbers, windows ...)."""
-
-    def setup(self, x: Shape) -> None:
-        p = self.p
-        p.skip("engine", "force_nd_im2col", "num_output", "group", "bias_term", "weight_filler", "bias_filler")
-        self.channel_axis = self.axis(p.axis, x)
-        axes = len(x) - self.channel_axis - 1
-        if axes < 1:
-            raise self.shape_error(f"no spatial axes in {x}", expected="at least 1")
-        self.kernel = spatial(self, p, "kernel_size", axes, None)
-        self.stride = spatial(self, p, "stride", axes, 1)
-        self.pad = spatial(self, p, "pad", axes, 0)
-        self.dilation = holes(self, p, axes)
-        if min(*self.kernel, *self.stride, *self.dilation) < 1:
-            raise self.error(
-                f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}", expected="no zeros"
-            )
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        c = self.channel_axis
-        out = [
-            (n + 2 * p - (k - 1) * d - 1) // s + 1
-            for n, k, s, p, d in zip(x[c + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        ]
-        if min(out, default=1) < 1:
-            raise self.shape_error(
-                f"{tuple(out)} windows in a bottom of shape {x}", expected=f"at least 1 of {self.kernel}"
-            )
-        return [(*x[:c], x[c] * prod(self.kernel), *out)]
 
     def forward(self, x: Tensor) -> Tensor:
         (shape,) = self.reshape(tuple(x.shape))

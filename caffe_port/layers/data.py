@@ -16,12 +16,9 @@ from caffe_port.layers.prefetching import Prefetching
 from caffe_port.random import Stream
 
 
-@layer("Data", param="data_param")
+@layer("Data")
 class Data(Prefetching):
     """Records of an LMDB or LevelDB database, in order: data, and labels if there is a second top."""
-
-    tops = (1, 2)
-    data_shaped = True
 
     def open(self) -> Batches:
         self.p.skip("prefetch", "force_encoded_color", "rand_skip")
@@ -41,12 +38,9 @@ class Data(Prefetching):
         return COLOR if self.dialect.decodes_in_color else AS_IT_IS
 
 
-@layer("ImageData", param="image_data_param")
+@layer("ImageData")
 class ImageData(Prefetching):
     """Pictures and their labels from a list of lines ``FILE LABEL``."""
-
-    tops = (2, 2)
-    data_shaped = True
 
     def open(self) -> Batches:
         self.p.skip("has_label", "max_labels", "label_type", "ignore_label", "other_object_label")  # for masks
@@ -55,11 +49,9 @@ class ImageData(Prefetching):
         return PictureBatches(path, items, self.cursor(len(items)), self.reader(), self.transformer, self.batch_size())
 
 
-@layer("WindowData", param="window_data_param")
+@layer("WindowData")
 class WindowData(Prefetching):
     """Boxes of objects and of background, drawn from a file of proposals as R-CNN did, and their classes."""
-
-    tops = (2, 2)
 
     def open(self) -> Batches:
         p, crop = self.p, self.transformer.crop

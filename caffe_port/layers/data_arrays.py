@@ -17,16 +17,15 @@ from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.prefetching import Reading
 from caffe_port.log import info
 from caffe_port.random import c_rand, default_stream
+from caffe_port.spec import sources
 
 
-@layer("HDF5Data", param="hdf5_data_param")
+@layer("HDF5Data")
 class HDF5Data(Reading):
     """Rows of the data sets named as the tops are, from the HDF5 files that a text file lists.
 
     The shuffle is Caffe's: by the C library's rand(), which starts from the same seed in every process.
     """
-
-    tops = (1, None)
 
     def setup(self) -> None:
         if not self.dialect.legacy_shapes and self.fields.has("transform_param"):
@@ -51,20 +50,12 @@ class HDF5Data(Reading):
         self.rows.set_state(state)
 
 
-@layer("MemoryData", param="memory_data_param")
-class MemoryData(Reading):
+@layer("MemoryData")
+class MemoryData(sources.MemoryData, Reading):
     """Batches of arrays that the user sets."""
 
-    tops = (2, 2)
-
     def setup(self) -> None:
-        p = self.p
-        self.item = (p.channels, p.height, p.width)
-        if min(p.batch_size, *self.item) < 1:
-            raise self.error(
-                f"batch_size {p.batch_size}, channels {p.channels}, height {p.height}, width {p.width}",
-                expected="all above 0",
-            )
+        super().setup()
         t = self.fields.transform_param
         self.transforms = self.fields.has("transform_param")
         t.skip("scale", "mean_file", "mean_value", "force_color", "force_gray")
@@ -72,9 +63,6 @@ class MemoryData(Reading):
             default_stream().words(1)  # the seed of transformations, which arrays never see
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None
         self.at = 0
-
-    def reshape(self) -> list[Shape]:
-        return [(self.p.batch_size, *self.item), (self.p.batch_size,)]
 
     def set_input_arrays(self, data: Any, labels: Any) -> None:
         """Take batches from these arrays from now on, from their first item, round and round. They are not copied.
@@ -85,7 +73,7 @@ class MemoryData(Reading):
         Raises:
             LayerError: another shape or type, or not a multiple of the batch size.
         """
-        data, labels, batch = np.asarray(data), np.asarray(labels), self.p.batch_size
+        data, labels, batch = np.asarray(data), np.asarray(labels), self.batch
         if data.dtype != np.float32 or labels.dtype != np.float32:
             raise self.error(f"arrays of {data.dtype} and {labels.dtype}", expected="float32")
         if data.shape[1:] != self.item or not len(data) or len(data) % batch or labels.size != len(data):
@@ -106,33 +94,24 @@ class MemoryData(Reading):
     def forward(self) -> tuple[Tensor, ...]:
         if self.arrays is None:
             raise self.error("no arrays", remedy="give some by net.set_input_arrays(data, labels)")
-        here = slice(self.at, self.at + self.p.batch_size)
+        here = slice(self.at, self.at + self.batch)
         self.at = here.stop % len(self.arrays[0])
         return self.tensors(tuple(a[here].copy() for a in self.arrays))
 
 
-@layer("HDF5Output", param="hdf5_output_param")
-class HDF5Output(Layer):
+@layer("HDF5Output")
+class HDF5Output(sources.HDF5Output, Layer):
     """Writes its bottoms to an HDF5 file as the data sets ``data`` and ``label``, with four axes, in the first pass.
 
     Caffe's file holds one pass only, and so a second is refused.
     """
 
-    bottoms = (2, 2)
-    tops = (0, 0)
     keeps_state = True
 
     def setup(self, data: Shape, label: Shape) -> None:
         self.path = self.p.file_name
         self.written = False
         check_output(self.path, overwrite=True)
-
-    def reshape(self, data: Shape, label: Shape) -> list[Shape]:
-        if max(len(data), len(label)) > 4 or data[0] != label[0]:
-            raise self.shape_error(
-                f"bottoms of shapes {data} and {label}", expected="up to four axes, and items of equal number"
-            )
-        return []
 
     def forward(self, data: Tensor, label: Tensor) -> tuple[()]:
         import h5py

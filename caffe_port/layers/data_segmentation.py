@@ -15,7 +15,6 @@ from caffe_port.layers.prefetching import Prefetching
 
 
 class _Segmentation(Prefetching):
-    tops = (1, 3)  # those that a definition leaves out, Caffe makes without a name
     mean_file = False
 
     kind: ClassVar[type[segments.Segments]]
@@ -60,7 +59,7 @@ class _Segmentation(Prefetching):
         return dim
 
 
-@layer("ImageSegData", param="image_data_param", dialects=("noh",))
+@layer("ImageSegData")
 class ImageSegData(_Segmentation):
     """Pictures, the labels of their pixels, and their sizes."""
 
@@ -68,21 +67,21 @@ class ImageSegData(_Segmentation):
     boxes = False
 
 
-@layer("WindowSegData", param="image_data_param", dialects=("noh",))
+@layer("WindowSegData")
 class WindowSegData(_Segmentation):
     """Boxes out of pictures, the labels of their pixels, and the pictures' sizes."""
 
     kind = segments.Windows
 
 
-@layer("WindowSegBinary", param="image_data_param", dialects=("noh",))
+@layer("WindowSegBinary")
 class WindowSegBinary(_Segmentation):
     """As WindowSegData, and every class is 1."""
 
     kind = segments.BinaryWindows
 
 
-@layer("WindowInstSegData", param="image_data_param", dialects=("noh",))
+@layer("WindowInstSegData")
 class WindowInstSegData(_Segmentation):
     """As WindowSegData, each box around one instance; pixels of others become ``other_object_label``."""
 
@@ -96,7 +95,7 @@ class WindowInstSegData(_Segmentation):
         return {"other": self.p.other_object_label}
 
 
-@layer("WindowClsData", param="image_data_param", dialects=("noh",))
+@layer("WindowClsData")
 class WindowClsData(_Segmentation):
     """Boxes out of pictures, the set of classes seen in each, and the pictures' sizes."""
 
@@ -106,7 +105,7 @@ class WindowClsData(_Segmentation):
         return {"classes": self.label_dim()}
 
 
-@layer("SelectSegBinary", param="image_data_param", dialects=("noh",))
+@layer("SelectSegBinary")
 class SelectSegBinary(_Segmentation):
     """Boxes with a vector of classes: the pixels' labels become 1 where their class is in it; and the vector."""
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.base import Layer, layer
 from caffe_port.random import default_stream
+from caffe_port.spec import losses
 
 Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
 
@@ -22,21 +23,9 @@ NOTHING = -1
 """What fills up an image's list of labels."""
 
 
-@layer("UniqueLabel", param="unique_label_param")
-class UniqueLabel(Layer):
+@layer("UniqueLabel")
+class UniqueLabel(losses.UniqueLabel, Layer):
     """The labels that each image's pixels show, rising, ``force_label`` always among them; filled up with -1."""
-
-    labels = (0,)
-
-    def setup(self, x: Shape) -> None:
-        self.most, self.forced, self.ignored = self.p.max_labels, self.p.force_label, self.p.ignore_label
-        if self.most <= len(set(self.forced)):
-            raise self.error(f"max_labels {self.most}", expected="more than there are in force_label")
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) != 4 or x[1] != 1:
-            raise self.shape_error(f"labels {x}", expected="(num, 1, height, width)")
-        return [(x[0], self.most, 1, 1)]
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.new_full((x.shape[0], self.most, 1, 1), NOTHING)
@@ -51,15 +40,6 @@ class UniqueLabel(Layer):
 class _Biased(Layer):
     """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels that each image shows."""
 
-    bottoms = (2, 2)
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if len(x) != 4 or len(label) != 4 or label[0] != x[0] or label[2:] != (1, 1):
-            raise self.shape_error(
-                f"scores {x} with labels {label}", expected="4 axes each, labels (num, labels, 1, 1) of the scores' num"
-            )
-        return [x]
-
     def channels(self, label: Tensor, count: int, ignored: frozenset[int] = frozenset()) -> list[list[int]]:
         """The channels that each image shows, in the order given."""
         rows = [[n for n in row if n not in ignored | {NOTHING}] for row in label.flatten(1).long().tolist()]
@@ -69,28 +49,20 @@ class _Biased(Layer):
         return rows
 
 
-@layer("BiasChannel", param="bias_channel_param")
-class BiasChannel(_Biased):
+@layer("BiasChannel")
+class BiasChannel(losses.BiasChannel, _Biased):
     """Adds ``bg_bias`` to channel 0 and ``fg_bias`` to any other, if the image shows it (EM-Fixed)."""
-
-    labels = (1,)
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        self.background, self.foreground = self.p.bg_bias, self.p.fg_bias
-        self.ignored = frozenset(self.p.ignore_label)
-        if self.background < 0 or self.foreground < 0:
-            raise self.error(f"bg_bias {self.background}, fg_bias {self.foreground}", expected="0 or more")
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         bias = torch.zeros(x.shape[:2], dtype=x.dtype)
-        for out, row in zip(bias, self.channels(label, x.shape[1], self.ignored), strict=True):
+        for out, row in zip(bias, self.channels(label, x.shape[1], frozenset(self.ignored)), strict=True):
             for channel in row:
                 out[channel] += self.foreground if channel else self.background
         return x + bias.to(x.device)[:, :, None, None]
 
 
-@layer("AdaptiveBiasChannel", param="adaptive_bias_channel_param")
-class AdaptiveBiasChannel(_Biased):
+@layer("AdaptiveBiasChannel")
+class AdaptiveBiasChannel(losses.AdaptiveBiasChannel, _Biased):
     """Biases the channels that an image shows until each wins a portion of the pixels (EM-Adapt); no gradient.
 
     ``num_iter`` times, background first and then the others in a random order, a channel is raised until it reaches
@@ -101,19 +73,6 @@ class AdaptiveBiasChannel(_Biased):
 
     The order comes from the net's stream, so that ``random_seed`` decides it; the original asks the C library's rand().
     """
-
-    labels = (0, 1)
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        p = self.p
-        self.rounds, self.suppress, self.margin = p.num_iter, p.suppress_others, p.margin_others
-        self.portions = (p.bg_portion, p.fg_portion)
-        if self.rounds < 1:
-            raise self.error(f"num_iter {self.rounds}", expected="at least 1")
-        if self.margin < 0:
-            raise self.error(f"margin_others {self.margin}", expected="0 or more")
-        if not all(0 <= portion <= 1 for portion in self.portions):
-            raise self.error("bg_portion {}, fg_portion {}".format(*self.portions), expected="0 to 1")
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         scores = x.detach().flatten(2).cpu().numpy().copy()

@@ -5,27 +5,20 @@ Source: euclidean_loss_layer.cpp, contrastive_loss_layer.cpp, hinge_loss_layer.c
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caffe_port.layers.base import Shape, layer
+from caffe_port.layers.base import layer
 from caffe_port.layers.loss import Loss, check_labels, serial_sum
+from caffe_port.spec import losses
 
 
 @layer("EuclideanLoss")
-class EuclideanLoss(Loss):
+class EuclideanLoss(losses.EuclideanLoss, Loss):
     """Half the squared distance of two bottoms, on the average of the items; both get its gradient."""
-
-    labels = ()
-
-    def reshape(self, x: Shape, y: Shape) -> list[Shape]:
-        if x[:1] != y[:1] or prod(x) != prod(y):
-            raise self.shape_error(f"bottoms of shapes {x} and {y}", expected="as many items, of equal size")
-        return [()]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(x, y.reshape(x.shape), reduction="sum") / (2 * x.shape[0])
@@ -46,27 +39,12 @@ class _Distance(torch.autograd.Function):
         return grad / (2 * (distance + 1e-4))
 
 
-@layer("ContrastiveLoss", param="contrastive_loss_param")
-class ContrastiveLoss(Loss):
+@layer("ContrastiveLoss")
+class ContrastiveLoss(losses.ContrastiveLoss, Loss):
     """For each pair of vectors d^2 if the third bottom calls them alike, else max(margin - d, 0)^2; halved, averaged.
 
     ``legacy_version``, the only one in noh, takes max(margin - d^2, 0) for pairs that differ.
     """
-
-    bottoms = (3, 3)
-    labels = (2,)
-
-    def setup(self, x: Shape, y: Shape, alike: Shape) -> None:
-        self.margin = self.p.margin
-        self.legacy = self.dialect.contrastive_legacy or self.p.legacy_version
-
-    def reshape(self, x: Shape, y: Shape, alike: Shape) -> list[Shape]:
-        if x != y or len(x) < 2 or prod(x[2:]) != 1 or prod(alike) != x[0] or alike[:1] != x[:1]:
-            raise self.shape_error(
-                f"bottoms of shapes {x}, {y} and {alike}",
-                expected="two of shape (num, channels), and a number for each pair",
-            )
-        return [()]
 
     def forward(self, x: Tensor, y: Tensor, alike: Tensor) -> Tensor:
         d = (x - y).flatten(1)
@@ -79,17 +57,9 @@ class ContrastiveLoss(Loss):
         return serial_sum(loss) / x.shape[0] / 2
 
 
-@layer("HingeLoss", param="hinge_loss_param")
-class HingeLoss(Loss):
+@layer("HingeLoss")
+class HingeLoss(losses.ByItem, Loss):
     """The sum of max(0, 1 - x) for the label's class and max(0, 1 + x) for the others, or (L2) of their squares."""
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        self.norm = self.p.enum("norm")
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if not x or prod(label) != x[0]:
-            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each item")
-        return [()]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         scores = x.flatten(1)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above
-from caffe_port.layers.geometry import CoordMap, identity_map
+from caffe_port.spec import elementwise
 
 
 class _UnstableProduct(torch.autograd.Function):
@@ -43,29 +43,12 @@ class _Larger(torch.autograd.Function):
         return from_first, grad - from_first
 
 
-@layer("Eltwise", param="eltwise_param")
-class Eltwise(Layer):
+@layer("Eltwise")
+class Eltwise(elementwise.Eltwise, Layer):
     """PROD, SUM (with ``coeff``) or MAX of equally shaped bottoms.
 
     Of equal maxima the second bottom is taken before the first, and both before the others in their order.
     """
-
-    bottoms = (2, None)
-
-    def setup(self, *shapes: Shape) -> None:
-        self.operation, self.stable = self.p.enum("operation"), self.p.stable_prod_grad
-        coeff = self.p.coeff
-        if coeff and len(coeff) != self.n_bottoms:
-            raise self.error(f"{len(coeff)} coeff", expected=f"none, or one for each of {self.n_bottoms} bottoms")
-        if coeff and self.operation == "PROD":
-            raise self.error("coeff with operation: PROD", expected="coeff with SUM only")
-        self.coeff = coeff or [1.0] * self.n_bottoms
-
-    def reshape(self, *shapes: Shape) -> list[Shape]:
-        for s in shapes:
-            if s != shapes[0]:
-                raise self.shape_error(f"bottoms of shapes {shapes[0]} and {s}", expected="equal shapes")
-        return [shapes[0]]
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         if self.operation == "PROD":
@@ -76,6 +59,3 @@ class Eltwise(Layer):
             return reduce(lambda top, b: torch.add(top, b[0], alpha=b[1]), others, first)
         first, second, *rest = bottoms
         return reduce(lambda top, b: _Larger.apply(b, top), rest, _Larger.apply(first, second))
-
-    def coord_map(self) -> CoordMap:
-        return identity_map()

@@ -14,6 +14,7 @@ from caffe_port.formats.mapping import map_file
 from caffe_port.formats.wire import Reader
 from caffe_port.layers.base import Shape, layer
 from caffe_port.layers.loss import Loss, check_labels, serial_sum
+from caffe_port.spec import losses
 
 LEAST = 1e-20
 """Smaller probabilities count as this one (kLOG_THRESHOLD)."""
@@ -37,13 +38,8 @@ def log_of_bounded(p: Tensor) -> Tensor:
 
 
 @layer("MultinomialLogisticLoss")
-class MultinomialLogisticLoss(Loss):
+class MultinomialLogisticLoss(losses.ByItem, Loss):
     """-log of the probability that the first bottom gives to each item's label, averaged over the items."""
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if not x or prod(label) != x[0]:
-            raise self.shape_error(f"probabilities {x} with labels {label}", expected="a label for each item")
-        return [()]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         p = x.flatten(1)
@@ -51,53 +47,24 @@ class MultinomialLogisticLoss(Loss):
         return -serial_sum(log_of_bounded(own)) / x.shape[0]
 
 
-@layer("InfogainLoss", param="infogain_loss_param")
-class InfogainLoss(Loss):
+@layer("InfogainLoss")
+class InfogainLoss(losses.InfogainLoss, Loss):
     """-sum of H[label, k] log p[k]: a logistic loss that weighs every class by how near it is to the label.
 
     p is the softmax of the first bottom along ``axis``; a second top gives it. In noh the first bottom is p itself. H
     is the third bottom, or the matrix in the file ``source`` (.binaryproto).
     """
 
-    bottoms = (2, 3)
-    tops = (1, 2)
-    labels = (1, 2)
-
     def setup(self, x: Shape, label: Shape, matrix: Shape | None = None) -> None:
-        self.from_probabilities = self.dialect.infogain_takes_probabilities
-        if self.from_probabilities:
-            self.over, self.ignore, self.normalization = 1, None, "BATCH_SIZE"
-            if self.n_tops == 2:
-                raise self.error("2 tops", expected="1 top", remedy="the probabilities are its first bottom")
-        else:
-            self.over = self.axis(self.p.axis, x)
-            if self.fields.loss_param.has("normalize"):
-                raise self.error("loss_param.normalize", expected="normalization: VALID or BATCH_SIZE")
-            self.read_loss_param("VALID")
+        super().setup(x, label, matrix)
         if matrix is None:
-            self.register_buffer("matrix", self.read_matrix(), persistent=False)
-        else:
-            self.p.skip("source")
+            self.register_buffer("matrix", self.read_matrix(self.p.source), persistent=False)
+            self.matrix_shape = tuple(self.matrix.shape)
 
-    def read_matrix(self) -> Tensor:
+    def read_matrix(self, source: str) -> Tensor:
         """H from the file ``source``."""
-        if not self.p.has("source"):
-            raise self.error("no infogain matrix", expected="a third bottom, or infogain_loss_param { source: FILE }")
-        source = self.p.source
         blob, _ = read_blob(Reader(map_file(source), path=source, what="the infogain matrix"))
         return torch.tensor(blob, dtype=torch.float32)
-
-    def classes(self, x: Shape) -> int:
-        return prod(x[1:]) if self.from_probabilities else x[self.over]
-
-    def reshape(self, x: Shape, label: Shape, matrix: Shape | None = None) -> list[Shape]:
-        classes = self.classes(x)
-        if prod(label) * classes != prod(x):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
-        matrix = tuple(self.matrix.shape) if matrix is None else matrix
-        if prod(matrix) != classes**2:
-            raise self.shape_error(f"an infogain matrix of shape {matrix}", expected=f"{classes} x {classes}")
-        return [(), x][: self.n_tops]
 
     def forward(self, x: Tensor, label: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         classes, outer = self.classes(x.shape), prod(x.shape[: self.over])

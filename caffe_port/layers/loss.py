@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above, differs
-from caffe_port.layers.geometry import CoordMap, identity_map
+from caffe_port.spec import elementwise, losses
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:
@@ -27,45 +27,16 @@ def softmax(x: Tensor, axis: int) -> Tensor:
     return torch.softmax(x, axis)
 
 
-@layer("Softmax", param="softmax_param")
-class Softmax(Layer):
+@layer("Softmax")
+class Softmax(elementwise.Softmax, Layer):
     """exp(x) normalised to sum 1 along ``axis``."""
-
-    def setup(self, x: Shape) -> None:
-        self.p.skip("engine")
-        self.over = self.axis(self.p.axis, x)
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(x, self.over)
 
-    def coord_map(self) -> CoordMap:
-        return identity_map()
 
-
-class Loss(Layer):
-    """A loss over predictions and labels, divided as ``loss_param`` says.
-
-    Attributes:
-        ignore: the label that counts for nothing, or None.
-        normalization: FULL, VALID, BATCH_SIZE or NONE.
-    """
-
-    bottoms = (2, 2)
-    loss = True
-    labels: tuple[int, ...] = (1,)
-    ignore: int | None = None
-
-    def read_loss_param(self, default: str) -> None:
-        """Read ``loss_param``; ``normalize`` is the older form of ``normalization`` (loss_layer.cpp)."""
-        p = self.fields.loss_param
-        self.ignore = p.ignore_label if p.has("ignore_label") else None
-        if p.has("normalization"):
-            p.skip("normalize")
-            self.normalization = p.enum("normalization")
-        elif p.has("normalize"):
-            self.normalization = "VALID" if p.normalize else "BATCH_SIZE"
-        else:
-            self.normalization = default
+class Loss(losses.Loss, Layer):
+    """What the losses share: labels that do not count, and the divisor."""
 
     def kept(self, label: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The labels as int64, 0 for ignored ones; 1 where one counts, else 0, and how many do: None if all must."""
@@ -175,17 +146,6 @@ def _places(label: Tensor) -> Tensor:
 
 
 class _SoftmaxLoss(Loss):
-    tops = (1, 2)
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        self.read_loss_param("VALID")
-        self.over, self.classes = 1, x[1]
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if prod(label) * x[self.over] != prod(x):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
-        return [(), x][: self.n_tops]
-
     def weighted(self, label: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """What each pixel's loss counts for; ``keep`` is 0 for ignored pixels and else 1, None if all count."""
         return keep
@@ -200,24 +160,14 @@ class _SoftmaxLoss(Loss):
         return loss if self.n_tops == 1 else (loss, probability.view(x.shape))
 
 
-@layer("SoftmaxWithLoss", param="softmax_param")
-class SoftmaxWithLoss(_SoftmaxLoss):
+@layer("SoftmaxWithLoss")
+class SoftmaxWithLoss(losses.SoftmaxWithLoss, _SoftmaxLoss):
     """The cross-entropy of the softmax; a second top gives the probabilities."""
 
-    def setup(self, x: Shape, label: Shape) -> None:
-        super().setup(x, label)
-        self.p.skip("engine")
-        self.over = self.axis(self.p.axis, x)
-        self.classes = x[self.over]
 
-
-@layer("RedSoftmaxWithLoss", param="red_softmax_loss_param", dialects=("noh",))
-class RedSoftmaxWithLoss(_SoftmaxLoss):
+@layer("RedSoftmaxWithLoss")
+class RedSoftmaxWithLoss(losses.RedSoftmaxWithLoss, _SoftmaxLoss):
     """The same where ``class_num`` classes share the channels evenly: a class has its channels' summed probability."""
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        super().setup(x, label)
-        self.classes = self.p.class_num if self.p.has("class_num") else x[1]
 
 
 class _LogLogistic(torch.autograd.Function):
@@ -237,19 +187,8 @@ class _LogLogistic(torch.autograd.Function):
 
 
 @layer("SigmoidCrossEntropyLoss")
-class SigmoidCrossEntropyLoss(Loss):
+class SigmoidCrossEntropyLoss(losses.SigmoidCrossEntropyLoss, Loss):
     """The cross-entropy of independent yes-or-no predictions sigmoid(x) against targets in [0, 1]."""
-
-    def setup(self, x: Shape, target: Shape) -> None:
-        if self.dialect.sigmoid_loss_by_batch:
-            self.normalization = "BATCH_SIZE"
-        else:
-            self.read_loss_param("BATCH_SIZE")
-
-    def reshape(self, x: Shape, target: Shape) -> list[Shape]:
-        if prod(x) != prod(target):
-            raise self.shape_error(f"predictions {x} with targets {target}", expected="as many targets as predictions")
-        return [()]
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         target = target.reshape(x.shape)

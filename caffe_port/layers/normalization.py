@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
-from caffe_port.layers.geometry import CoordMap, identity_map
+from caffe_port.spec import elementwise
 
 
 def by_batch(
@@ -112,8 +112,8 @@ class _ByPixel(torch.autograd.Function):
         return dx, second * inverse, first, None, None
 
 
-@layer("BN", param="bn_param", dialects=("noh", "segnet"))
-class BN(Layer):
+@layer("BN")
+class BN(elementwise.BN, Layer):
     """Batch normalization as the fork has it.
 
     LEARN always normalises with the statistics of the batch at hand, in TEST too; tops two and three give its mean and
@@ -123,21 +123,11 @@ class BN(Layer):
     can come out negative and make it nan; here it is zero then.
     """
 
-    tops = (1, 3)
     eps = 1e-9
 
     def setup(self, x: Shape) -> None:
-        self.learn = self.p.enum("bn_mode") == "LEARN"
-        if not self.learn and self.n_tops > 1:
-            raise self.error("tops for statistics with bn_mode: INFERENCE", expected="one top, or bn_mode: LEARN")
+        super().setup(x)
         self.overwrites_diffs = self.dialect.bn_overwrites_diffs
-        self.blob("scale", (1, x[1], 1, 1), self.p.scale_filler)
-        self.blob("shift", (1, x[1], 1, 1), self.p.shift_filler)
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if not 2 <= len(x) <= 4 or x[1] != self.scale.shape[1]:
-            raise self.shape_error(f"a bottom of shape {x}", expected=f"2 to 4 axes, {self.scale.shape[1]} channels")
-        return [(*x, *(1,) * (4 - len(x))), *[(1, x[1], 1, 1)] * (self.n_tops - 1)]
 
     def channel_affine(self) -> tuple[Tensor, Tensor] | None:
         return None if self.learn else (self.scale.detach().flatten(), self.shift.detach().flatten())
@@ -160,8 +150,8 @@ class BN(Layer):
         return _ByPixel.apply(x, self.scale.flatten(), self.shift.flatten(), self.eps, True)
 
 
-@layer("BatchNorm", param="batch_norm_param", dialects=("bvlc",))
-class BatchNorm(Layer):
+@layer("BatchNorm")
+class BatchNorm(elementwise.BatchNorm, Layer):
     """(x - mean) / sqrt(variance + eps) for each channel (axis 1).
 
     In TRAIN, or with ``use_global_stats: false``, by the statistics of the batch at hand, which also enter the layer's
@@ -169,26 +159,6 @@ class BatchNorm(Layer):
     their weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the
     blobs, divided by the scale factor, are the statistics.
     """
-
-    def setup(self, x: Shape) -> None:
-        p = self.p
-        self.fraction, self.eps = p.moving_average_fraction, p.eps
-        self.use_global_stats: bool | None = p.use_global_stats if p.has("use_global_stats") else None
-        for spec in self.fields.param:
-            if spec.message.lr_mult != 0:
-                raise self.error(
-                    f"a param with lr_mult {spec.lr_mult}", expected="lr_mult: 0: nobody learns statistics"
-                )
-        if len(x) < 2:
-            raise self.shape_error(f"a bottom of shape {x}", expected="2 axes or more")
-        self.blob("mean", (x[1],), learned=False)
-        self.blob("variance", (x[1],), learned=False)
-        self.blob("scale_factor", (1,), learned=False)
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) < 2 or x[1] != len(self.mean):
-            raise self.shape_error(f"a bottom of shape {x}", expected=f"{len(self.mean)} channels at axis 1")
-        return [x]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.uses_blobs():
@@ -222,9 +192,6 @@ class BatchNorm(Layer):
         scale = torch.rsqrt(variance + self.eps)
         return scale, -mean * scale
 
-    def coord_map(self) -> CoordMap:
-        return identity_map()
-
 
 class _Standardized(torch.autograd.Function):
     """Rows less their mean, divided by their standard deviation + eps; the gradient takes eps for part of it."""
@@ -257,23 +224,13 @@ class _Centred(torch.autograd.Function):
         return grad
 
 
-@layer("MVN", param="mvn_param")
-class MVN(Layer):
+@layer("MVN")
+class MVN(elementwise.MVN, Layer):
     """Each item's channels (``across_channels``: items) less their mean, divided by their standard deviation + eps.
 
     The top always has four axes. The fork takes the variance as E[x^2] - E[x]^2, which can come out negative; here it
     never is.
     """
-
-    def setup(self, x: Shape) -> None:
-        p = self.p
-        self.normalize_variance, self.across_channels = p.normalize_variance, p.across_channels
-        self.eps = p.eps if self.dialect.mvn_eps is None else self.dialect.mvn_eps
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) > 4:
-            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes at most")
-        return [(*x, *(1,) * (4 - len(x)))]
 
     def forward(self, x: Tensor) -> Tensor:
         (shape,) = self.reshape(tuple(x.shape))
@@ -347,28 +304,12 @@ def _sum_over_channels(x: Tensor, size: int) -> Tensor:
     return total
 
 
-@layer("LRN", param="lrn_param")
-class LRN(Layer):
+@layer("LRN")
+class LRN(elementwise.LRN, Layer):
     """x / (k + alpha / n * sum of squares)^beta over nearby channels, or over a square of pixels (there k is 1)."""
 
-    def setup(self, x: Shape) -> None:
-        p = self.p
-        p.skip("engine")
-        self.size, self.alpha, self.beta, self.k = p.local_size, p.alpha, p.beta, p.k
-        self.across = p.enum("norm_region") == "ACROSS_CHANNELS"
-        if self.size % 2 == 0:
-            raise self.error(f"local_size {self.size}", expected="an odd number")
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) != 4:
-            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
-        return [x]
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.across:
+        if self.region == "ACROSS_CHANNELS":
             return _AcrossChannels.apply(x, self.size, self.alpha / self.size, self.beta, self.k)[0]
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (1 + self.alpha * mean) ** -self.beta
-
-    def coord_map(self) -> CoordMap:
-        return identity_map()

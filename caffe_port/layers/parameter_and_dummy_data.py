@@ -6,55 +6,31 @@ import torch
 from torch import Tensor
 
 from caffe_port import random
-from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.base import Layer, layer
 from caffe_port.schema.messages import FillerParameter
+from caffe_port.spec import sources
 
 
-@layer("Parameter", param="parameter_param", dialects=("bvlc",))
-class Parameter(Layer):
+@layer("Parameter")
+class Parameter(sources.Parameter, Layer):
     """A learned blob as a top. They share data and diff: a backward pass replaces the diff, adding nothing."""
 
-    bottoms = (0, 0)
     overwrites_diffs = True
-
-    def setup(self) -> None:
-        self.blob("weight", tuple(self.p.shape.dim))
-
-    def reshape(self) -> list[Shape]:
-        return [tuple(self.weight.shape)]
 
     def forward(self) -> Tensor:
         return self.weight.view_as(self.weight)
 
 
-@layer("DummyData", param="dummy_data_param")
-class DummyData(Layer):
+@layer("DummyData")
+class DummyData(sources.DummyData, Layer):
     """Blobs from fillers: a constant one is filled once, and then is the user's; others anew in every pass."""
 
-    bottoms = (0, 0)
-    tops = (1, None)
-
     def setup(self) -> None:
-        p = self.p
-        self.shapes = self.each("shape", [tuple(s.dim) for s in p.shape] or self.four_axes())
-        messages = [f.message for f in p.data_filler] or [FillerParameter()]
+        super().setup()
+        messages = [f.message for f in self.p.data_filler] or [FillerParameter()]
         self.fillers_of_tops = self.each("data_filler", messages)
         for i, (filler, shape) in enumerate(zip(self.fillers_of_tops, self.shapes, strict=True)):
             self.register_buffer(f"top{i}", torch.full(shape, filler.value), persistent=False)
-
-    def four_axes(self) -> list[Shape]:
-        """The shapes in the older form, ``num``, ``channels``, ``height`` and ``width``."""
-        sides = [self.each(name, getattr(self.p, name)) for name in ("num", "channels", "height", "width")]
-        return list(zip(*sides, strict=True))
-
-    def each(self, what: str, given: list) -> list:
-        """``given`` for every top: one for all, or one each."""
-        if len(given) not in (1, self.n_tops):
-            raise self.error(f"{len(given)} {what} for {self.n_tops} tops", expected="one, or one for each top")
-        return given * self.n_tops if len(given) == 1 else given
-
-    def reshape(self) -> list[Shape]:
-        return self.shapes
 
     def initial_tops(self) -> list[Tensor]:
         return [getattr(self, f"top{i}") for i in range(self.n_tops)]

@@ -16,72 +16,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port import random
-from caffe_port.layers.base import Layer, Shape, layer
-from caffe_port.layers.geometry import CoordMap, filter_map, inverse, single_or_pair
-from caffe_port.schema.messages import LayerParameter
-
-
-def pooled_length(n: int, kernel: int, stride: int, pad: int, *, padded: bool, ceil: bool = True) -> int:
-    """How many windows Caffe lays over ``n`` pixels (pooling_layer.cpp, Reshape).
-
-    One window fewer where the last would start in the padding; Caffe asks that only when some axis is padded.
-    """
-    steps = n + 2 * pad - kernel
-    count = (-(-steps // stride) if ceil else steps // stride) + 1
-    return count - 1 if padded and (count - 1) * stride >= n + pad else count
-
+from caffe_port.layers.base import Layer, layer
+from caffe_port.spec import windows
 
 MANY_CHANNELS = 16
 """From so many on torch is quicker with the channels last, turning them there and back included."""
 
 
-@layer("Pooling", param="pooling_param")
-class Pooling(Layer):
+@layer("Pooling")
+class Pooling(windows.Pooling, Layer):
     """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does
     not), STOCHASTIC (for numbers not below zero: in TRAIN one of the window's, each with a chance as large as its share
     of their sum; in TEST the mean by these chances).
 
     Caffe has STOCHASTIC on the GPU only. Here a window's number comes from the stream of all other draws.
     """
-
-    tops = (1, 2)
-
-    def setup(self, x: Shape) -> None:
-        p = self.p
-        p.skip("engine")
-        self.method, self.global_pooling = p.enum("pool"), p.global_pooling
-        self.ceil = p.enum("round_mode") == "CEIL"
-        sized = p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w")
-        if self.global_pooling == sized:
-            raise self.error(
-                "global_pooling with a kernel size" if sized else "no kernel size",
-                expected="a kernel size, or global_pooling: true without one",
-            )
-        self.kernel = (0, 0) if self.global_pooling else single_or_pair(self, p, "kernel_size")
-        self.stride, self.pad = single_or_pair(self, p, "stride"), single_or_pair(self, p, "pad")
-        if self.global_pooling and (self.stride != (1, 1) or self.pad != (0, 0)):
-            raise self.error(f"global_pooling with stride {self.stride}, pad {self.pad}", expected="stride 1, pad 0")
-        if (not self.global_pooling and min(self.kernel) < 1) or min(self.stride) < 1:
-            raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="no zeros")
-        if any(self.pad) and any(p >= k for p, k in zip(self.pad, self.kernel, strict=True)):
-            raise self.error(f"pad {self.pad} with kernel {self.kernel}", expected="less padding than kernel")
-        if self.method == "STOCHASTIC" and (any(self.pad) or self.n_tops == 2):
-            raise self.error(
-                f"pool: STOCHASTIC with pad {self.pad}, {self.n_tops} tops", expected="no padding, one top"
-            )
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) != 4:
-            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
-        out = tuple(
-            pooled_length(n, k, s, p, padded=any(self.pad), ceil=self.ceil)
-            for n, k, s, p in zip(x[2:], self._kernel(x), self.stride, self.pad, strict=True)
-        )
-        if min(out) < 1:
-            raise self.shape_error(
-                f"an output of {out} pixels from {x}", expected=f"at least 1 (kernel {self._kernel(x)})"
-            )
-        return [(*x[:2], *out)] * self.n_tops
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if not self._turns(x):
@@ -94,12 +43,12 @@ class Pooling(Layer):
 
         That is several times as quick, unless they or the windows are few, or a gradient has to come the same way back.
         """
-        if self.method == "STOCHASTIC" or self._kernel(x.shape) == x.shape[2:] or x.shape[1] < MANY_CHANNELS:
+        if self.method == "STOCHASTIC" or self.window(x.shape) == x.shape[2:] or x.shape[1] < MANY_CHANNELS:
             return False
         return x.device.type == "cpu" and x.is_contiguous() and not (torch.is_grad_enabled() and x.requires_grad)
 
     def _pool(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        kernel = self._kernel(x.shape)
+        kernel = self.window(x.shape)
         size = self.reshape(tuple(x.shape))[0][2:]
         if self.method == "AVE":
             y = self._average(x, kernel, size)
@@ -118,16 +67,10 @@ class Pooling(Layer):
             index = (index // padded.shape[3] - top) * width + index % padded.shape[3] - left
         return y if self.n_tops == 1 else (y, index.to(x.dtype))
 
-    def coord_map(self) -> CoordMap:
-        return inverse(filter_map(self.kernel, self.stride, self.pad))
-
-    def _kernel(self, x: Shape) -> tuple[int, int]:
-        return (x[2], x[3]) if self.global_pooling else self.kernel
-
     def _as_torch(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> bool:
         """Whether torch's own pooling lays the same windows."""
         theirs = tuple(
-            pooled_length(n, k, s, p, padded=self.ceil, ceil=self.ceil)
+            windows.pooled_length(n, k, s, p, padded=self.ceil, ceil=self.ceil)
             for n, k, s, p in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True)
         )
         return theirs == size and all(2 * p <= k for p, k in zip(self.pad, kernel, strict=True))
@@ -166,51 +109,17 @@ class Pooling(Layer):
         return windows.gather(2, (reached >= bound).max(2, keepdim=True).indices).squeeze(2)
 
 
-@layer("SPP", param="spp_param", dialects=("bvlc",))
-class SPP(Layer):
+@layer("SPP")
+class SPP(windows.SPP, Layer):
     """A pyramid of poolings into 1 x 1, 2 x 2, 4 x 4 ... windows, whatever the size of the bottom, one after the other.
 
     The top is (N, numbers); of a pyramid of one level it is that pooling's own, (N, C, 1, 1).
     """
 
-    def setup(self, x: Shape) -> None:
-        self.p.skip("engine")
-        self.height, self.method = self.p.pyramid_height, self.p.pool
-        if self.height < 1:
-            raise self.error(f"pyramid_height {self.height}", expected="at least 1")
-        self._size: Shape = ()
-        self._levels: list[Pooling] = []
-
-    def levels(self, x: Shape) -> list[Pooling]:
-        """The poolings of blobs of this size; those of the last size are kept."""
-        if self._size != x[2:]:
-            self._size, self._levels = x[2:], [self.level(x, i) for i in range(self.height)]
-        for pooling in self._levels:
-            pooling.training = self.training
-        return self._levels
-
-    def level(self, x: Shape, level: int) -> Pooling:
-        """The pooling of ``x`` into 2^level windows a side; they may hang over its edges."""
-        message = LayerParameter(name=self.name, type="Pooling", bottom=["x"], top=["y"])
-        p = message.pooling_param
-        p.pool = self.method
-        for side, n in zip("hw", x[2:], strict=True):
-            kernel = -(-n // 2**level)
-            setattr(p, f"kernel_{side}", kernel)
-            setattr(p, f"stride_{side}", kernel)
-            setattr(p, f"pad_{side}", (kernel * 2**level - n + 1) // 2)
-        pooling = Pooling(message, self.dialect, self.where)
-        pooling.setup(x)
-        return pooling
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) != 4:
-            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
-        shapes = [pooling.reshape(x)[0] for pooling in self.levels(x)]
-        return shapes if self.height == 1 else [(x[0], sum(prod(s[1:]) for s in shapes))]
+    pooling = Pooling
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = [pooling(x) for pooling in self.levels(tuple(x.shape))]
+        pooled = [pooling.train(self.training)(x) for pooling in self.levels(tuple(x.shape))]
         return pooled[0] if self.height == 1 else torch.cat([y.flatten(1) for y in pooled], 1)
 
 
@@ -280,40 +189,14 @@ class _DividedGradient(torch.autograd.Function):
         return grad / ctx.saved_tensors[0], None
 
 
-@layer("Unpooling", param="unpooling_param", dialects=("noh",))
-class Unpooling(Layer):
+@layer("Unpooling")
+class Unpooling(windows.Unpooling, Layer):
     """MAX puts each value back at its switch (or its window's top-left corner), AVE spreads it evenly, TILE repeats it.
 
     The original's AVE and TILE add to what the output held before, so that a second forward pass adds to the first;
     here the output starts from zero. TILE's backward pass divides by the window's size although its forward pass does
     not.
     """
-
-    bottoms = (1, 2)
-    labels = (1,)
-
-    def setup(self, x: Shape, switches: Shape | None = None) -> None:
-        p = self.p
-        p.skip("engine")
-        self.method = p.enum("unpool")
-        self.kernel, self.stride = single_or_pair(self, p, "kernel_size"), single_or_pair(self, p, "stride")
-        if min(self.kernel) < 1 or min(self.stride) < 1:
-            raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="no zeros")
-        if single_or_pair(self, p, "pad") != (0, 0):
-            raise self.error("a pad", expected="no padding: the original has none")
-        both = p.has("unpool_h") and p.has("unpool_w")
-        if p.has("unpool_size") == both or p.has("unpool_h") != p.has("unpool_w"):
-            raise self.error(
-                "the size of the output is not given once", expected="unpool_size, or unpool_h and unpool_w"
-            )
-        self.size = (p.unpool_h, p.unpool_w) if both else (p.unpool_size,) * 2
-        if self.n_bottoms == 2 and self.method != "MAX":
-            raise self.error(f"switches for unpool: {self.method}", expected="one bottom, or unpool: MAX")
-
-    def reshape(self, x: Shape, switches: Shape | None = None) -> list[Shape]:
-        if len(x) != 4 or (switches is not None and switches != x):
-            raise self.shape_error(f"bottoms of shapes {x} and {switches}", expected="equal shapes of 4 axes")
-        return [(*x[:2], *self.size)]
 
     def forward(self, x: Tensor, switches: Tensor | None = None) -> Tensor:
         if self.method != "MAX":
@@ -339,6 +222,3 @@ class Unpooling(Layer):
         ones = x.new_ones((x.shape[1], 1, *self.kernel))
         y = F.conv_transpose2d(x, ones, stride=self.stride, groups=x.shape[1])
         return F.pad(y, (0, self.size[1] - y.shape[3], 0, self.size[0] - y.shape[2]))
-
-    def coord_map(self) -> CoordMap:
-        return filter_map(self.kernel, self.stride, (0, 0))

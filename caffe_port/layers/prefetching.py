@@ -20,14 +20,13 @@ from caffe_port.errors import CaffeError
 from caffe_port.formats.meanfile import read_mean
 from caffe_port.layers.base import Layer, Shape
 from caffe_port.random import Stream, default_stream
+from caffe_port.spec import sources
 
 __all__ = ["Prefetching", "Reading"]
 
 
-class Reading(Layer):
+class Reading(sources.Source, Layer):
     """A layer that reads files and has no bottoms."""
-
-    bottoms = (0, 0)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

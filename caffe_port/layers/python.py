@@ -70,7 +70,7 @@ class PythonLayer:
         return self.param_str
 
 
-@layer("Python", param="python_param", dialects=("bvlc",))
+@layer("Python")
 class Python(Layer):
     """A user's layer: his object over numpy arrays, as one step of autograd's.
 
@@ -79,9 +79,6 @@ class Python(Layer):
         user: the user's object.
     """
 
-    bottoms = (0, None)
-    tops = (0, None)
-    data_shaped = True
     keeps_state = True
     allowed = False
 

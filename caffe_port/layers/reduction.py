@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.base import Layer, layer
+from caffe_port.spec import shaping
 
 
-@layer("Reduction", param="reduction_param", dialects=("bvlc",))
-class Reduction(Layer):
+@layer("Reduction")
+class Reduction(shaping.Reduction, Layer):
     """SUM, ASUM (of absolute values), SUMSQ (of squares) or MEAN over all axes from ``axis`` on, times ``coeff``."""
-
-    def setup(self, x: Shape) -> None:
-        self.operation, self.coeff, self.from_axis = self.p.enum("operation"), self.p.coeff, self.axis(self.p.axis, x)
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        return [x[: self.from_axis]]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(self.from_axis)

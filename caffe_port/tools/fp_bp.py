@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import DefinitionError, WeightsError, nearest
-from caffe_port.formats import BLOB_NAMES, Weights, open_weights, write_net
+from caffe_port.formats import Weights, open_weights, write_net
 from caffe_port.formats.atomic import check_output
+from caffe_port.formats.naming import torch_shape
+from caffe_port.spec import infer
 from caffe_port.tools.cli import Parser, read_options, run, table
 from caffe_port.tools.progress import progress
 
@@ -53,17 +55,20 @@ def convert(definition: Definition, weights: Weights) -> list[Made]:
         DefinitionError: no layer is called ``X-bp``, or one cannot be the backward pass of its X.
         WeightsError: a layer or blob is missing, or has another shape than the net wants.
     """
-    layers = {layer.name: layer for layer in definition.net.layer if layer.type in _TYPES}
+    layers: dict[str, Any] = {
+        layer.message.name: layer.spec for layer in infer(definition, check=False).layers if layer.params
+    }
     sources = {source.name: source for source in weights.layers if source.blobs}
-    shapes = _shapes(definition)
+    for layer in layers.values():
+        if layer.type not in _TYPES:
+            where = f"{layer.where}: layer {layer.name}"
+            raise DefinitionError(where, f"a {layer.type} with parameters", expected=" or ".join(_TYPES))
     if not any(_base(name, layers) for name in layers):
         raise DefinitionError(
             definition.path, f"no layer X{SUFFIX} beside a layer X", expected="a forward-backward net"
         )
     made = []
-    for index, layer in enumerate(definition.net.layer):
-        if layer.name not in layers:
-            continue
+    for layer in layers.values():
         base = _base(layer.name, layers)
         name = base or layer.name
         if name not in sources:
@@ -71,17 +76,16 @@ def convert(definition: Definition, weights: Weights) -> list[Made]:
             remedy = f"near: {near}" if near else "is it the classification net's file?"
             raise WeightsError(weights.path, f"no layer {name!r}", remedy=remedy)
         blobs = [blob for blob in sources[name].blobs if blob is not None]
-        _check(weights.path, name, blobs, shapes[name], _n_blobs(layers[name]))
+        _check(weights.path, name, blobs, layers[name].blob_shapes)
         how = "copied"
         if base:
-            how = _way_back(definition.where(index), layers[base], layer)
+            how = _way_back(layers[base], layer)
             blobs = [blobs[0].transpose(1, 0, 2, 3) if how == "transposed" else blobs[0]]
-            if blobs[0].shape != shapes[layer.name]:
-                where = f"{definition.where(index)}: layer {layer.name}"
-                raise DefinitionError(
-                    where, f"weights {shapes[layer.name]}", expected=f"{blobs[0].shape} to undo {base}"
-                )
-            blobs += [np.zeros(layer.convolution_param.num_output, np.float32)] * (_n_blobs(layer) - 1)
+            weight, *others = layer.blob_shapes.values()
+            if blobs[0].shape != weight:
+                where = f"{layer.where}: layer {layer.name}"
+                raise DefinitionError(where, f"weights {weight}", expected=f"{blobs[0].shape} to undo {base}")
+            blobs += [np.zeros(shape, np.float32) for shape in others]
         made.append(Made(layer.name, name, how, blobs))
     return made
 
@@ -92,11 +96,7 @@ def _base(name: str, layers: dict[str, Any]) -> str:
     return base if base != name and base in layers else ""
 
 
-def _n_blobs(layer: Any) -> int:
-    return 2 if layer.convolution_param.bias_term else 1
-
-
-def _way_back(where: str, forward: Any, backward: Any) -> str:
+def _way_back(forward: Any, backward: Any) -> str:
     """How the weights of ``forward`` serve the layer that is its backward pass: "as they are" or "transposed".
 
     Raises:
@@ -106,63 +106,24 @@ def _way_back(where: str, forward: Any, backward: Any) -> str:
     if forward.type == "Convolution" and _geometry(backward) == geometry:
         if backward.type == "Deconvolution":
             return "as they are"
-        if geometry == ((1, 1), (1, 1), (0, 0), (1, 1), (1,)):
+        if geometry == ((1, 1), (1, 1), (0, 0), (1, 1), 1):
             return "transposed"
     raise DefinitionError(
-        f"{where}: layer {backward.name}",
+        f"{backward.where}: layer {backward.name}",
         f"a {backward.type} that is not the backward pass of {forward.name}, a {forward.type}",
         expected="a Deconvolution with the same kernel, stride, pad, dilation and group (or, for 1x1, a Convolution)",
     )
 
 
-def _geometry(layer: Any) -> tuple[tuple[int, ...], ...]:
-    """Kernel, stride, pad and dilation, each (height, width), and group."""
-    p = layer.convolution_param
-
-    def pair(values: Sequence[int], height: int, width: int, default: int) -> tuple[int, int]:
-        spread = (list(values) or [default]) * 2
-        return (height, width) if height or width else (spread[0], spread[1])
-
-    return (
-        pair(p.kernel_size, p.kernel_h, p.kernel_w, 0),
-        pair(p.stride, p.stride_h, p.stride_w, 1),
-        pair(p.pad, p.pad_h, p.pad_w, 0),
-        pair(p.dilation, 0, 0, 1),
-        (p.group,),
-    )
+def _geometry(layer: Any) -> tuple[Any, ...]:
+    return layer.kernel, layer.stride, layer.pad, layer.dilation, layer.group
 
 
-def _shapes(definition: Definition) -> dict[str, tuple[int, ...]]:
-    """The weights' shape of each convolution and deconvolution, from the channels that reach it.
-
-    Raises:
-        DefinitionError: a layer has parameters of another kind.
-    """
-    channels: dict[str, int] = {}
-    shapes = {}
-    for index, layer in enumerate(definition.net.layer):
-        if layer.type == "Input":
-            dims = layer.input_param.shape
-            channels.update((top, shape.dim[1]) for top, shape in zip(layer.top, dims, strict=False))
-            continue
-        made = channels[layer.bottom[0]]
-        if layer.type in _TYPES:
-            p, group = layer.convolution_param, layer.convolution_param.group
-            one = (p.num_output, made // group) if layer.type == "Convolution" else (made, p.num_output // group)
-            shapes[layer.name] = (*one, *_geometry(layer)[0])
-            made = p.num_output
-        elif layer.type in BLOB_NAMES:
-            where = f"{definition.where(index)}: layer {layer.name}"
-            raise DefinitionError(where, f"a {layer.type} with parameters", expected=" or ".join(_TYPES))
-        channels.update(dict.fromkeys(layer.top, made))
-    return shapes
-
-
-def _check(path: str, name: str, blobs: Sequence[np.ndarray], weight: tuple[int, ...], count: int) -> None:
-    if len(blobs) != count:
-        raise WeightsError(f"{path}: {name}", f"{len(blobs)} blobs", expected=f"{count} as the net has")
-    for index, (blob, wanted) in enumerate(zip(blobs, (weight, weight[:1]), strict=False)):
-        if blob.shape != wanted and not (index and blob.size == wanted[0]):
+def _check(path: str, name: str, blobs: Sequence[np.ndarray], shapes: dict[str, tuple[int, ...]]) -> None:
+    if len(blobs) != len(shapes):
+        raise WeightsError(f"{path}: {name}", f"{len(blobs)} blobs", expected=f"{len(shapes)} as the net has")
+    for index, (blob, wanted) in enumerate(zip(blobs, shapes.values(), strict=True)):
+        if torch_shape(blob.shape, len(wanted)) != wanted:
             raise WeightsError(
                 f"{path}: {name}[{index}]",
                 f"shape {blob.shape}",

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from caffe_port.errors import WeightsError, nearest
-from caffe_port.formats import BLOB_NAMES, blob_names, open_weights, write_net
+from caffe_port.formats import open_weights, write_net
 from caffe_port.formats.atomic import check_output
+from caffe_port.spec import RECORDS, infer
 from caffe_port.tools.cli import Parser, read_options, run
 from caffe_port.tools.progress import progress
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message as LayerParameter
-
     from caffe_port.schema import Definition
 
 __all__ = ["main"]
@@ -92,15 +90,29 @@ def gather(
     of its own.
 
     Raises:
-        WeightsError: a blob has another number of axes than its layer wants, or only some of a layer's blobs are there.
+        WeightsError: a blob has another number of axes than its layer wants, only some of a layer's blobs are there, or
+            others than the layer has.
     """
+    held: dict[str, list[str]] = {}
+    for key in arrays:
+        held.setdefault(key.rpartition(".")[0], []).append(key.rpartition(".")[2])
     owners: dict[str, np.ndarray] = {}
     blobs: list[list[np.ndarray | None]] = []
     missing: list[str] = []
-    for layer in definition.net.layer:
+    for i, layer in enumerate(definition.net.layer):
+        own = held.get(layer.name, [])
+        named = _blobs(definition, i, own, path)
+        numbered = [f"blob{index}" for index in range(len(named))]
+        foreign = [blob for blob in own if blob not in (*numbered, *(name for name, _ in named))]
+        if foreign:
+            raise WeightsError(
+                f"{path}: {layer.name}",
+                f"blobs {_some(foreign)}",
+                expected=f"{_some([name for name, _ in named]) or 'none'}, as a {layer.type} has",
+            )
         found: list[np.ndarray | None] = []
         absent: list[str] = []
-        for index, (name, rank) in enumerate(blob_names(layer.type, _blob_count(layer, arrays))):
+        for index, (name, rank) in enumerate(named):
             key = f"{layer.name}.{name}"
             shared = layer.param[index].name if index < len(layer.param) else ""
             array = arrays.get(key, arrays.get(f"{layer.name}.blob{index}", owners.get(shared) if shared else None))
@@ -119,26 +131,24 @@ def gather(
     return blobs, missing
 
 
-def _blob_count(layer: LayerParameter, arrays: dict[str, np.ndarray]) -> int:
-    """How many blobs Caffe gives the layer, by its definition; for an unknown type, how many ``arrays`` has."""
-    kind, bottoms = layer.type, len(layer.bottom)
-    if kind in ("Convolution", "Deconvolution"):
-        return 1 + layer.convolution_param.bias_term
-    if kind == "InnerProduct":
-        return 1 + layer.inner_product_param.bias_term
-    if kind == "Embed":
-        return 1 + layer.embed_param.bias_term
-    if kind == "Scale":
-        return (bottoms == 1) + layer.scale_param.bias_term
-    if kind == "Bias":
-        return int(bottoms == 1)
-    if kind in ("LSTM", "RNN"):
-        states = (2 if kind == "LSTM" else 1) * layer.recurrent_param.expose_hidden
-        static = bottoms > 2 + states
-        return len(BLOB_NAMES[kind]) - (not static)
-    if kind in BLOB_NAMES:
-        return len(BLOB_NAMES[kind])
-    return next(i for i in count() if f"{layer.name}.blob{i}" not in arrays)
+def _blobs(definition: Definition, i: int, own: Sequence[str], path: str) -> list[tuple[str, int | None]]:
+    """Name and rank of each blob of layer ``i`` in Caffe's order; ``own``: what the state_dict calls them."""
+    layer = definition.net.layer[i]
+    record = RECORDS.find(layer.type, definition.dialect)
+    if record is None and own:
+        orders = [f"blob{index}" for index in range(len(own))], ["weight", "bias"][: len(own)]
+        order = next((names for names in orders if set(names) == set(own)), None)
+        if order is None:
+            raise WeightsError(
+                f"{path}: {layer.name}",
+                f"blobs {_some(own)} of a {layer.type}, a type whose order of blobs is not known",
+                expected="blob0, blob1 ..., or weight and bias",
+                remedy="--plugin FILE gives the type's layer",
+            )
+        return [(name, None) for name in order]
+    if record is None or not record.blob_specs:  # a plugin's setup may name blobs that its class does not
+        return [(name, None) for name in infer(definition, check=False).layers[i].params] if record and own else []
+    return [(blob.name, blob.rank) for blob in record(layer, definition.dialect, definition.where(i)).blobs_here()]
 
 
 def _owned_once(blobs: list[list[np.ndarray | None]]) -> list[list[np.ndarray | None]]:

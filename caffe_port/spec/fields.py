@@ -48,9 +48,17 @@ class Fields:
         number = getattr(self, name)
         return self._message.DESCRIPTOR.fields_by_name[name].enum_type.values_by_number[number].name
 
+    def value(self, name: str) -> Any:
+        """What field ``name`` holds; of an enum the value's name."""
+        return self.enum(name) if self._message.DESCRIPTOR.fields_by_name[name].enum_type else getattr(self, name)
+
     def skip(self, *names: str) -> None:
         """Mark fields as read that make no difference here (``engine``, say)."""
         self._read.update(names)
+
+    def blank(self, **fields: Any) -> Any:
+        """Another message of the same type."""
+        return type(self._message)(**fields)
 
     @property
     def message(self) -> Any:

@@ -1,0 +1,294 @@
+"""What is known of a layer without computing anything: its record. Needs no torch.
+
+A record says of a layer type what its definition may hold and which blobs and shapes follow from it. The layers, the
+converters, shape inference and the documentation all read it here. Most of it is data::
+
+    define("Power", Neuron, "power_param", reads=("power", "scale", "shift"))
+
+What is computed from the parameters and the bottoms' shapes is two methods, ``setup`` and ``reshape``::
+
+    @record("InnerProduct", "inner_product_param")
+    class InnerProduct(Spec):
+        blob_specs = (Blob("weight", 2, "weight_filler"), BIAS)
+        reads = ("num_output",)
+
+        def setup(self, x):
+            self.make_blobs((self.num_output, prod(x[1:])), (self.num_output,))
+
+        def reshape(self, x):
+            return [(x[0], self.num_output)]
+
+A layer (:class:`caffe_port.layers.Layer`) is a record that also computes. A fork's records stand in a module of its
+own; importing that registers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+from caffe_port.dialects import DIALECTS, Dialect
+from caffe_port.errors import DefinitionError, LayerError, ShapeError
+from caffe_port.spec.coords import CoordMap, identity_map
+from caffe_port.spec.fields import Fields
+
+__all__ = ["BIAS", "BOTH", "BVLC", "NOH", "RECORDS", "Blob", "Shape", "Spec", "Table", "define", "record", "records_of"]
+
+Shape = tuple[int, ...]
+
+# What the net itself reads of a layer's message.
+_NET_FIELDS = (
+    *("name", "type", "bottom", "top", "phase", "include", "exclude", "loss_weight", "propagate_down", "blobs"),
+    *("param", "blob_share_mode", "blobs_lr", "weight_decay"),
+)
+
+BVLC, NOH = ("bvlc",), ("noh",)
+BOTH = BVLC + NOH
+
+
+class Blob(NamedTuple):
+    """A parameter blob.
+
+    Attributes:
+        name: its name in a state dict.
+        rank: its number of axes, to which the leading ones of a legacy shape are dropped; None: as stored.
+        filler: the field of the parameter block that holds its filler; "": filled with 0.
+        default: what it is filled with where that field is not set.
+        when: whether a layer (a :class:`Spec`) has it, asked before its shapes are known; None: always.
+        learned: False for a statistic that the layer itself keeps.
+    """
+
+    name: str
+    rank: int | None = None
+    filler: str = ""
+    default: float = 0.0
+    when: Callable[[Any], Any] | None = None
+    learned: bool = True
+
+
+BIAS = Blob("bias", 1, "bias_filler", when=lambda layer: layer.p.bias_term)
+
+
+class Spec:
+    """The record of a layer type; an instance is that of one layer in a definition.
+
+    Attributes:
+        p: the layer's own parameter block (``convolution_param`` ...) as :class:`Fields`.
+        blob_shapes: name to shape of the parameter blobs in Caffe's order, once ``setup`` has run.
+        fillers: name to the filler's message, None for a constant 0.
+    """
+
+    type: ClassVar[Any]
+    """The layer type's name."""
+    param: ClassVar[str | None] = None
+    """The field of LayerParameter that holds the parameters."""
+    dialects: ClassVar[tuple[str, ...]] = BOTH
+    bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
+    """Fewest and most bottoms (None: no limit)."""
+    tops: ClassVar[tuple[int, int | None]] = (1, 1)
+    blob_specs: ClassVar[tuple[Blob, ...]] = ()
+    """All parameter blobs that a layer of the type can have. A plugin may leave it empty and call :meth:`blob`."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Attributes that take their value from a field of the parameter block: "FIELD", or "ATTRIBUTE=FIELD" where they
+    have another name; of an enum it is the value's name. With a "?" behind, it is None where the field is not set."""
+    ignores: ClassVar[tuple[str, ...]] = ()
+    """Fields of the parameter block that make no difference here."""
+    loss: ClassVar[bool] = False
+    """A loss: its first top has weight 1 unless told otherwise, and is made when the definition names none."""
+    labels: tuple[int, ...] = ()
+    """Bottoms that no gradient reaches (labels, switches)."""
+    in_place: ClassVar[bool] = True
+    """Whether its top may be its bottom."""
+    aligned: ClassVar[tuple[str, ...]] = ()
+    """The dialects whose coordinate maps know this layer's tops to lie exactly over its first bottom."""
+    by_phase: ClassVar[bool] = False
+    """Whether it computes something else in TRAIN than in TEST."""
+    data_shaped: ClassVar[bool] = False
+    """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
+    exports: ClassVar[set[str]] = set()
+    """Where layers of the type can be exported to; exporters add themselves."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What ``reads`` and ``setup`` set; of a layer also its blobs."""
+
+    def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
+        super().__init__()
+        self.where, self.dialect, self.name = where, dialect, message.name
+        self.n_bottoms, self.n_tops = len(message.bottom), len(message.top)
+        self.fields = Fields(message)
+        self.fields.skip(*_NET_FIELDS)
+        self.blob_shapes: dict[str, Shape] = {}
+        self.fillers: dict[str, Any] = {}
+        for what, n, (low, high) in (("bottom", self.n_bottoms, self.bottoms), ("top", self.n_tops, self.tops)):
+            if n < low or (high is not None and n > high):
+                wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+                raise self.error(f"{n} {what}s", expected=f"{wanted} {what}{'' if wanted == '1' else 's'}")
+        if not self.in_place and set(self.fields.top) & set(self.fields.bottom):
+            raise self.error("a top that is its bottom", expected="another name: the layer does not work in place")
+        if self.param:
+            self.p = getattr(self.fields, self.param)
+            self.p.skip(*self.ignores)
+            for read in self.reads:
+                name, _, field = read.rstrip("?").rpartition("=")
+                known = not read.endswith("?") or self.p.has(field)
+                setattr(self, name or field, self.p.value(field) if known else None)
+
+    # -- what a record says --------------------------------------------------------------------------------------------
+
+    def setup(self, *shapes: Shape) -> None:
+        """Check the parameters and make the blobs, given the shapes of the bottoms.
+
+        Raises:
+            LayerError: parameters that cannot be. ShapeError: shapes that cannot be.
+        """
+
+    def reshape(self, *shapes: Shape) -> Sequence[Shape]:
+        """The tops' shapes; without it, the first bottom's. Raises :class:`ShapeError` for shapes that cannot be."""
+        return [shapes[0]] * self.n_tops
+
+    def coord_map(self) -> CoordMap | None:
+        """How the top's pixels lie over those of the first bottom; None if the dialect does not say."""
+        return identity_map() if set(self.aligned).intersection(self.dialect.lineage) else None
+
+    def uses(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+        """How often a pass multiplies by each number of the weights (blobs of two axes or more)."""
+        return 0
+
+    # -- what it uses --------------------------------------------------------------------------------------------------
+
+    def make_blobs(self, *shapes: Shape) -> None:
+        """Make the parameter blobs that this layer has, given the shapes of all ``blob_specs``; the others are None."""
+        for blob, shape in zip(self.blob_specs, shapes, strict=True):
+            if blob in self.blobs_here():
+                filler = getattr(self.p, blob.filler) if blob.filler else None
+                if filler is not None and blob.default and not self.p.has(blob.filler):
+                    filler = Fields(type(filler.message)(value=blob.default))
+                self.blob(blob.name, shape, filler, learned=blob.learned)
+            else:
+                setattr(self, blob.name, None)
+                self.p.skip(blob.filler)
+
+    def blobs_here(self) -> tuple[Blob, ...]:
+        """Those of ``blob_specs`` that this layer has by its parameters and its number of bottoms."""
+        return tuple(blob for blob in self.blob_specs if blob.when is None or blob.when(self))
+
+    def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
+        """Make the next parameter blob.
+
+        Args:
+            name: what it is called in the state dict.
+            shape: Caffe's shape, without the leading ones of the old four-axis form.
+            filler: the filler's message; None is a constant 0.
+            learned: False for a statistic that the layer itself keeps (a buffer).
+        """
+        if any(d <= 0 for d in shape):
+            raise ShapeError(f"{self.where}: layer {self.name}", f"{name} would have shape {shape}")
+        self.blob_shapes[name] = tuple(shape)
+        self.fillers[name] = filler.message if filler is not None else None
+
+    @property
+    def blob_names(self) -> list[str]:
+        """The names of the parameter blobs in Caffe's order."""
+        return list(self.blob_shapes)
+
+    def axis(self, axis: int, shape: Shape) -> int:
+        """Caffe's CanonicalAxisIndex: negative axes count from the end."""
+        if not -len(shape) <= axis < len(shape):
+            raise self.error(f"axis {axis}", expected=f"an axis of a {len(shape)}-axis blob of shape {shape}")
+        return axis % len(shape)
+
+    def four_axes(self, x: Shape) -> None:
+        """Refuses a bottom that is not (num, channels, height, width)."""
+        if len(x) != 4:
+            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
+
+    def error(self, found: str, *, expected: str = "", remedy: str = "") -> LayerError:
+        """An error about this layer's parameters, to be raised."""
+        return LayerError(f"{self.where}: layer {self.name} ({self.type})", found, expected=expected, remedy=remedy)
+
+    def shape_error(self, found: str, *, expected: str = "", remedy: str = "") -> ShapeError:
+        """An error about the shapes this layer is given, to be raised."""
+        return ShapeError(f"{self.where}: layer {self.name} ({self.type})", found, expected=expected, remedy=remedy)
+
+    def check_fields(self) -> list[str]:
+        """Other layer types' blocks, which Caffe ignores here; raises for a set field that nobody read."""
+        ignored = []
+        for path in self.fields.unread():
+            if "." not in path and path.endswith("_param") and path != self.param:
+                ignored.append(path)
+            else:
+                raise self.error(f"field {path} is set, and this layer does not know it")
+        return ignored
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+C = TypeVar("C", bound=type[Spec])
+
+
+class Table(dict[str, dict[str, C]]):
+    """Classes by layer type and dialect."""
+
+    def add(self, cls: C, where: str, *, replace: bool = False) -> None:
+        """Enter a class for its type and dialects.
+
+        Raises:
+            DefinitionError: a dialect is not known, or has one already and it is not to ``replace`` that.
+        """
+        of_type = self.setdefault(cls.type, {})
+        for name in cls.dialects:
+            if name not in DIALECTS:
+                raise DefinitionError(where, f"dialect {name!r}", expected=f"some of {', '.join(DIALECTS)}")
+            if name in of_type and not replace:
+                raise DefinitionError(
+                    where, f"already registered by {of_type[name].__qualname__}", remedy="replace=True takes its place"
+                )
+        of_type.update(dict.fromkeys(cls.dialects, cls))
+
+    def find(self, type_name: str, dialect: Dialect) -> C | None:
+        """The class of a type in a dialect: its own, or that of the nearest dialect of its lineage that has one."""
+        if f"type {type_name}" in dialect.lacks:
+            return None
+        of_type = self.get(type_name, {})
+        return next((of_type[name] for name in dialect.lineage if name in of_type), None)
+
+
+RECORDS: Table[type[Spec]] = Table()
+"""The record of each layer type."""
+
+
+def record(
+    type_name: str, param: str | None = None, dialects: tuple[str, ...] = BOTH, *, replace: bool = False
+) -> Callable[[C], C]:
+    """Register a class as the record of a layer type.
+
+    Args:
+        type_name: the ``type`` of a prototxt's ``layer`` ("Convolution").
+        param: the field of LayerParameter that holds its parameters.
+        dialects: the Caffes that have it; those made from them have it too, unless they register one of their own.
+        replace: take the place of the record of the same type and dialects.
+
+    Raises:
+        DefinitionError: there is one for that type and dialect already, or a dialect is not known.
+    """
+
+    def register(cls: C) -> C:
+        cls.type, cls.param, cls.dialects, cls.exports = type_name, param, dialects, set()
+        RECORDS.add(cls, f"the record of {type_name}", replace=replace)
+        return cls
+
+    return register
+
+
+def define(
+    type_name: str, base: type[Spec], param: str | None = None, dialects: tuple[str, ...] = BOTH, **facts: Any
+) -> None:
+    """Register a record that is ``base`` with other facts (class attributes of :class:`Spec`)."""
+    record(type_name, param, dialects)(type(type_name, (base,), facts))
+
+
+def records_of(type_name: str) -> Iterable[type[Spec]]:
+    """The records of a type in all dialects, for files that do not tell their dialect; one each."""
+    return dict.fromkeys(RECORDS.get(type_name, {}).values())

@@ -1,0 +1,32 @@
+"""Coordinate maps: how one blob's pixels lie over another's. Source: coords.hpp (noh), coord_map.py (bvlc)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+__all__ = ["CoordMap", "compose", "filter_map", "identity_map", "inverse"]
+
+CoordMap = tuple[tuple[Any, Any], ...]
+"""For each spatial axis (scale, shift): what lies at t in the bottom lies at scale * t + shift in the top."""
+
+
+def identity_map(axes: int = 2) -> CoordMap:
+    """The map of a layer that keeps every pixel where it is."""
+    return ((Fraction(1), Fraction(0)),) * axes
+
+
+def filter_map(kernel: Sequence[Any], stride: Sequence[Any], pad: Sequence[Any]) -> CoordMap:
+    """Where the centre of window t lies: a deconvolution's map, the inverse of a convolution's (noh: coords.hpp)."""
+    return tuple((Fraction(s), Fraction(k - 1, 2) - p) for k, s, p in zip(kernel, stride, pad, strict=True))
+
+
+def compose(left: CoordMap, right: CoordMap) -> CoordMap:
+    """``left`` after ``right`` (coords.hpp, compose)."""
+    return tuple((a * c, a * d + b) for (a, b), (c, d) in zip(left, right, strict=True))
+
+
+def inverse(m: CoordMap) -> CoordMap:
+    """The map that undoes ``m``."""
+    return tuple((1 / a, -b / a) for a, b in m)

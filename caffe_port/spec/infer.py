@@ -1,0 +1,102 @@
+"""Shapes, parameters and multiply-adds of a net by arithmetic alone: no torch, no data, no memory for its numbers.
+
+What depends on files that are not read here is unknown, as dimensions that print as "?": see
+:mod:`caffe_port.spec.unknown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from caffe_port.errors import ShapeError
+from caffe_port.spec.base import RECORDS, Shape, Spec
+from caffe_port.spec.unknown import is_known, unknown_shape
+
+__all__ = ["Inferred", "LayerShapes", "blob_shape", "infer", "macs", "shapes"]
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """A layer and the shapes around it.
+
+    Attributes:
+        message: its LayerParameter. spec: its record; None of a type that has none.
+        bottoms, tops: the blobs' shapes. params: name to shape of its parameter blobs in Caffe's order.
+        macs: multiply-adds of a forward pass with the weights.
+    """
+
+    message: Any
+    spec: Spec | None
+    bottoms: Sequence[Shape]
+    tops: Sequence[Shape]
+
+    @property
+    def params(self) -> dict[str, Shape]:
+        return self.spec.blob_shapes if self.spec else {}
+
+    @property
+    def macs(self) -> int:
+        weights = sum(prod(shape) for shape in self.params.values() if len(shape) > 1)
+        return weights * self.spec.uses(self.bottoms, self.tops) if self.spec and weights else 0
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A net's shapes.
+
+    Attributes:
+        layers: in running order.
+        blobs: name to shape; of a blob that is written in place its last one.
+        unknown: the types of layers that have no record, and so unknown tops and parameters.
+    """
+
+    layers: list[LayerShapes] = field(default_factory=list)
+    blobs: dict[str, Shape] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def infer(definition: Any, *, check: bool = True) -> Inferred:
+    """All shapes of a net (a :class:`caffe_port.schema.Definition`).
+
+    Args:
+        check: refuse shapes that cannot be; else what follows from them is unknown.
+
+    Raises:
+        LayerError, ShapeError: what the layers refuse, too, as far as all shapes are known.
+    """
+    found = Inferred()
+    for i, message in enumerate(definition.net.layer):
+        bottoms = [found.blobs.get(name, unknown_shape()) for name in message.bottom]
+        record = RECORDS.find(message.type, definition.dialect)
+        spec, tops = None, [unknown_shape()] * len(message.top)
+        if record is None:
+            found.unknown.append(message.type)
+        else:
+            spec = record(message, definition.dialect, definition.where(i))
+            try:
+                spec.setup(*bottoms)
+                tops = [blob_shape(shape, definition.dialect) for shape in spec.reshape(*bottoms)]
+            except ShapeError:
+                if check and all(map(is_known, bottoms)):
+                    raise
+        found.blobs.update(zip(message.top, tops, strict=False))
+        found.layers.append(LayerShapes(message, spec, bottoms, tops))
+    return found
+
+
+def blob_shape(shape: Shape, dialect: Any) -> Shape:
+    """The blob's shape: always four axes in noh, where what is missing follows (blob.hpp)."""
+    return (*shape, *(1,) * (4 - len(shape))) if dialect.legacy_shapes else tuple(shape)
+
+
+def shapes(definition: Any) -> dict[str, Shape]:
+    """Every blob's shape by name, see :func:`infer`."""
+    return infer(definition).blobs
+
+
+def macs(definition: Any) -> int:
+    """Multiply-adds of a forward pass with the weights of convolutions, inner products and recurrent layers."""
+    return sum(layer.macs for layer in infer(definition).layers)

@@ -1,0 +1,303 @@
+"""Losses, accuracies, and DeepLab's layers for image-level labels: what they compare and the shapes they give.
+
+Source: the layers' own files in Caffe, which caffe_port/layers/loss.py, logistic_loss.py, distance_loss.py,
+accuracy.py and deeplab_wssl.py name.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from caffe_port.spec.base import NOH, Shape, Spec, define, record
+
+__all__ = ["Accuracy", "AdaptiveBiasChannel", "BiasChannel", "Loss", "UniqueLabel"]
+
+
+class Loss(Spec):
+    """A loss over predictions and labels, divided as ``loss_param`` says.
+
+    Attributes:
+        ignore: the label that counts for nothing, or None.
+        normalization: FULL, VALID, BATCH_SIZE or NONE.
+    """
+
+    bottoms = (2, 2)
+    loss = True
+    labels: tuple[int, ...] = (1,)
+    ignore: int | None = None
+
+    def read_loss_param(self, default: str) -> None:
+        """Read ``loss_param``; ``normalize`` is the older form of ``normalization`` (loss_layer.cpp)."""
+        p = self.fields.loss_param
+        self.ignore = p.ignore_label if p.has("ignore_label") else None
+        if p.has("normalization"):
+            p.skip("normalize")
+            self.normalization = p.enum("normalization")
+        elif p.has("normalize"):
+            self.normalization = "VALID" if p.normalize else "BATCH_SIZE"
+        else:
+            self.normalization = default
+
+
+class SoftmaxLoss(Loss):
+    """A label for each pixel of the scores; a second top for the probabilities."""
+
+    tops = (1, 2)
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        self.read_loss_param("VALID")
+        self.over = 1
+        self.classes = x[1]
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        if prod(label) * x[self.over] != prod(x):
+            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
+        return [(), x][: self.n_tops]
+
+
+@record("SoftmaxWithLoss", "softmax_param")
+class SoftmaxWithLoss(SoftmaxLoss):
+    """Along ``axis``."""
+
+    ignores = ("engine",)
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        self.read_loss_param("VALID")
+        self.over = self.axis(self.p.axis, x)
+        self.classes = x[self.over]
+
+
+@record("RedSoftmaxWithLoss", "red_softmax_loss_param", NOH)
+class RedSoftmaxWithLoss(SoftmaxLoss):
+    """``class_num`` classes share the channels evenly."""
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        super().setup(x, label)
+        self.classes = self.p.class_num if self.p.has("class_num") else x[1]
+
+
+@record("SigmoidCrossEntropyLoss")
+class SigmoidCrossEntropyLoss(Loss):
+    """A target for each prediction."""
+
+    def setup(self, x: Shape, target: Shape) -> None:
+        if self.dialect.sigmoid_loss_by_batch:
+            self.normalization = "BATCH_SIZE"
+        else:
+            self.read_loss_param("BATCH_SIZE")
+
+    def reshape(self, x: Shape, target: Shape) -> list[Shape]:
+        if prod(x) != prod(target):
+            raise self.shape_error(f"predictions {x} with targets {target}", expected="as many targets as predictions")
+        return [()]
+
+
+class ByItem(Loss):
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        if not x or prod(label) != x[0]:
+            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each item")
+        return [()]
+
+
+define("MultinomialLogisticLoss", ByItem)
+define("HingeLoss", ByItem, "hinge_loss_param", reads=("norm",))
+
+
+@record("InfogainLoss", "infogain_loss_param")
+class InfogainLoss(Loss):
+    """The matrix H is a third bottom, or in a file; a second top for the probabilities."""
+
+    bottoms = (2, 3)
+    tops = (1, 2)
+    labels = (1, 2)
+    matrix_shape: Shape = ()
+    """Of the matrix in a file, once that has been read."""
+
+    def setup(self, x: Shape, label: Shape, matrix: Shape | None = None) -> None:
+        self.from_probabilities = self.dialect.infogain_takes_probabilities
+        if self.from_probabilities:
+            self.over, self.ignore, self.normalization = 1, None, "BATCH_SIZE"
+            if self.n_tops == 2:
+                raise self.error("2 tops", expected="1 top", remedy="the probabilities are its first bottom")
+        else:
+            self.over = self.axis(self.p.axis, x)
+            if self.fields.loss_param.has("normalize"):
+                raise self.error("loss_param.normalize", expected="normalization: VALID or BATCH_SIZE")
+            self.read_loss_param("VALID")
+        if matrix is None and not self.p.has("source"):
+            raise self.error("no infogain matrix", expected="a third bottom, or infogain_loss_param { source: FILE }")
+        self.p.skip("source")
+
+    def classes(self, x: Shape) -> int:
+        """How many classes scores of shape ``x`` are for."""
+        return prod(x[1:]) if self.from_probabilities else x[self.over]
+
+    def reshape(self, x: Shape, label: Shape, matrix: Shape | None = None) -> list[Shape]:
+        classes = self.classes(x)
+        if prod(label) * classes != prod(x):
+            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
+        matrix = matrix or self.matrix_shape
+        if matrix and prod(matrix) != classes**2:
+            raise self.shape_error(f"an infogain matrix of shape {matrix}", expected=f"{classes} x {classes}")
+        return [(), x][: self.n_tops]
+
+
+@record("EuclideanLoss")
+class EuclideanLoss(Loss):
+    """Two bottoms of equal size, both with a gradient."""
+
+    labels = ()
+
+    def reshape(self, x: Shape, y: Shape) -> list[Shape]:
+        if x[:1] != y[:1] or prod(x) != prod(y):
+            raise self.shape_error(f"bottoms of shapes {x} and {y}", expected="as many items, of equal size")
+        return [()]
+
+
+@record("ContrastiveLoss", "contrastive_loss_param")
+class ContrastiveLoss(Loss):
+    """Pairs of vectors."""
+
+    bottoms = (3, 3)
+    labels = (2,)
+    reads = ("margin", "legacy=legacy_version")
+    legacy: bool
+
+    def setup(self, x: Shape, y: Shape, alike: Shape) -> None:
+        self.legacy = self.legacy or self.dialect.contrastive_legacy
+
+    def reshape(self, x: Shape, y: Shape, alike: Shape) -> list[Shape]:
+        if x != y or len(x) < 2 or prod(x[2:]) != 1 or prod(alike) != x[0] or alike[:1] != x[:1]:
+            raise self.shape_error(
+                f"bottoms of shapes {x}, {y} and {alike}",
+                expected="two of shape (num, channels), and a number for each pair",
+            )
+        return [()]
+
+
+@record("Accuracy", "accuracy_param")
+class Accuracy(Spec):
+    """A second top for the share of each class."""
+
+    bottoms = (2, 2)
+    tops = (1, 2)
+    labels = (0, 1)
+    reads = ("top_k",)
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        p, self.by_item = self.p, self.dialect.accuracy_by_item
+        if self.by_item and self.n_tops == 2:
+            raise self.error("2 tops", expected="1 top", remedy="accuracies of classes are bvlc's: --dialect bvlc")
+        self.over = 1 if self.by_item else self.axis(p.axis, x)
+        self.ignore = p.ignore_label if not self.by_item and p.has("ignore_label") else None
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        classes = prod(x[1:]) if self.by_item else x[self.over]
+        if prod(label) * classes != prod(x):
+            raise self.shape_error(
+                f"scores {x} with labels {label}", expected="a label for each place among the classes"
+            )
+        if self.top_k > classes:
+            raise self.error(f"top_k {self.top_k}", expected=f"no more than the {classes} classes")
+        return [(), (classes,)][: self.n_tops]
+
+
+class PixelAccuracy(Spec):
+    """Labels (num, 1, height, width) of the scores' pixels."""
+
+    bottoms = (2, 2)
+    labels = (0, 1)
+    reads = ("top_k", "ignore=ignore_label?")
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        if len(x) != 4 or label != (x[0], 1, *x[2:]):
+            raise self.shape_error(
+                f"scores {x} with labels {label}", expected="labels (num, 1, height, width) of the scores"
+            )
+        if self.top_k > prod(x[1:]):
+            raise self.error(f"top_k {self.top_k}", expected="no more than there are classes")
+        return [()]
+
+
+define("EltwiseAccuracy", PixelAccuracy, "eltwise_accuracy_param", NOH)
+
+
+@record("RedAccuracy", "red_accuracy_param", NOH)
+class RedAccuracy(PixelAccuracy):
+    """``class_num`` classes share the channels evenly."""
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        self.classes = self.p.class_num if self.p.has("class_num") else x[1]
+
+
+@record("BinaryAccuracy", "binary_accuracy_param", NOH)
+class BinaryAccuracy(Spec):
+    """A label for each score."""
+
+    bottoms = (2, 2)
+    labels = (0, 1)
+    reads = ("mode=accuracy_mode",)
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        if x != label:
+            raise self.shape_error(f"scores {x} with labels {label}", expected="equal shapes")
+        return [()]
+
+
+@record("UniqueLabel", "unique_label_param")
+class UniqueLabel(Spec):
+    """``max_labels`` of an image's pixels."""
+
+    labels = (0,)
+    reads = ("most=max_labels", "forced=force_label", "ignored=ignore_label")
+
+    def setup(self, x: Shape) -> None:
+        if self.most <= len(set(self.forced)):
+            raise self.error(f"max_labels {self.most}", expected="more than there are in force_label")
+
+    def reshape(self, x: Shape) -> list[Shape]:
+        if len(x) != 4 or x[1] != 1:
+            raise self.shape_error(f"labels {x}", expected="(num, 1, height, width)")
+        return [(x[0], self.most, 1, 1)]
+
+
+class Biased(Spec):
+    """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels that each image shows."""
+
+    bottoms = (2, 2)
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        if len(x) != 4 or len(label) != 4 or label[0] != x[0] or label[2:] != (1, 1):
+            raise self.shape_error(
+                f"scores {x} with labels {label}", expected="4 axes each, labels (num, labels, 1, 1) of the scores' num"
+            )
+        return [x]
+
+
+@record("BiasChannel", "bias_channel_param")
+class BiasChannel(Biased):
+    """Biases that are given."""
+
+    labels = (1,)
+    reads = ("background=bg_bias", "foreground=fg_bias", "ignored=ignore_label")
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        if self.background < 0 or self.foreground < 0:
+            raise self.error(f"bg_bias {self.background}, fg_bias {self.foreground}", expected="0 or more")
+
+
+@record("AdaptiveBiasChannel", "adaptive_bias_channel_param")
+class AdaptiveBiasChannel(Biased):
+    """Biases that are found; no gradient."""
+
+    labels = (0, 1)
+    reads = ("rounds=num_iter", "suppress=suppress_others", "margin=margin_others")
+
+    def setup(self, x: Shape, label: Shape) -> None:
+        self.portions = (self.p.bg_portion, self.p.fg_portion)
+        if self.rounds < 1:
+            raise self.error(f"num_iter {self.rounds}", expected="at least 1")
+        if self.margin < 0:
+            raise self.error(f"margin_others {self.margin}", expected="0 or more")
+        if not all(0 <= portion <= 1 for portion in self.portions):
+            raise self.error("bg_portion {}, fg_portion {}".format(*self.portions), expected="0 to 1")

@@ -22,7 +22,7 @@ from caffe_port.errors import DefinitionError, WeightsError
 from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
-from caffe_port.layers.base import Layer, Named, Shape
+from caffe_port.layers.base import Layer, Named, Shape, unknown_types
 from caffe_port.layers.blobs import legacy
 from caffe_port.layers.python import Python
 from caffe_port.log import info
@@ -88,6 +88,7 @@ class Net(Named):
         """Parameter blocks of other layer types, which Caffe ignores and so do we."""
         self.shapes: dict[str, Shape] = {}
         self._allows_python = python_layers_allowed() if allow_python is None else allow_python
+        self._unknown = unknown_types((node.message for node in self.graph.nodes), self.dialect)
         for node in self.graph.nodes:
             self._build(node)
             if fill:
@@ -119,7 +120,7 @@ class Net(Named):
     # -- building ------------------------------------------------------------------------------------------------------
 
     def _build(self, node: Node) -> None:
-        layer = layers.create(node.message, self.dialect, node.where)
+        layer = layers.create(node.message, self.dialect, node.where, self._unknown)
         # A layer without a phase of its own has the net's (net.cpp, Init).
         layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
         if isinstance(layer, Python):

@@ -14,7 +14,7 @@ Adding one is a screenful::
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from torch import nn
 from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import LayerError, nearest
 from caffe_port.layers.blobs import BlobVec, Copies
+from caffe_port.schema.forks import fork_of
+from caffe_port.schema.layer_types import REGISTERED_TYPES
 from caffe_port.spec import Shape, Spec, record, records_of
 from caffe_port.spec.base import BOTH, Table
 from caffe_port.spec.fields import Fields
@@ -166,6 +168,7 @@ def layer(
         elif not records:
             record(type_name, param, dialects or BOTH, replace=replace)(cls)
         REGISTRY.add(cls, f"@layer({type_name!r})", replace=replace)
+        REGISTERED_TYPES.add(type_name)
         return cls
 
     return register
@@ -181,8 +184,20 @@ def layer_types(dialect: Dialect) -> list[str]:
     return sorted(t for t in REGISTRY if layer_class(t, dialect))
 
 
-def create(message: Any, dialect: Dialect, where: str) -> Layer:
+def unknown_types(messages: Iterable[Any], dialect: Dialect) -> str:
+    """What an error about the first unknown type says of the others, by the fork they belong to."""
+    names = dict.fromkeys(m.type for m in messages if layer_class(m.type, dialect) is None)
+    groups: dict[str, list[str]] = {}
+    for name in list(names)[1:]:
+        groups.setdefault(fork_of(name), []).append(name)
+    told = (f"{', '.join(types)}{f' of {fork}' if fork else ''}" for fork, types in groups.items())
+    return f"; also unknown: {'; '.join(told)}" if groups else ""
+
+
+def create(message: Any, dialect: Dialect, where: str, also: str = "") -> Layer:
     """The layer that a LayerParameter (V2 form) describes.
+
+    ``also`` is said behind an unknown type: what else of the net is not known.
 
     Raises:
         LayerError: the dialect has no such type, or its parameters are wrong.
@@ -198,9 +213,11 @@ def create(message: Any, dialect: Dialect, where: str) -> Layer:
             f"type {message.type}, which {dialect.name} does not have",
             remedy=f"--dialect {' or '.join(others)}",
         )
-    near = nearest(message.type, REGISTRY)
+    near, fork = nearest(message.type, REGISTRY), fork_of(message.type)
     raise LayerError(
         place,
-        f"unknown layer type {message.type!r}" + (f" (near: {near})" if near else ""),
+        f"unknown layer type {message.type!r}"
+        + (f", of {fork}" if fork else f" (near: {near})" if near else "")
+        + also,
         remedy=f'write it: @layer("{message.type}") in a Python file given by --plugin (docs/extending.md)',
     )

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from caffe_port.dialects import NOH
+from caffe_port.dialects import DIALECTS, NOH, Dialect
 
-__all__ = ["DEEPLAB_V1", "FORK_V1", "V0_TO_V1", "V1_TO_V2", "V2_TO_V1", "v2_type"]
+__all__ = [
+    "DEEPLAB_V1",
+    "FORK_V1",
+    "REGISTERED_TYPES",
+    "V0_TO_V1",
+    "V1_TO_V2",
+    "V2_TO_V1",
+    "known_type",
+    "v2_type",
+]
 
 V0_TO_V1: dict[str, str] = {
     "accuracy": "ACCURACY",
@@ -98,3 +107,21 @@ V2_TO_V1: dict[str, str] = {v2: v1 for v1, v2 in V1_TO_V2.items() if v2}
 def v2_type(v1: str) -> str:
     """The V2 type of a V1 enum name; a name of another fork becomes camel case, ``INTERP`` to ``Interp``."""
     return V1_TO_V2.get(v1, "".join(word.capitalize() for word in v1.split("_")))
+
+
+REGISTERED_TYPES: set[str] = set()
+"""Types that classes were registered for in this process; those of plugins are known by this alone."""
+
+
+def known_type(name: str, dialect: Dialect | None = None) -> bool:
+    """Whether a layer type of the V2 form is known, to a dialect or to any.
+
+    Without plugins all types are BVLC's, with an older name or younger than the fork, or what one dialect alone has.
+    """
+    what = f"type {name}"
+    marked = [d.name for d in DIALECTS.values() if what in d.marks]
+    if not (marked or name == "Input" or name in V2_TO_V1 or any(what in d.lacks for d in DIALECTS.values())):
+        return name in REGISTERED_TYPES
+    if dialect is None:
+        return True
+    return what not in dialect.lacks and (not marked or bool(set(marked) & set(dialect.lineage)))

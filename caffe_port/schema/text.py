@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf import text_format
 
 from caffe_port.errors import CaffeError, DefinitionError, FileError, FormatError, nearest
-from caffe_port.schema.layer_types import V1_TO_V2, V2_TO_V1, v2_type
+from caffe_port.schema import scan
+from caffe_port.schema.layer_types import V1_TO_V2, V2_TO_V1, known_type, v2_type
 
 __all__ = ["field_lines", "parse_text", "read_text", "to_text"]
 
@@ -71,7 +72,7 @@ def parse_text(text: str, message_class: Any, path: str) -> Any:
     try:
         text_format.Parse(text, message)
     except text_format.ParseError as error:
-        raise _explain(error, text, message_class.DESCRIPTOR, path) from None
+        raise scan.template_error(text, path) or _explain(error, text, message_class.DESCRIPTOR, path) from None
     if not message.IsInitialized():
         raise DefinitionError(path, f"no {message.FindInitializationErrors()[0]}, which is required", remedy="set it")
     return message
@@ -108,9 +109,9 @@ def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> 
     row = rows[line - 1] if line <= len(rows) else ""
     plain = re.sub(r"^\d+:\d+ : ", "", str(error)).removeprefix(f"'{row}': ").rstrip(".")
     if match := _UNKNOWN_FIELD.search(plain):
-        return _unknown_field(where, root, *match.groups())
+        return _with_others(_unknown_field(where, root, *match.groups()), text, root)
     if match := _UNKNOWN_VALUE.search(plain):
-        return _unknown_value(where, root, *match.groups())
+        return _with_others(_unknown_value(where, root, *match.groups()), text, root)
     if match := _TWICE.search(plain):
         return DefinitionError(where, f"{match[1]} a second time", expected="it once", remedy="remove one")
     if match := re.fullmatch(r"Expected string but found: '(\w+)'", plain):
@@ -120,6 +121,19 @@ def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> 
         rest = row[column - 1 :].split() or ["the end of the line"]
         return DefinitionError(where, match[2] or rest[0], expected=match[1])
     return DefinitionError(where, plain[:1].lower() + plain[1:], remedy=f"in: {row.strip()[:60]}")
+
+
+def _with_others(error: DefinitionError, text: str, root: Any) -> DefinitionError:
+    """The error about the first unknown name, with all others of the text behind it, by the fork they belong to."""
+    try:
+        found = scan.fields(text)
+    except DefinitionError:
+        return error
+    names = scan.unknown(found, root, known_type if root.name == "NetParameter" else None)
+    if not names:
+        return error
+    told = scan.listed(names, text, error.where)
+    return DefinitionError(error.where, error.found + told, expected=error.expected, remedy=error.remedy)
 
 
 def _unknown_field(where: str, root: Any, message_name: str, field: str) -> DefinitionError:

@@ -24,6 +24,8 @@ import torch
 from caffe_port.solver import Solver, snapshot
 from caffe_port.solver.distributed import join
 from caffe_port.solver.log import Log
+from caffe_port.solver.snapshot import Snapshots
+from caffe_port.solver.state import SolverState
 
 TRANSFORM = "transform_param { mirror: true crop_size: 9 scale: 0.02 mean_value: 100 }"
 BVLC = f"""
@@ -167,7 +169,7 @@ def train(net: str, folder: Path, iterations: int = 16, seed: int = 5, *, anew: 
 
 def killed_before(event: int, *, of: int) -> None:
     """Die before the ``event``-th thing that writing the snapshot of iteration ``of`` does to the folder."""
-    write, left = snapshot.write, [0]
+    write, left = Snapshots.write, [0]
 
     def hook(name: str, arguments: tuple[Any, ...]) -> None:
         done_to_files = name in ("os.rename", "os.remove") or (name == "open" and arguments[1] not in (None, "r", "rb"))
@@ -176,13 +178,13 @@ def killed_before(event: int, *, of: int) -> None:
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def dying(solver: Solver, stem: str) -> Path:
-        left[0] = event if solver.iter == of else 0
-        state = write(solver, stem)
+    def dying(self: Snapshots, state: SolverState, iteration: int, **options: Any) -> Path:
+        left[0] = event if state.iter == of else 0
+        path = write(self, state, iteration, **options)
         left[0] = 0
-        return state
+        return path
 
-    snapshot.write = dying
+    Snapshots.write = dying  # type: ignore[method-assign]
     sys.addaudithook(hook)
 
 

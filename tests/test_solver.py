@@ -13,8 +13,7 @@ import torch
 from caffe_port.dialects import BVLC, NOH
 from caffe_port.errors import CaffeError
 from caffe_port.schema import read_solver
-from caffe_port.solver import Solver, optimizers, schedule
-from caffe_port.solver.train_state import TrainState
+from caffe_port.solver import Policy, Solver, optimizers, policy, rule
 
 BASE = 'net: "n" base_lr: 0.02 '
 
@@ -24,17 +23,20 @@ RATES = [
     ('lr_policy: "exp" gamma: 0.97', [0, 1, 50], lambda i: 0.02 * 0.97**i),
     ('lr_policy: "inv" gamma: 0.01 power: 0.75', [0, 1, 300], lambda i: 0.02 * (1 + 0.01 * i) ** -0.75),
     ('lr_policy: "poly" power: 0.9 max_iter: 40', [0, 1, 39, 40], lambda i: 0.02 * (1 - i / 40) ** 0.9),
-    ('lr_policy: "sigmoid" gamma: -0.3 stepsize: 20', [0, 20, 45], lambda i: 0.02 / (1 + exp(0.3 * (i - 20)))),
     ('lr_policy: "sigmoid" gamma: 0.3 stepsize: 20', [0, 20, 45], lambda i: 0.02 / (1 + exp(-0.3 * (i - 20)))),
 ]
 
 
 @pytest.mark.parametrize(("fields", "iterations", "formula"), RATES, ids=[row[0] for row in RATES])
 def test_rate(fields: str, iterations: list[int], formula: Any) -> None:
-    solver = read_solver(BASE + fields)
+    one = make_policy(fields)
     for i in iterations:
-        steps = schedule.steps_done(solver, i, 0)
-        assert schedule.rate(solver, i, steps) == pytest.approx(formula(i), rel=2e-6, abs=1e-12)
+        assert not list(one.advance(i, 1.0))
+        assert one.learning_rate(i) == pytest.approx(formula(i), rel=2e-6, abs=1e-12)
+
+
+def make_policy(fields: str, dialect: Any = BVLC) -> Policy:
+    return policy.make(read_solver(BASE + fields), dialect, "s.prototxt")
 
 
 @pytest.mark.parametrize(
@@ -48,12 +50,14 @@ def test_rate(fields: str, iterations: list[int], formula: Any) -> None:
     ],
 )
 def test_steps_of_multistep(values: list[int], start: int, before: int, expected: list[int]) -> None:
-    solver = read_solver(BASE + 'lr_policy: "multistep" gamma: 0.5 ' + " ".join(f"stepvalue: {v}" for v in values))
-    steps, found = before, []
+    one, found = make_policy('lr_policy: "multistep" gamma: 0.5 ' + " ".join(f"stepvalue: {v}" for v in values)), []
+    one.state["current_step"] = before
     for i in range(start, start + len(expected)):
-        steps = schedule.steps_done(solver, i, steps)
+        lines = list(one.advance(i, 1.0))
+        steps = one.state["current_step"]
+        assert lines == [f"MultiStep Status: Iteration {i}, step = {steps}"] * (steps > (found or [before])[-1])
         found.append(steps)
-        assert schedule.rate(solver, i, steps) == pytest.approx(0.02 * 0.5**steps)
+        assert one.learning_rate(i) == pytest.approx(0.02 * 0.5**steps)
     assert found == expected
 
 
@@ -61,14 +65,14 @@ def test_steps_of_multistep(values: list[int], start: int, before: int, expected
     ("fields", "message"),
     [
         ('lr_policy: "stepp"', "did you mean step"),
-        ("", "expected fixed, step, exp, inv, multistep, poly, sigmoid"),
+        ("", "expected fixed, step, exp, inv, multistep, poly, sigmoid, plateau"),
         ('lr_policy: "step" gamma: 0.1', "stepsize"),
         ('lr_policy: "exp" gamma: -1', "gamma"),
     ],
 )
 def test_wrong_policy(fields: str, message: str) -> None:
     with pytest.raises(CaffeError, match=message):
-        schedule.check(read_solver(BASE + fields), "s.prototxt")
+        make_policy(fields)
 
 
 # -- updates -----------------------------------------------------------------------------------------------------------
@@ -108,20 +112,20 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("kind", optimizers.RULES)
+@pytest.mark.parametrize("kind", FIELDS)
 def test_updates(kind: str) -> None:
     """Four in a row, for two parameters of different rates at once."""
     param = read_solver(f'{BASE} lr_policy: "fixed" type: "{kind}" {FIELDS[kind]}')
-    rule, random = optimizers.rule_of(param, BVLC, "s"), np.random.RandomState(2)
+    one, random = rule.make(param, BVLC, "s"), np.random.RandomState(2)
     shapes, rates = [(2, 3, 5), (7,)], [0.02, 0.04]
     weights = [random.randn(*shape) for shape in shapes]
-    histories = [[np.zeros(shape) for _ in range(rule.histories)] for shape in shapes]
+    histories = [[np.zeros(shape) for _ in range(one.histories)] for shape in shapes]
     ours = [torch.tensor(w, dtype=torch.float32) for w in weights]
-    kept = [[torch.zeros(shape) for shape in shapes] for _ in range(rule.histories)]
+    kept = [[torch.zeros(shape) for shape in shapes] for _ in range(one.histories)]
     for i in range(4):
         gradients = [random.randn(*shape) for shape in shapes]
         steps = [torch.tensor(g, dtype=torch.float32) for g in gradients]
-        rule.update(param, steps, kept, optimizers.Rates(rates, i))
+        one.update(steps, kept, optimizers.Rates(rates, i))
         torch._foreach_sub_(ours, steps)
         for j in range(2):
             weights[j], histories[j] = expected(kind, param, weights[j], gradients[j], histories[j], rates[j], i)
@@ -187,16 +191,18 @@ def test_clipping_is_of_the_norm_of_all(limit: float, scaled: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "dialect", "message"),
     [
-        ('type: "Adams"', BVLC, "near: Adam"),
+        ('type: "Adams"', BVLC, "did you mean Adam"),
         ('type: "Adam"', NOH, "noh does not have; --dialect bvlc"),
         ('type: "AdaGrad" momentum: 0.9', BVLC, "expected no momentum"),
         ('type: "RMSProp" momentum: 0.9', BVLC, "expected no momentum"),
         ('type: "RMSProp" rms_decay: 1', BVLC, "0 or more and below 1"),
+        ('type: "Adam" momentum: 1', BVLC, "a magnitude below 1"),
+        ('type: "Adam" momentum2: 1.5', BVLC, "a magnitude of at most 1"),
     ],
 )
 def test_wrong_type(fields: str, dialect: Any, message: str) -> None:
     with pytest.raises(CaffeError, match=message):
-        optimizers.rule_of(read_solver(BASE + fields), dialect, "s.prototxt")
+        rule.make(read_solver(BASE + fields), dialect, "s.prototxt")
 
 
 # -- the solver --------------------------------------------------------------------------------------------------------
@@ -224,11 +230,11 @@ def fresh(folder: Path, fields: str, **options: Any) -> Solver:
 def state(solver: Solver) -> list[torch.Tensor]:
     """All that training has moved."""
     blobs = [blob for _, layer in solver.net.nodes for blob in layer.caffe_blobs]
-    return [b.detach().clone() for b in blobs] + [h.clone() for histories in solver.history for h in histories]
+    return [b.detach().clone() for b in blobs] + [h.clone() for histories in solver.state.history for h in histories]
 
 
 @pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
-@pytest.mark.parametrize("kind", optimizers.RULES)
+@pytest.mark.parametrize("kind", FIELDS)
 def test_twice_n_is_n_and_n_resumed(kind: str, form: str, tmp_path: Path) -> None:
     fields = f'type: "{kind}" {FIELDS[kind]} iter_size: 2 snapshot_format: {form}'
     whole = fresh(tmp_path, fields)
@@ -239,17 +245,17 @@ def test_twice_n_is_n_and_n_resumed(kind: str, form: str, tmp_path: Path) -> Non
     resumed = fresh(tmp_path, fields)
     resumed.restore(saved)
     resumed.step(3)
-    assert (resumed.iter, resumed.current_step) == (6, 2)
+    assert (resumed.iter, resumed.state.policy.state) == (6, {"current_step": 2})
     for ours, theirs in zip(state(resumed), state(whole), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_a_moment_undoes_what_passes_move(tmp_path: Path) -> None:
+def test_a_position_undoes_what_passes_move(tmp_path: Path) -> None:
     one = fresh(tmp_path, "momentum: 0.9")
-    moment = TrainState(one)
+    one.state.mark()
     one._train_pass()
     one._train_pass()
-    moment.back()
+    one.state.undo()
     one.step(3)
     other = fresh(tmp_path, "momentum: 0.9")
     other.step(3)
@@ -266,8 +272,8 @@ def test_other_ways_to_compute_come_close(options: dict[str, Any], bound: float,
     plain.step(4)
     other = fresh(tmp_path, "momentum: 0.9", **options)
     other.step(4)
-    assert {p.parameter.dtype for p in other.learned} == {torch.float32}
-    for mine, theirs in zip(other.learned, plain.learned, strict=True):
+    assert {p.parameter.dtype for p in other.state.learnable} == {torch.float32}
+    for mine, theirs in zip(other.state.learnable, plain.state.learnable, strict=True):
         difference = (mine.parameter - theirs.parameter).abs().max() / theirs.parameter.abs().max()
         assert difference < bound or mine.name == "conv.bias"  # of which batch statistics leave rounding alone
     saved = other.snapshot()

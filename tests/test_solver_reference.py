@@ -355,7 +355,7 @@ def test_shared_parameters_and_iter_size_are_the_forks(kind: str, place: Path) -
     resumed = Solver(text, log=Recorder())
     shutil.copy(theirs, "theirs.solverstate")
     resumed.restore("theirs.solverstate")
-    for mine, real in zip(run.history[0], resumed.history[0], strict=True):
+    for mine, real in zip(run.state.history[0], resumed.state.history[0], strict=True):
         assert apart(mine, real) < CLOSE
     assert len(read_solverstate("r_iter_8.solverstate").history) == len(read_solverstate(theirs).history) == 10
 
@@ -437,13 +437,13 @@ def test_a_snapshot_of_the_fork_resumes_here(voc: Path) -> None:
     """The weights, momenta and rate of iteration 4; the data start anew, as in the fork."""
     run = Solver("solver.prototxt", log=Recorder())
     run.restore(NOH / "snap_iter_4.solverstate")
-    assert (run.iter, run.current_step) == (4, 0)
+    assert (run.iter, run.state.policy.state["current_step"]) == (4, 0)
     weights = open_weights(NOH / "snap_iter_4.caffemodel").state_dict()
     for name, blobs in run.net.params.items():
         for blob, there in zip(blobs, (v for k, v in weights.items() if k.rpartition(".")[0] == name), strict=True):
             assert np.array_equal(blob.data.ravel(), there.ravel())
     theirs = read_solverstate(NOH / "snap_iter_4.solverstate")
-    for mine, there in zip(run.history[0], theirs.history, strict=True):
+    for mine, there in zip(run.state.history[0], theirs.history, strict=True):
         assert np.array_equal(mine.ravel(), there.ravel())
 
 

@@ -125,6 +125,10 @@ class Dialect:
     """Every layer that shares a parameter has a history of it, adds its own decay to that, and its step is one of the
     parameter's (noh: net.cpp, Update). Otherwise a shared parameter is one, with one pair of multipliers."""
 
+    checks_rate_fields: bool = True
+    """The solver refuses a negative gamma, and a stepsize of 0 or less (bvlc: sgd_solver.cpp). Otherwise only what the
+    program cannot compute: a stepsize of 0 with lr_policy "step"."""
+
     smooths_last_loss: bool = True
     """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""
 

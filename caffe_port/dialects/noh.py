@@ -67,6 +67,7 @@ NOH = register(
         test_nets_crop_at_random=True,
         decay_before_iter_size=True,
         shared_parameters_decay_apart=True,
+        checks_rate_fields=False,
         smooths_last_loss=False,
         logs_speed=False,
         logs_kind_of_snapshot=False,

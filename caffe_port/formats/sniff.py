@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caffe_port.errors import FormatError
-from caffe_port.formats.wire import BYTES, VARINT, Buffer, Reader
+from caffe_port.formats.wire import BYTES, FIXED32, VARINT, Buffer, Reader
 
 __all__ = ["kind_of", "protobuf_kind", "refuse_others"]
 
@@ -24,6 +24,7 @@ _OTHERS = (
     (b"\x93NUMPY", "a single NumPy array", "save named arrays with np.savez"),
     *((bytes((0x80, protocol)), *_PICKLE) for protocol in (2, 3, 4, 5)),
 )
+_STATE = {(1, VARINT), (2, BYTES), (3, BYTES), (4, VARINT), (5, FIXED32), (6, VARINT)}
 _TAR_AT, _TAR = 257, b"ustar"
 _HEAD = 1024
 _LARGEST_HEADER = 100_000_000  # the safetensors format's own limit
@@ -69,7 +70,7 @@ def protobuf_kind(buffer: Buffer, path: str) -> str:
     fields = {(number, wire) for number, wire in Reader(buffer, path=path)}
     if fields & {(2, BYTES), (100, BYTES)} and (1, VARINT) not in fields:
         return "caffemodel"
-    if (1, VARINT) in fields and (3, BYTES) in fields and fields <= {(1, VARINT), (2, BYTES), (3, BYTES), (4, VARINT)}:
+    if (1, VARINT) in fields and fields & {(3, BYTES), (4, VARINT)} and fields <= _STATE:
         return "solverstate"
     if (5, BYTES) in fields and {number for number, _ in fields} <= {1, 2, 3, 4, 5, 6, 7}:
         return "blob"

@@ -1,8 +1,12 @@
-"""Solver states: .solverstate and .solverstate.h5. Source: BVLC's sgd_solver.cpp, the fork's solver.cpp."""
+"""Solver states: .solverstate and .solverstate.h5.
+
+Source: sgd_solver.cpp (bvlc, and the ssd branch of weiliu89/caffe), solver.cpp (noh).
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,29 +16,42 @@ from caffe_port.formats.atomic import atomic_path, atomic_write
 from caffe_port.formats.blob import blob_chunks, blob_size, read_blob
 from caffe_port.formats.mapping import map_file, write_array
 from caffe_port.formats.sniff import kind_of, protobuf_kind, refuse_others
-from caffe_port.formats.wire import BYTES, Buffer, Reader, bytes_field, tag, varint, varint_field
+from caffe_port.formats.wire import BYTES, FIXED32, Buffer, Reader, bytes_field, tag, varint, varint_field
 
-__all__ = ["SolverHistory", "read_solverstate", "write_solverstate"]
+__all__ = ["POLICY_FIELDS", "SolverHistory", "read_solverstate", "write_solverstate"]
 
-_ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP = 1, 2, 3, 4
+_ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP, _MINIMUM_LOSS, _ITER_LAST_EVENT = range(1, 7)
+
+POLICY_FIELDS = {"current_step": 0, "minimum_loss": 1e38, "iter_last_event": 0}
+"""What a state holds of the learning-rate policy, and its values where a file lacks it."""
 
 
 @dataclass
 class SolverHistory:
-    """What a solver needs to go on.
+    """What a solver needs to continue.
 
     Attributes:
         iter: completed iterations.
         learned_net: the file with the weights of that moment, as it was named when written.
-        current_step: how many steps of a "multistep" rate lie behind.
         history: one array a learnable parameter and slot, in the net's order (SGD: the momenta; AdaDelta and Adam: a
             second round of arrays after the first). Shapes as stored: four axes in the fork's files.
+        current_step: how many times a "step", "multistep" or "plateau" rate has dropped.
+        minimum_loss, iter_last_event: of "plateau": the smallest averaged loss, and the iteration of the last minimum
+            or drop; None where a file lacks them (all but SSD's do).
     """
 
     iter: int = 0
     learned_net: str = ""
-    current_step: int = 0
     history: list[np.ndarray] = field(default_factory=list)
+    current_step: int = 0
+    minimum_loss: float | None = None
+    iter_last_event: int | None = None
+
+    def policy(self) -> Iterator[tuple[str, float]]:
+        """The policy's fields with their values."""
+        for name, default in POLICY_FIELDS.items():
+            value = getattr(self, name)
+            yield name, default if value is None else value
 
 
 def read_solverstate(path: str | os.PathLike) -> SolverHistory:
@@ -63,6 +80,10 @@ def read_solverstate(path: str | os.PathLike) -> SolverHistory:
             state.history.append(read_blob(reader.message(f"history blob {len(state.history)}"))[0])
         elif number == _CURRENT_STEP:
             state.current_step = reader.integer()
+        elif number == _MINIMUM_LOSS:
+            state.minimum_loss = float(reader.array(np.dtype("<f4"))[-1])
+        elif number == _ITER_LAST_EVENT:
+            state.iter_last_event = reader.integer()
     return _checked(state, name)
 
 
@@ -70,7 +91,8 @@ _LARGEST = 2**31 - 1  # SolverState's fields are int32
 
 
 def _checked(state: SolverHistory, path: str) -> SolverHistory:
-    for name, value in (("iter", state.iter), ("current_step", state.current_step)):
+    for name in ("iter", "current_step", "iter_last_event"):
+        value = getattr(state, name) or 0
         if not 0 <= value <= _LARGEST:
             raise FormatError(path, f"{name} {value}", expected=f"0 to {_LARGEST}", remedy="the file is damaged")
     return state
@@ -92,6 +114,8 @@ def _read_hdf5(buffer: Buffer, path: str) -> SolverHistory:
             iter=int(file["iter"][0]),
             learned_net=file["learned_net"][()].decode() if "learned_net" in file else "",
             current_step=int(file["current_step"][0]) if "current_step" in file else 0,
+            minimum_loss=float(file["minimum_loss"][0]) if "minimum_loss" in file else None,
+            iter_last_event=int(file["iter_last_event"][0]) if "iter_last_event" in file else None,
             history=[dataset_array(history[str(i)], buffer) for i in range(len(history))],
         )
 
@@ -118,6 +142,10 @@ def write_solverstate(path: str | os.PathLike, state: SolverHistory, *, legacy: 
                 else:
                     write_array(file, chunk)
         file.write(varint_field(_CURRENT_STEP, state.current_step))
+        if state.minimum_loss is not None:
+            file.write(tag(_MINIMUM_LOSS, FIXED32) + np.float32(state.minimum_loss).astype("<f4").tobytes())
+        if state.iter_last_event is not None:
+            file.write(varint_field(_ITER_LAST_EVENT, state.iter_last_event))
 
 
 def _write_hdf5(path: str | os.PathLike, state: SolverHistory, overwrite: bool) -> None:
@@ -130,6 +158,10 @@ def _write_hdf5(path: str | os.PathLike, state: SolverHistory, overwrite: bool) 
         text.set_size(len(name) + 1)
         file.create_dataset("learned_net", (), dtype=h5py.Datatype(text))[()] = np.bytes_(name)
         file.create_dataset("current_step", data=np.array([state.current_step], np.int32))
+        if state.iter_last_event is not None:
+            file.create_dataset("iter_last_event", data=np.array([state.iter_last_event], np.int32))
+        if state.minimum_loss is not None:
+            file.create_dataset("minimum_loss", data=np.array([state.minimum_loss], np.float32))
         history = file.create_group("history")
         for i, array in enumerate(state.history):
             history.create_dataset(str(i), data=array)

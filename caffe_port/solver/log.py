@@ -69,10 +69,6 @@ class Log:
         product = np.float32(score.weight) * np.float32(score.value)
         return f"{number} (* {self.number(score.weight)} = {self.number(product)} loss)"
 
-    def step(self, iteration: int, step: int) -> None:
-        """That the rate of the policy multistep has dropped."""
-        self.line(f"MultiStep Status: Iteration {iteration}, step = {step}", "sgd_solver.cpp")
-
     def clipped(self, norm: float, factor: float, limit: float) -> None:
         """That the gradients were scaled down."""
         self.line(

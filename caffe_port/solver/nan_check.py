@@ -11,7 +11,8 @@ from torch import Tensor
 from caffe_port.errors import CaffeError
 
 if TYPE_CHECKING:
-    from caffe_port.solver.solver import Solver
+    from caffe_port.net import Net
+    from caffe_port.solver.state import SolverState
 
 __all__ = ["DivergedError", "check_parameters", "diverged"]
 
@@ -23,44 +24,47 @@ class DivergedError(CaffeError):
 
 
 @torch.no_grad()
-def diverged(solver: Solver, loss: float) -> DivergedError:
+def diverged(net: Net, state: SolverState, passes: int, loss: float) -> DivergedError:
     """The error for a loss that is not finite: the iteration is run again, with the same batches and the same draws,
-    layer by layer, up to the first blob that is not finite."""
-    if solver.train_state:
-        solver.train_state.back()
+    layer by layer, up to the first blob that is not finite.
+
+    Args:
+        passes: forward passes in an iteration (``iter_size``).
+    """
+    if state.position:
+        state.position.back()
     if isfinite(loss):
-        return DivergedError(f"iteration {solver.iter}", "the loss of another process is not finite", remedy=_ADVICE)
-    place = _in_parameters(solver) or _in_passes(solver) or "none that a second run of the same batch shows"
+        return DivergedError(f"iteration {state.iter}", "the loss of another process is not finite", remedy=_ADVICE)
+    place = _in_parameters(net) or _in_passes(net, passes) or "none that a second run of the same batch shows"
     found = f"the loss is {loss:g}; the first numbers that are not finite: {place}"
-    return DivergedError(f"iteration {solver.iter}", found, remedy=_ADVICE)
+    return DivergedError(f"iteration {state.iter}", found, remedy=_ADVICE)
 
 
-def check_parameters(solver: Solver) -> None:
+def check_parameters(net: Net, iterations: int) -> None:
     """Refuse parameters that are not finite.
 
     Raises:
         DivergedError: naming the first.
     """
-    if place := _in_parameters(solver):
-        raise DivergedError(f"after iteration {solver.iter - 1}", f"not finite: {place}", remedy=_ADVICE)
+    if place := _in_parameters(net):
+        raise DivergedError(f"after iteration {iterations - 1}", f"not finite: {place}", remedy=_ADVICE)
 
 
-def _in_parameters(solver: Solver) -> str:
-    for node, layer in solver.net.nodes:
+def _in_parameters(net: Net) -> str:
+    for node, layer in net.nodes:
         for name, blob in zip(layer.blob_names, layer.caffe_blobs, strict=True):
             if found := _wrong(blob):
                 return f"{found} in parameter {name} of layer {node.name} ({node.type}, {node.where})"
     return ""
 
 
-def _in_passes(solver: Solver) -> str:
-    net = solver.net
-    for i in range(solver.param.iter_size):
+def _in_passes(net: Net, passes: int) -> str:
+    for i in range(passes):
         blobs: dict[str, Tensor] = {}
         for node, layer in net.nodes:
             for name, top in zip(node.tops, net.run_layer(node, layer, blobs), strict=False):
                 if found := _wrong(top):
-                    turn = f", pass {i + 1} of {solver.param.iter_size}" if solver.param.iter_size > 1 else ""
+                    turn = f", pass {i + 1} of {passes}" if passes > 1 else ""
                     return f"{found} in blob {name} of layer {node.name} ({node.type}, {node.where}){turn}"
     return ""
 

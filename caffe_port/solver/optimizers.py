@@ -1,25 +1,26 @@
-"""What an iteration does to the parameters, as functions over lists of tensors.
+"""Update rules: one class for each solver ``type``, and what an update does before and around them.
 
-Every rule turns gradients into steps: it rewrites ``grads`` to what is subtracted from the parameters, and moves the
-history on. Many parameters are done at once (torch's _foreach), in Caffe's order of operations.
+A rule turns gradients into steps: it rewrites ``grads`` to what is subtracted from the parameters, and updates the
+histories. Many parameters are done at once (torch's _foreach), in Caffe's order of operations.
 
 Source: sgd_solver.cpp and its siblings under solvers/ (bvlc), solver.cpp (noh).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from caffe_port.dialects import Dialect
-from caffe_port.errors import CaffeError, nearest
+from caffe_port.errors import CaffeError
+from caffe_port.solver.parts import Part, Registry
 
-__all__ = ["RULES", "Rates", "Rule", "clip", "pieces", "prepare", "rule_of"]
+__all__ = ["Rates", "Rule", "clip", "pieces", "prepare", "rule"]
 
 Tensors = list[Tensor]
 
@@ -40,19 +41,34 @@ class Rates:
     iteration: int
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A solver type.
+class Rule(Part):
+    """How gradients become steps. A subclass has :meth:`update`.
 
-    Attributes:
-        update: what it does. histories: how many it keeps for each parameter.
-        of_steps: whether these hold steps, to which a rate of 0 adds nothing, not gradients.
+    Where a gradient and its histories are all 0, the step must be 0 and the histories must stay 0: the solver leaves
+    such parameters out.
     """
 
-    update: Callable[[Any, Tensors, list[Tensors], Rates], None]
-    histories: int
-    of_steps: bool = False
-    dialects: tuple[str, ...] = ("bvlc", "noh")
+    histories: ClassVar[int] = 1
+    """How many tensors it keeps for each parameter, of the parameter's shape, 0 at first; state files hold them."""
+    of_steps: ClassVar[bool] = False
+    """Whether these hold steps, to which a rate of 0 adds nothing, not gradients."""
+
+    def update(self, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
+        """Replace gradients by steps, and histories by the next ones, in place.
+
+        Args:
+            grads: of some parameters, or of flat parts of them, with the weight decay added.
+            histories: for each history the tensors that belong to ``grads``.
+        """
+        raise NotImplementedError
+
+    def check_no_momentum(self) -> None:
+        """Refuse a ``momentum``."""
+        if self.param.momentum:
+            raise self.error(f"momentum {self.param.momentum} with type {self.name!r}", expected="no momentum")
+
+
+rule: Registry[Rule] = Registry("type", Rule)
 
 
 def clip(solver: Any, grads: Tensors) -> tuple[float, float] | None:
@@ -125,61 +141,6 @@ def prepare(solver: Any, dialect: Dialect, weights: Tensors, grads: Tensors, dec
         raise CaffeError("solver", f"regularization_type {solver.regularization_type!r}", expected="L1 or L2")
 
 
-def _sgd(solver: Any, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
-    """v = momentum v + rate g; the step is v."""
-    (velocity,) = histories
-    torch._foreach_mul_(grads, list(rates.local))
-    torch._foreach_mul_(velocity, solver.momentum)
-    torch._foreach_add_(velocity, grads)
-    torch._foreach_copy_(grads, velocity)
-
-
-def _nesterov(solver: Any, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
-    """v = momentum v + rate g; the step goes back the old v and over the new one."""
-    (velocity,) = histories
-    torch._foreach_mul_(grads, list(rates.local))
-    for g, v in zip(grads, velocity, strict=True):
-        old = v.clone()
-        v.mul_(solver.momentum).add_(g)
-        torch.mul(old, -solver.momentum, out=g).add_(v, alpha=1 + solver.momentum)
-
-
-def _adagrad(solver: Any, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
-    """h += g^2; the step is rate g / (sqrt h + delta)."""
-    (squares,) = histories
-    torch._foreach_addcmul_(squares, grads, grads)
-    _divide(grads, squares, solver.delta, rates.local)
-
-
-def _rmsprop(solver: Any, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
-    """h = rms_decay h + (1 - rms_decay) g^2; the step is rate g / (sqrt h + delta)."""
-    (squares,) = histories
-    _decaying_squares(squares, grads, solver.rms_decay)
-    _divide(grads, squares, solver.delta, rates.local)
-
-
-def _adadelta(solver: Any, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
-    """The step is rate g sqrt((u + delta) / (h + delta)), with u and h the decaying squares of steps and gradients."""
-    squares, steps = histories
-    _decaying_squares(squares, grads, solver.momentum)
-    for g, h, u, r in zip(grads, squares, steps, rates.local, strict=True):
-        g.mul_((u + solver.delta).div_(h + solver.delta).sqrt_())
-        u.mul_(solver.momentum).addcmul_(g, g, value=1 - solver.momentum)
-        g.mul_(r)
-
-
-def _adam(solver: Any, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
-    """m and v decay towards g and g^2; the step is rate' m / (sqrt v + delta) with the bias taken out of rate'."""
-    first, second = histories
-    beta1, beta2, t = solver.momentum, solver.momentum2, rates.iteration + 1
-    correction = sqrt(1 - beta2**t) / (1 - beta1**t)
-    torch._foreach_mul_(first, beta1)
-    torch._foreach_add_(first, grads, alpha=1 - beta1)
-    _decaying_squares(second, grads, beta2)
-    torch._foreach_copy_(grads, first)
-    _divide(grads, second, solver.delta, [r * correction for r in rates.local])
-
-
 def _decaying_squares(squares: Tensors, grads: Tensors, keep: float) -> None:
     torch._foreach_mul_(squares, keep)
     torch._foreach_addcmul_(squares, grads, grads, value=1 - keep)
@@ -190,31 +151,96 @@ def _divide(grads: Tensors, squares: Tensors, delta: float, rates: Sequence[floa
         g.div_(h.sqrt().add_(delta)).mul_(r)
 
 
-RULES = {
-    "SGD": Rule(_sgd, 1, of_steps=True),
-    "Nesterov": Rule(_nesterov, 1, of_steps=True),
-    "AdaGrad": Rule(_adagrad, 1),
-    "RMSProp": Rule(_rmsprop, 1, dialects=("bvlc",)),
-    "AdaDelta": Rule(_adadelta, 2, dialects=("bvlc",)),
-    "Adam": Rule(_adam, 2, dialects=("bvlc",)),
-}
+@rule("SGD")
+class SGD(Rule):
+    """v = momentum v + rate g; the step is v."""
+
+    of_steps = True
+
+    def update(self, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
+        (velocity,) = histories
+        torch._foreach_mul_(grads, list(rates.local))
+        torch._foreach_mul_(velocity, self.param.momentum)
+        torch._foreach_add_(velocity, grads)
+        torch._foreach_copy_(grads, velocity)
 
 
-def rule_of(solver: Any, dialect: Dialect, where: str) -> Rule:
-    """The rule of the solver's ``type``.
+@rule("Nesterov")
+class Nesterov(Rule):
+    """v = momentum v + rate g; the step is (1 + momentum) v, less momentum times the v before."""
 
-    Raises:
-        CaffeError: an unknown type, one that the dialect does not have, or settings that its Caffe refuses.
-    """
-    name = solver.type
-    if name not in RULES:
-        near = nearest(name, RULES)
-        raise CaffeError(where, f"type {name!r}", expected=", ".join(RULES), remedy=f"near: {near}" if near else "")
-    rule = RULES[name]
-    if dialect.name not in rule.dialects:
-        raise CaffeError(where, f"type {name!r}, which {dialect.name} does not have", remedy="--dialect bvlc")
-    if name in ("AdaGrad", "RMSProp") and solver.momentum:
-        raise CaffeError(where, f"momentum {solver.momentum} with type {name!r}", expected="no momentum")
-    if name == "RMSProp" and not 0 <= solver.rms_decay < 1:
-        raise CaffeError(where, f"rms_decay {solver.rms_decay}", expected="0 or more and below 1")
-    return rule
+    of_steps = True
+
+    def update(self, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
+        (velocity,), momentum = histories, self.param.momentum
+        torch._foreach_mul_(grads, list(rates.local))
+        for g, v in zip(grads, velocity, strict=True):
+            old = v.clone()
+            v.mul_(momentum).add_(g)
+            torch.mul(old, -momentum, out=g).add_(v, alpha=1 + momentum)
+
+
+@rule("AdaGrad")
+class AdaGrad(Rule):
+    """h += g^2; the step is rate g / (sqrt h + delta)."""
+
+    def check(self) -> None:
+        self.check_no_momentum()
+
+    def update(self, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
+        (squares,) = histories
+        torch._foreach_addcmul_(squares, grads, grads)
+        _divide(grads, squares, self.param.delta, rates.local)
+
+
+@rule("RMSProp", dialects=("bvlc",))
+class RMSProp(Rule):
+    """h = rms_decay h + (1 - rms_decay) g^2; the step is rate g / (sqrt h + delta)."""
+
+    def check(self) -> None:
+        self.check_no_momentum()
+        if not 0 <= self.param.rms_decay < 1:
+            raise self.error(f"rms_decay {self.param.rms_decay}", expected="0 or more and below 1")
+
+    def update(self, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
+        (squares,) = histories
+        _decaying_squares(squares, grads, self.param.rms_decay)
+        _divide(grads, squares, self.param.delta, rates.local)
+
+
+@rule("AdaDelta", dialects=("bvlc",))
+class AdaDelta(Rule):
+    """The step is rate g sqrt((u + delta) / (h + delta)), with u and h the decaying squares of steps and gradients."""
+
+    histories = 2
+
+    def update(self, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
+        (squares, steps), momentum, delta = histories, self.param.momentum, self.param.delta
+        _decaying_squares(squares, grads, momentum)
+        for g, h, u, r in zip(grads, squares, steps, rates.local, strict=True):
+            g.mul_((u + delta).div_(h + delta).sqrt_())
+            u.mul_(momentum).addcmul_(g, g, value=1 - momentum)
+            g.mul_(r)
+
+
+@rule("Adam", dialects=("bvlc",))
+class Adam(Rule):
+    """m and v decay towards g and g^2; the step is rate' m / (sqrt v + delta) with the bias taken out of rate'."""
+
+    histories = 2
+
+    def check(self) -> None:
+        if not abs(self.param.momentum) < 1:
+            raise self.error(f"momentum {self.param.momentum} with type 'Adam'", expected="a magnitude below 1")
+        if not abs(self.param.momentum2) <= 1:
+            raise self.error(f"momentum2 {self.param.momentum2} with type 'Adam'", expected="a magnitude of at most 1")
+
+    def update(self, grads: Tensors, histories: list[Tensors], rates: Rates) -> None:
+        first, second = histories
+        beta1, beta2, t = self.param.momentum, self.param.momentum2, rates.iteration + 1
+        correction = sqrt(1 - beta2**t) / (1 - beta1**t)
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, grads, alpha=1 - beta1)
+        _decaying_squares(second, grads, beta2)
+        torch._foreach_copy_(grads, first)
+        _divide(grads, second, self.param.delta, [r * correction for r in rates.local])

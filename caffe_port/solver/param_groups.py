@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from caffe_port.errors import DefinitionError
 from caffe_port.net import Net
 
-__all__ = ["Learned", "learned", "slots", "untouched_zeros"]
+__all__ = ["Learnable", "learnable_params", "slots", "untouched_zeros"]
 
 
 @dataclass
-class Learned:
-    """A parameter that the solver updates (or, with lr_mult 0, leaves as it is), with its multipliers."""
+class Learnable:
+    """A parameter that the solver updates (or, with lr_mult 0, leaves as it is), and its multipliers."""
 
     name: str
     parameter: Tensor
@@ -29,16 +29,17 @@ class Learned:
     decay_mult: float
 
 
-def learned(net: Net, *, of_steps: bool) -> Iterator[Learned]:
+def learnable_params(net: Net, *, of_steps: bool) -> Iterator[Learnable]:
     """The net's own parameters in Caffe's order; multipliers of a shared one are those that any of its layers gives.
 
-    In noh every layer that shares it decays it, which together is the sum of their decays.
+    In noh each layer that shares it adds its own decay, together the sum of their decays.
 
     Args:
-        of_steps: whether histories hold steps, which add up.
+        of_steps: whether histories hold steps, which are additive.
 
     Raises:
-        DefinitionError: layers that share a parameter give it different ones, or, in noh, keep what does not add up.
+        DefinitionError: layers that share a parameter give it different multipliers, or, in noh, share one under a
+            rule whose histories are not additive.
     """
     apart = net.dialect.shared_parameters_decay_apart
     names: dict[int, tuple[str, Tensor]] = {}
@@ -59,13 +60,14 @@ def learned(net: Net, *, of_steps: bool) -> Iterator[Learned]:
             decay = float(sum(spec.decay_mult for _, spec in specs[key]))
         else:
             decay = _multiplier("decay_mult", name, specs[key])
-        yield Learned(name, blob, lr, decay)
+        yield Learnable(name, blob, lr, decay)
 
 
-def slots(net: Net, parameters: Sequence[Learned]) -> Iterator[tuple[int, bool]]:
-    """Which parameter each history in a state is of, and whether it is that one's first.
+def slots(net: Net, parameters: Sequence[Learnable]) -> Iterator[tuple[int, bool]]:
+    """For each history in a state the index of its parameter, and whether it is that parameter's first.
 
-    Each has one; in noh one for every layer that has it. Their steps add up, and so the first stands for all.
+    Each parameter has one; in noh one for every layer that has it. Their steps are additive, so here the first holds
+    the sum.
     """
     if not net.dialect.shared_parameters_decay_apart:
         yield from ((i, True) for i in range(len(parameters)))
@@ -80,7 +82,7 @@ def slots(net: Net, parameters: Sequence[Learned]) -> Iterator[tuple[int, bool]]
 
 
 def untouched_zeros(like: Tensor) -> Tensor:
-    """Zeros whose memory, on the CPU, costs nothing before something is written: histories of what does not learn."""
+    """Zeros that, on the CPU, take no memory before something is written: most histories of frozen parameters."""
     if like.device.type != "cpu":
         return torch.zeros_like(like)
     flat = torch.from_numpy(np.zeros(like.numel(), like.detach().numpy().dtype))

@@ -1,8 +1,9 @@
 """The solvers that pycaffe's users know by name.
 
 They train as :class:`caffe_port.solver.Solver` does, but on the nets' blobs, so that ``solver.net.blobs`` holds data
-and diffs of the last iteration; that takes more memory and time. A loss that is no number does not stop them, unless
-they are made with ``keep_going=False``.
+and diffs of the last iteration; that takes more memory and time. A loss that is not finite does not stop them, unless
+they are made with ``keep_going=False``. Their snapshots are the two files that real Caffe writes;
+``snapshot(resume=True)`` adds the ``.resume`` file of an exact resume.
 
 Source: python/caffe/_caffe.cpp (both programs).
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from caffe_port.errors import CaffeError, nearest
 from caffe_port.pycaffe import Net, mode
 from caffe_port.schema import read_solver
-from caffe_port.solver import schedule
+from caffe_port.solver import optimizers
 from caffe_port.solver.callbacks import Callback
 from caffe_port.solver.solver import Solver
 
@@ -46,6 +47,7 @@ class SGDSolver(Solver):
     """
 
     kind: ClassVar[str] = "SGD"
+    writes_resume = False
 
     def __init__(self, solver_file: str | Path | Any, **options: Any) -> None:
         options.setdefault("device", mode.device())
@@ -54,8 +56,7 @@ class SGDSolver(Solver):
 
     @property
     def lr(self) -> float:
-        drops = schedule.steps_done(self.param, self.iter, self.current_step)
-        return schedule.rate(self.param, self.iter, drops)
+        return self.state.policy.next_rate(self.iter, self.state.smoothed_loss.value)
 
     def solve(self, resume_file: str | Path | None = None) -> None:
         """Train to ``max_iter``, from a snapshot's state if one is given."""
@@ -133,18 +134,22 @@ class AdamSolver(SGDSolver):
     kind = "Adam"
 
 
+_CLASSES = (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)
+
+
 def get_solver(solver_file: str | Path | Any, **options: Any) -> SGDSolver:
     """A solver of the type that its prototxt names.
 
     Raises:
         CaffeError: there is no such type, or the definition is wrong.
     """
-    classes: list[type[SGDSolver]] = [SGDSolver, *SGDSolver.__subclasses__()]
-    kinds = {cls.kind: cls for cls in classes}
     kind = read_solver(solver_file).type
-    if kind not in kinds:
-        near = nearest(kind, kinds)
+    classes = {cls.kind: cls for cls in _CLASSES}
+    known = {*classes, *optimizers.rule.classes}
+    if kind not in known:
+        near = nearest(kind, known)
         raise CaffeError(
-            "get_solver", f"type {kind!r}", expected=", ".join(kinds), remedy=f"near: {near}" if near else ""
+            "get_solver", f"type {kind!r}", expected=", ".join(known), remedy=f"near: {near}" if near else ""
         )
-    return kinds[kind](solver_file, **options)
+    cls = classes.get(kind) or type(f"{kind}Solver", (SGDSolver,), {"kind": kind})  # a plugin's rule
+    return cls(solver_file, **options)

@@ -1,85 +1,191 @@
-"""The learning rate at an iteration, as pure functions of the solver's parameters.
+"""Learning-rate policies: one class for each ``lr_policy``.
 
 Arithmetic is Caffe's: powers of a float with a whole exponent are taken in double precision, all else in single.
 
-Source: sgd_solver.cpp (bvlc), solver.cpp (noh), GetLearningRate.
+Source: sgd_solver.cpp (bvlc; plateau: the ssd branch of weiliu89/caffe), solver.cpp (noh), GetLearningRate.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 
-from caffe_port.errors import CaffeError, nearest
+from caffe_port.solver.parts import Part, Registry
 
-__all__ = ["POLICIES", "rate", "steps_done"]
-
-POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
+__all__ = ["Policy", "policy"]
 
 _f = np.float32
 
 
-def steps_done(solver: Any, iteration: int, before: int) -> int:
-    """Caffe's ``current_step``: how many drops of the rate have happened.
+class Policy(Part):
+    """How the learning rate depends on the iteration.
 
-    multistep moves on by one step at most in an iteration, so that the state before matters after a resume.
-
-    Args:
-        before: the value at the iteration before (from a snapshot after a resume, 0 at first).
+    A subclass has :meth:`rate`, and :meth:`advance` if it has a state. ``current_step``, ``minimum_loss`` and
+    ``iter_last_event`` in its state are fields of Caffe's own state files; all else is kept in the ``.resume`` file.
     """
-    if solver.lr_policy == "step":
-        return iteration // solver.stepsize
-    if solver.lr_policy == "multistep":
-        return before + (before < len(solver.stepvalue) and iteration >= solver.stepvalue[before])
-    return before
+
+    initial: ClassVar[dict[str, Any]] = {"current_step": 0}
+
+    def advance(self, iteration: int, loss: float) -> Iterable[str]:
+        """Move the state on, once in each iteration and before :meth:`rate`.
+
+        Args:
+            iteration: from 0. loss: of this iteration, averaged over ``average_loss`` iterations as in the log.
+
+        Returns:
+            lines for the log.
+        """
+        return ()
+
+    def rate(self, iteration: int) -> float:
+        """The learning rate of an iteration, before any ``lr_mult``."""
+        raise NotImplementedError
+
+    def learning_rate(self, iteration: int) -> float:
+        """:meth:`rate` in single precision; as in C++ what is too large is inf, what is undefined is nan."""
+        with np.errstate(all="ignore"):
+            return float(_f(self.rate(iteration)))
+
+    def next_rate(self, iteration: int, loss: float) -> float:
+        """The learning rate that ``iteration`` would have; the state stays as it is."""
+        after = copy.copy(self)
+        after.state = copy.deepcopy(self.state)
+        list(after.advance(iteration, loss))  # it may be a generator
+        return after.learning_rate(iteration)
+
+    def check_gamma(self) -> None:
+        """Refuse a negative ``gamma``, where the dialect's Caffe does."""
+        if self.dialect.checks_rate_fields and self.param.gamma < 0:
+            raise self.error(f"gamma {self.param.gamma} with lr_policy {self.name!r}", expected="a gamma of 0 or more")
+
+    def check_stepsize(self) -> None:
+        """Refuse a ``stepsize`` of 0 or less, where the dialect's Caffe does."""
+        if self.dialect.checks_rate_fields and self.param.stepsize <= 0:
+            found = f"stepsize {self.param.stepsize} with lr_policy {self.name!r}"
+            raise self.error(found, expected="a stepsize above 0")
+
+    def scaled(self, exponent: int) -> float:
+        """base_lr gamma^exponent."""
+        return float(_f(self.param.base_lr)) * np.power(np.float64(_f(self.param.gamma)), exponent)
 
 
-def rate(solver: Any, iteration: int, steps: int) -> float:
-    """The learning rate.
-
-    Args:
-        solver: a SolverParameter.
-        steps: :func:`steps_done` at this iteration.
-
-    Raises:
-        CaffeError: an unknown policy.
-    """
-    base, gamma, power = _f(solver.base_lr), _f(solver.gamma), _f(solver.power)
-    policy = solver.lr_policy
-    if policy == "fixed":
-        value = base
-    elif policy in ("step", "multistep"):
-        value = float(base) * float(gamma) ** steps
-    elif policy == "exp":
-        value = float(base) * float(gamma) ** iteration
-    elif policy == "inv":
-        value = base * (_f(1) + gamma * _f(iteration)) ** -power
-    elif policy == "poly":
-        value = base * (_f(1) - _f(iteration) / _f(solver.max_iter)) ** power
-    elif policy == "sigmoid":
-        value = base * (_f(1) / (_f(1) + np.exp(-gamma * (_f(iteration) - _f(solver.stepsize)))))
-    else:
-        raise _unknown(policy)
-    return float(_f(value))
+policy: Registry[Policy] = Registry("lr_policy", Policy)
 
 
-def check(solver: Any, where: str) -> None:
-    """Refuse what the policy cannot work with.
+@policy("fixed")
+class Fixed(Policy):
+    """base_lr."""
 
-    Raises:
-        CaffeError: an unknown policy, a step of 0, a negative gamma.
-    """
-    policy = solver.lr_policy
-    if policy not in POLICIES:
-        raise _unknown(policy, where)
-    if policy in ("step", "sigmoid") and solver.stepsize <= 0:
-        raise CaffeError(where, f"stepsize {solver.stepsize} with lr_policy {policy!r}", expected="a stepsize above 0")
-    if policy in ("step", "exp", "inv", "multistep", "sigmoid") and solver.gamma < 0:
-        raise CaffeError(where, f"gamma {solver.gamma} with lr_policy {policy!r}", expected="a gamma of 0 or more")
+    def rate(self, iteration: int) -> float:
+        return self.param.base_lr
 
 
-def _unknown(policy: str, where: str = "solver") -> CaffeError:
-    near = nearest(policy, POLICIES)
-    remedy = f"did you mean {near}?" if near else ""
-    return CaffeError(where, f"lr_policy {policy!r}", expected=", ".join(POLICIES), remedy=remedy)
+@policy("step")
+class Step(Policy):
+    """base_lr gamma^n with n the whole part of iteration / stepsize."""
+
+    def check(self) -> None:
+        self.check_stepsize()
+        self.check_gamma()
+        if not self.param.stepsize:
+            raise self.error("stepsize 0 with lr_policy 'step'", expected="another stepsize")
+
+    def advance(self, iteration: int, loss: float) -> Iterable[str]:
+        self.state["current_step"] = int(iteration / self.param.stepsize)  # towards 0, as in C++
+        return ()
+
+    def rate(self, iteration: int) -> float:
+        return self.scaled(self.state["current_step"])
+
+
+@policy("exp")
+class Exp(Policy):
+    """base_lr gamma^iteration."""
+
+    def check(self) -> None:
+        self.check_gamma()
+
+    def rate(self, iteration: int) -> float:
+        return self.scaled(iteration)
+
+
+@policy("inv")
+class Inv(Policy):
+    """base_lr (1 + gamma iteration)^-power."""
+
+    def check(self) -> None:
+        self.check_gamma()
+
+    def rate(self, iteration: int) -> float:
+        p = self.param
+        return _f(p.base_lr) * (_f(1) + _f(p.gamma) * _f(iteration)) ** -_f(p.power)
+
+
+@policy("multistep")
+class MultiStep(Policy):
+    """base_lr gamma^n after n of the iterations ``stepvalue``; n grows by one at most in an iteration."""
+
+    def check(self) -> None:
+        self.check_gamma()
+
+    def advance(self, iteration: int, loss: float) -> Iterable[str]:
+        step, values = self.state["current_step"], self.param.stepvalue
+        if step >= len(values) or iteration < values[step]:
+            return ()
+        self.state["current_step"] = step + 1
+        return (f"MultiStep Status: Iteration {iteration}, step = {step + 1}",)
+
+    def rate(self, iteration: int) -> float:
+        return self.scaled(self.state["current_step"])
+
+
+@policy("poly")
+class Poly(Policy):
+    """base_lr (1 - iteration / max_iter)^power."""
+
+    def rate(self, iteration: int) -> float:
+        p = self.param
+        return _f(p.base_lr) * (_f(1) - _f(iteration) / _f(p.max_iter)) ** _f(p.power)
+
+
+@policy("sigmoid")
+class Sigmoid(Policy):
+    """base_lr / (1 + exp(-gamma (iteration - stepsize)))."""
+
+    def check(self) -> None:
+        self.check_stepsize()
+        self.check_gamma()
+
+    def rate(self, iteration: int) -> float:
+        p = self.param
+        return _f(p.base_lr) * (_f(1) / (_f(1) + np.exp(-_f(p.gamma) * (_f(iteration) - _f(p.stepsize)))))
+
+
+@policy("plateau")
+class Plateau(Policy):
+    """base_lr gamma^n, where n grows when ``plateau_winsize[n]`` iterations have passed since the last new minimum of
+    the averaged loss or the last growth of n. Of SSD's Caffe."""
+
+    initial: ClassVar[dict[str, Any]] = {
+        "current_step": 0,
+        "minimum_loss": float(np.finfo(_f).max),
+        "iter_last_event": 0,
+    }
+
+    def advance(self, iteration: int, loss: float) -> Iterable[str]:
+        state, p, lines = self.state, self.param, []
+        if loss < state["minimum_loss"]:
+            state.update(minimum_loss=loss, iter_last_event=iteration)
+        step = state["current_step"]
+        if step < len(p.plateau_winsize) and iteration >= state["iter_last_event"] + p.plateau_winsize[step]:
+            state.update(current_step=step + 1, iter_last_event=iteration)
+            lines.append(f"Plateau Status: Iteration {iteration}, step = {step + 1}")
+        if p.display and iteration % p.display == 0 and state["iter_last_event"] > iteration - p.display:
+            lines.append(f"Plateau Status: Iteration {iteration}, current minimum_loss = {state['minimum_loss']:g}")
+        return lines
+
+    def rate(self, iteration: int) -> float:
+        return self.scaled(self.state["current_step"])

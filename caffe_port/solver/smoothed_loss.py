@@ -26,7 +26,7 @@ class SmoothedLoss:
         self._goes_on = False
 
     def start(self) -> None:
-        """Begin anew, as Caffe does at every call of Step; but go on from a state that has just been set."""
+        """Begin anew, as Caffe does at every call of Step, unless a state has just been set."""
         if not self._goes_on:
             self.value, self._last, self._added = 0.0, [], 0
         self._goes_on = False
@@ -49,8 +49,13 @@ class SmoothedLoss:
         return [self.value, self._last.copy(), self._added]
 
     def set_state(self, state: list[Any]) -> None:
-        """Go on from a :meth:`get_state` of the same window; of another, begin anew."""
+        """Continue from a :meth:`get_state` of the same window, also past the next :meth:`start`; of another, begin
+        anew."""
         value, last, added = state
         if len(last) == min(added, self.window):
             self.value, self._last, self._added = value, last.copy(), added
             self._goes_on = True
+
+    def back(self, state: list[Any]) -> None:
+        """Return to an earlier :meth:`get_state` of this object."""
+        self.value, self._last, self._added = state[0], state[1].copy(), state[2]

@@ -2,14 +2,16 @@
 
 A snapshot is ``PREFIX_iter_N.caffemodel`` (the weights), ``PREFIX_iter_N.solverstate`` (iteration and histories), both
 Caffe's own formats (with ``.h5`` if ``snapshot_format: HDF5``), and ``PREFIX_iter_N.resume``, which is ours: the
-checksums of the two, and for each process where its random stream, its data layers (of the training net and of the test
-nets), its recurrent states and its average of the loss stood. With that a resumed run is the run that was never
-stopped, bit for bit; without it (real Caffe's snapshots have none) data and random numbers start anew, as in Caffe.
+checksums of the two, and for each process the states of its random stream, its data layers (of the training net and of
+the test nets), its recurrent layers, its averaged loss, its learning-rate policy and its update rule. With that a
+resumed run equals, bit for bit, the run without a break; without it (real Caffe's snapshots have none) data and random
+numbers start anew, as in Caffe.
 
-Nothing that happens while one is written can make a wrong one look right. Weights and state are first written under
-other names and synced. Then the resume file is put in place, and then they are: until the last is there, what it says
-of the other files is not true, and they are refused. An earlier snapshot of the same name is replaced that way; others
-are never touched. What a killed process left half-written, the next snapshot of the same prefix removes.
+A process killed while it writes one leaves nothing that passes for a snapshot. Weights and state are first written
+under other names and synced, then the resume file is put in place, then they are renamed: between the two renames one
+file has its checksum in the resume file and the other does not, and they are refused. An earlier snapshot of the same
+name is replaced that way; others are never touched. What a killed process left half-written, the next snapshot of the
+same prefix removes.
 
 Source: solver.cpp, sgd_solver.cpp (both programs) for names and contents.
 """
@@ -22,25 +24,26 @@ import json
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from caffe_port import random
-from caffe_port.data.position import unpack
 from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
-from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
+from caffe_port.formats.solverstate import POLICY_FIELDS, SolverHistory, read_solverstate, write_solverstate
 from caffe_port.layers.blobs import legacy
 from caffe_port.solver.param_groups import slots
-from caffe_port.solver.train_state import TrainState
 
 if TYPE_CHECKING:
-    from caffe_port.solver.solver import Solver
+    from caffe_port.net import Net
+    from caffe_port.solver.distributed import Group
+    from caffe_port.solver.log import Log
+    from caffe_port.solver.state import SolverState
 
-__all__ = ["check_prefix", "latest", "read", "write"]
+__all__ = ["Snapshots", "check_prefix", "latest"]
 
 _NEW = ".new-"
 """What the name of a file starts with while it is being written."""
@@ -63,53 +66,141 @@ def check_prefix(param: Any, where: str) -> None:
         raise FileError(where, f"snapshot_prefix {param.snapshot_prefix}, and {folder} is not writable")
 
 
-def write(solver: Solver, stem: str) -> Path:
-    """Write a snapshot named ``stem`` + extensions; the state's path. Of several processes all take part, one writes.
+@dataclass(frozen=True)
+class Snapshots:
+    """Writes and reads the snapshots of a training.
 
-    Raises:
-        FileError: it cannot be written (a full disk); an earlier one of the same name is then as it was.
+    Attributes:
+        param, path: the SolverParameter and its file.
+        net: the training net. group: the processes that train together. log: where Caffe's lines go.
     """
-    hdf5 = solver.param.snapshot_format == solver.param.HDF5
-    end = ".h5" if hdf5 else ""
-    kind = f"{'HDF5' if hdf5 else 'binary proto'} file " if solver.dialect.logs_kind_of_snapshot else ""
-    weights, state, resume = (Path(f"{stem}{e}") for e in (f".caffemodel{end}", f".solverstate{end}", ".resume"))
-    positions = solver.group.gather((solver.train_state or TrainState(solver)).facts())
-    if not solver.group.first:
-        return state
-    _sweep(Path(f"{solver.param.snapshot_prefix}_iter_"))
-    staged = {path: path.with_name(_NEW + path.name) for path in (weights, state)}
-    try:
-        solver.log.line(f"Snapshotting to {kind}{weights}")
-        solver.net.save(staged[weights], diffs=solver.param.snapshot_diff, durable=True)
-        solver.log.line(f"Snapshotting solver state to {kind}{state}", "sgd_solver.cpp")
-        _write_state(solver, staged[state], int(stem.rpartition("_")[2]), weights)
-        facts = {
-            "iter": solver.iter,
-            "written": time.time(),
-            "files": {path.name: _checksum(new) for path, new in staged.items()},
-            "positions": positions,
-        }
-        with atomic_write(resume, overwrite=True, durable=True) as file:
-            file.write(json.dumps(facts, indent=1).encode())
-        for path, new in staged.items():
-            new.replace(path)
-    except BaseException:
-        for new in staged.values():
-            new.unlink(missing_ok=True)
-        raise
-    _sync(resume.parent)
-    return state
 
+    param: Any
+    path: str
+    net: Net
+    group: Group
+    log: Log
 
-def _write_state(solver: Solver, path: Path, iteration: int, weights: Path) -> None:
-    shaped = legacy if solver.dialect.legacy_shapes else tuple
-    places, history = list(slots(solver.net, solver.learned)), []
-    for histories in solver.history:
-        arrays = [h.detach().cpu().numpy() for h in histories]
-        arrays = [a.reshape(shaped(a.shape)) for a in arrays]
-        history += [arrays[i] if first else np.zeros_like(arrays[i]) for i, first in places]
-    facts = SolverHistory(iteration, str(weights), solver.current_step, history)
-    write_solverstate(path, facts, legacy=solver.dialect.legacy_shapes, overwrite=True)
+    def write(self, state: SolverState, iteration: int, *, resume: bool = True) -> Path:
+        """Write a snapshot; the path of its state. Of several processes all take part, one writes.
+
+        Args:
+            iteration: the number in the files' names and in the state.
+            resume: whether to write the ``.resume`` file too. Without it an earlier one of the same name is removed.
+
+        Raises:
+            FileError: it cannot be written (a full disk); an earlier one of the same name is then as it was.
+            CaffeError: the state of a policy or a rule is not JSON.
+        """
+        hdf5 = self.param.snapshot_format == self.param.HDF5
+        end, dialect = ".h5" if hdf5 else "", self.net.dialect
+        kind = f"{'HDF5' if hdf5 else 'binary proto'} file " if dialect.logs_kind_of_snapshot else ""
+        stem = f"{self.param.snapshot_prefix}_iter_{iteration}"
+        ends = (f".caffemodel{end}", f".solverstate{end}", ".resume")
+        weights, states, beside = (Path(f"{stem}{e}") for e in ends)
+        positions = self.group.gather(state.facts()) if resume else []
+        if not self.group.first:
+            return states
+        _sweep(Path(f"{self.param.snapshot_prefix}_iter_"))
+        staged = {path: path.with_name(_NEW + path.name) for path in (weights, states)}
+        try:
+            self.log.line(f"Snapshotting to {kind}{weights}")
+            self.net.save(staged[weights], diffs=self.param.snapshot_diff, durable=True)
+            self.log.line(f"Snapshotting solver state to {kind}{states}", "sgd_solver.cpp")
+            self._write_state(state, staged[states], iteration, weights)
+            if resume:
+                facts = {
+                    "iter": state.iter,
+                    "written": time.time(),
+                    "files": {path.name: _checksum(new) for path, new in staged.items()},
+                    "positions": positions,
+                }
+                with atomic_write(beside, overwrite=True, durable=True) as file:
+                    file.write(json.dumps(facts, indent=1).encode())
+            for path, new in staged.items():
+                new.replace(path)
+            if not resume:
+                beside.unlink(missing_ok=True)  # last: until then it makes a half-replaced snapshot noticeable
+        except BaseException:
+            for new in staged.values():
+                new.unlink(missing_ok=True)
+            raise
+        _sync(states.parent)
+        return states
+
+    def _write_state(self, state: SolverState, path: Path, iteration: int, weights: Path) -> None:
+        is_legacy = self.net.dialect.legacy_shapes
+        shaped = legacy if is_legacy else tuple
+        places, history = list(slots(self.net, state.learnable)), []
+        for histories in state.history:
+            arrays = [h.detach().cpu().numpy() for h in histories]
+            arrays = [a.reshape(shaped(a.shape)) for a in arrays]
+            history += [arrays[i] if first else np.zeros_like(arrays[i]) for i, first in places]
+        facts = SolverHistory(iteration, str(weights), history)
+        for name, value in state.policy.state.items():
+            if name in POLICY_FIELDS:
+                setattr(facts, name, value)
+        write_solverstate(path, facts, legacy=is_legacy, overwrite=True)
+
+    def read(self, path: str | Path, state: SolverState) -> None:
+        """Continue from a snapshot's state, ours or real Caffe's; exactly, if its ``.resume`` file belongs to it.
+
+        Raises:
+            FileError: the state or its weights are missing. FormatError: a file is damaged, or its checksum is another.
+            WeightsError: the state is another net's or another solver type's.
+            CaffeError: the net or its data are not what they were.
+        """
+        path = Path(path)
+        try:
+            facts = _checked(path, self.log)
+            found = read_solverstate(path)
+            if found.learned_net:
+                self.net.load(_weights(path, found.learned_net))
+        except (FileError, FormatError) as error:
+            good = latest(path, but=path)
+            if good is None and isinstance(error, FileError):
+                raise
+            offer = f"the last whole snapshot is {good}" if good else "no other whole snapshot lies beside it"
+            raise error.advised(offer) from error
+        if path.suffix != ".h5":
+            self.log.line("SGDSolver: restoring history", "sgd_solver.cpp")  # whatever the type, as in Caffe
+        self._restore_history(state, found, path)
+        state.iter, state.position = found.iter, None
+        state.policy.state.update((name, value) for name, value in found.policy() if name in state.policy.state)
+        if facts:
+            try:
+                self._restore_position(state, facts)
+            except (CaffeError, KeyError) as error:
+                what = f"positions in data that do not fit: {error}"
+                remedy = "without that file data and random numbers start anew, as in Caffe"
+                raise CaffeError(str(_resume_file(path)), what, remedy=remedy) from error
+
+    @torch.no_grad()
+    def _restore_history(self, state: SolverState, found: SolverHistory, path: Path) -> None:
+        places = list(slots(self.net, state.learnable))
+        ours = [(state.learnable[i].name, h[i], first) for h in state.history for i, first in places]
+        if len(found.history) != len(ours):
+            raise WeightsError(
+                str(path),
+                f"{len(found.history)} histories",
+                expected=f"{len(ours)} ({self.param.type}, {len(state.learnable)} parameters)",
+                remedy="resume with the net and the solver type it was trained with",
+            )
+        for (name, target, _), array in zip(ours, found.history, strict=True):
+            if legacy(array.shape) != legacy(target.shape):
+                where, shape = f"{path}: history of {name}", tuple(target.shape)
+                raise WeightsError(where, f"shape {array.shape}", expected=str(shape))
+        for (_, target, first), array in zip(ours, found.history, strict=True):
+            there = torch.from_numpy(np.ascontiguousarray(array)).view(target.shape).to(target.device)
+            target.copy_(there if first else target + there)
+
+    def _restore_position(self, state: SolverState, facts: dict[str, Any]) -> None:
+        state.iter, positions, group = facts["iter"], facts["positions"], self.group
+        if len(positions) == group.count:
+            state.restore(positions[group.rank], self.log.line)
+        else:
+            counts = f"{len(positions)} processes trained, now {group.count} do"
+            self.log.line(f"{counts}: data and random numbers start anew")
 
 
 def _sweep(prefix: Path) -> None:
@@ -129,58 +220,32 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def read(solver: Solver, path: str | Path) -> None:
-    """Go on from a state of ours or of real Caffe's; exactly, if its resume file is there.
-
-    Raises:
-        FileError: the state or its weights are missing. FormatError: a file is damaged, or its checksum is another.
-        WeightsError: the state is another net's or another solver type's.
-        CaffeError: the net or its data are not what they were.
-    """
-    path = Path(path)
-    try:
-        facts = _checked(path)
-        state = read_solverstate(path)
-        if state.learned_net:
-            solver.net.load(_weights(path, state.learned_net))
-    except (FileError, FormatError) as error:
-        good = latest(path, but=path)
-        if good is None and isinstance(error, FileError):
-            raise
-        offer = f"the last whole snapshot is {good}" if good else "no other whole snapshot lies beside it"
-        raise error.advised(offer) from error
-    if path.suffix != ".h5":
-        solver.log.line("SGDSolver: restoring history", "sgd_solver.cpp")  # whatever the type, as in Caffe
-    _restore_history(solver, state, path)
-    solver.iter, solver.current_step = state.iter, state.current_step
-    if facts:
-        try:
-            _restore_position(solver, facts)
-        except (CaffeError, KeyError) as error:
-            found = f"positions in data that do not fit: {error}"
-            remedy = "without that file data and random numbers start anew, as in Caffe"
-            raise CaffeError(str(_resume_file(path)), found, remedy=remedy) from error
-
-
 def _resume_file(state: Path) -> Path:
     return state.with_name(re.sub(r"(\.solverstate(\.h5)?)?$", ".resume", state.name, count=1))
 
 
-def _checked(state: Path) -> dict[str, Any] | None:
-    """What the resume file of a state says, if there is one.
+def _checked(state: Path, log: Log) -> dict[str, Any] | None:
+    """What the resume file of a state holds, if there is one and it belongs to the files beside it.
+
+    It does not where it names other files, or where none of them has its checksum: then a script deleted the snapshot
+    and left this file, or another program wrote one of the same name. A line of the log says so.
 
     Raises:
-        FormatError: it is damaged, or a file of the snapshot is missing or not as it was written.
+        FormatError: it is damaged, or one file of the snapshot is as it was written and another is not.
     """
     resume = _resume_file(state)
     if not resume.exists():
         return None
     facts = _facts(resume)
-    for name, checksum in facts["files"].items():
-        file = state.with_name(name)
-        if not file.exists() or _checksum(file) != checksum:
+    files = {state.with_name(name): checksum for name, checksum in facts["files"].items()}
+    good = {file: file.exists() and _checksum(file) == checksum for file, checksum in files.items()}
+    if state not in good or not any(good.values()):
+        log.line(f"{resume.name} belongs to another snapshot: no exact resume, data and random numbers start anew")
+        return None
+    for file, is_good in good.items():
+        if not is_good:
             found = "other bytes than were written" if file.exists() else "missing"
-            raise FormatError(str(file), found, expected=f"what {resume.name} says")
+            raise FormatError(str(file), found, expected=f"what {resume.name} lists")
     return facts
 
 
@@ -226,48 +291,6 @@ def _weights(state: Path, named: str) -> Path:
         if path.exists():
             return path
     raise FileError(str(state), f"its weights {named} are missing", remedy=f"put them beside it, as {Path(named).name}")
-
-
-@torch.no_grad()
-def _restore_history(solver: Solver, state: SolverHistory, path: Path) -> None:
-    places = list(slots(solver.net, solver.learned))
-    mine = [(solver.learned[i].name, h[i], first) for h in solver.history for i, first in places]
-    if len(state.history) != len(mine):
-        raise WeightsError(
-            str(path),
-            f"{len(state.history)} histories",
-            expected=f"{len(mine)} ({solver.param.type}, {len(solver.learned)} parameters)",
-            remedy="resume with the net and the solver type it was trained with",
-        )
-    for (name, target, first), array in zip(mine, state.history, strict=True):
-        if legacy(array.shape) != legacy(target.shape):
-            raise WeightsError(f"{path}: history of {name}", f"shape {array.shape}", expected=str(tuple(target.shape)))
-        there = torch.from_numpy(np.ascontiguousarray(array)).view(target.shape).to(target.device)
-        target.copy_(there if first else target + there)
-
-
-def _restore_position(solver: Solver, facts: dict[str, Any]) -> None:
-    solver.iter, positions, group = facts["iter"], facts["positions"], solver.group
-    if len(positions) != group.count:
-        solver.log.line(f"{len(positions)} processes trained, now {group.count} do: data and random numbers start anew")
-        return
-    mine, nets = positions[group.rank], _nets(solver)
-    if len(mine["nets"]) != len(nets):
-        raise CaffeError(solver.path, f"{len(nets) - 1} test nets", expected=f"{len(mine['nets']) - 1}")
-    for net, states in zip(nets, mine["nets"], strict=True):
-        layers = {node.key: layer for node, layer in net.nodes if hasattr(layer, "state")}
-        if layers.keys() != states.keys():
-            raise CaffeError(
-                net.definition.path, f"layers {', '.join(layers)} with a position", expected=", ".join(states)
-            )
-        for key, state in states.items():
-            layers[key].restore(state)
-    random.default_stream().set_state(unpack(mine["stream"])["key"])
-    solver.smoothed_loss.set_state(mine["average"])
-
-
-def _nets(solver: Solver) -> list[Any]:
-    return [solver.net, *solver.test_nets]
 
 
 def _checksum(path: Path) -> str:

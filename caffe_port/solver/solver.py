@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,16 +22,18 @@ from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.pycaffe import Net
 from caffe_port.schema import read_solver, to_text
-from caffe_port.solver import debug, optimizers, schedule, snapshot
+from caffe_port.solver import debug, optimizers
 from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.distributed import Group
 from caffe_port.solver.log import Log
 from caffe_port.solver.nan_check import check_parameters, diverged
 from caffe_port.solver.nets import Nets
-from caffe_port.solver.param_groups import learned, untouched_zeros
+from caffe_port.solver.param_groups import learnable_params
 from caffe_port.solver.precision import Bf16Net
+from caffe_port.solver.schedule import policy
 from caffe_port.solver.smoothed_loss import SmoothedLoss
-from caffe_port.solver.train_state import TrainState
+from caffe_port.solver.snapshot import Snapshots, check_prefix
+from caffe_port.solver.state import SolverState
 
 __all__ = ["Scores", "Solver"]
 
@@ -63,15 +65,17 @@ class Solver:
 
     Attributes:
         param: the SolverParameter. net: the training net. test_nets: the others.
-        iter: completed iterations. current_step: drops of the rate so far.
-        history: for each history of the rule a list of tensors, one for each learned parameter.
+        state: what training has moved besides the parameters (:class:`caffe_port.solver.state.SolverState`).
+        iter: completed iterations.
         callbacks: called with every event (:class:`caffe_port.solver.callbacks.Callback`).
-        moment: what the iteration under way started from, else None.
         saved: the last snapshot written or restored and its iteration, else None.
 
     Raises:
         CaffeError: a definition is wrong, or asks for what the dialect's Caffe refuses.
     """
+
+    writes_resume: ClassVar[bool] = True
+    """Whether snapshots have a ``.resume`` file unless :meth:`snapshot` is told otherwise."""
 
     def __init__(
         self,
@@ -97,7 +101,6 @@ class Solver:
         self.group = group = group or Group()
         self.log.quiet |= not group.first
         self.callbacks: list[Callback] = []
-        self.train_state: TrainState | None = None
         self.saved: tuple[int, Path] | None = None
         self._debugs = False
         """Whether the iteration under way is told blob by blob."""
@@ -105,7 +108,6 @@ class Solver:
         """Not while parameters change or are written."""
         self._all_stop = False
         """Whether all processes stop for an error, wherever it was."""
-        self.iter = self.current_step = 0
         self.requested: Callable[[], str] = lambda: "none"
         """Asked after every iteration and test pass: "snapshot", "stop" or "none"."""
         self.stopped = False
@@ -114,15 +116,14 @@ class Solver:
         if param.iter_size < 1:
             raise CaffeError(self.path, f"iter_size {param.iter_size}", expected="1 or more")
         self.log.line(f"Initializing solver from parameters: \n{to_text(param)}".rstrip())
-        schedule.check(param, self.path)
-        snapshot.check_prefix(param, self.path)
+        check_prefix(param, self.path)
         if param.random_seed >= 0:
             random.set_random_seed(param.random_seed + group.rank)
         self._nets = Nets(param, self.path, dialect, proto)
         said, definition = self._nets.train()
         self.log.line(f"Creating training net {said}")
         self.dialect = definition.dialect
-        self.rule = optimizers.rule_of(param, self.dialect, self.path)
+        parts = policy.make(param, self.dialect, self.path), optimizers.rule.make(param, self.dialect, self.path)
         made = {"fp32": Net, "bf16": Bf16Net}[precision]
         self.net = made(definition, phase="TRAIN").to(device)
         if channels_last:
@@ -134,12 +135,18 @@ class Solver:
         for weights in param.weights:
             self.load(weights.split(","))
         self.log.line("Solver scaffolding done.")
-        self.learned = list(learned(self.net, of_steps=self.rule.of_steps))
-        self.history = [[untouched_zeros(p.parameter) for p in self.learned] for _ in range(self.rule.histories)]
+        learnable = list(learnable_params(self.net, of_steps=parts[1].of_steps))
+        smoothed_loss = SmoothedLoss(param.average_loss)
+        self.state = SolverState((self.net, *self.test_nets), learnable, *parts, smoothed_loss)
+        self._snapshots = Snapshots(param, self.path, self.net, group, self.log)
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates are found to do nothing."""
-        self.smoothed_loss = SmoothedLoss(param.average_loss)
         self._timed = (time.monotonic(), 0)
+
+    @property
+    def iter(self) -> int:
+        """Completed iterations."""
+        return self.state.iter
 
     def load(self, files: Iterable[str | Path]) -> None:
         """Load weights into the training net and, as Caffe does, into the test nets."""
@@ -176,11 +183,11 @@ class Solver:
             return
         if not self.group.first:
             return
-        self.train_state = TrainState(self)
+        self.state.mark()
         if param.display and self.iter % param.display == 0:
             with torch.no_grad():
                 loss, _ = self.net.losses()
-            shown = self.smoothed_loss.add(float(loss)) if self.dialect.smooths_last_loss else float(loss)
+            shown = self.state.smoothed_loss.add(float(loss)) if self.dialect.smooths_last_loss else float(loss)
             self.log.loss(self.iter, shown)
         if param.test_interval and self.iter % param.test_interval == 0:
             self.test_all()
@@ -189,11 +196,11 @@ class Solver:
     def step(self, iterations: int) -> None:
         """Train for so many iterations more."""
         param, start, self.stopped = self.param, self.iter, False
-        self.smoothed_loss.start()
-        self.group.broadcast(p.parameter for p in self.learned)
+        self.state.smoothed_loss.start()
+        self.group.broadcast(p.parameter for p in self.state.learnable)
         self._timed = (time.monotonic(), self.iter)
         while self.iter < start + iterations and not self.stopped:
-            self.train_state = TrainState(self)
+            self.state.mark()
             if (
                 param.test_interval
                 and self.iter % param.test_interval == 0
@@ -202,7 +209,7 @@ class Solver:
                 if self.group.first:
                     self.test_all()
                 if self.stopped:
-                    self._undo()
+                    self.state.undo()
                     return
             self._iterate()
             request = self.group.agree(self.requested())
@@ -219,14 +226,14 @@ class Solver:
         loss, outputs = self._passes()
         if not self.keep_going and self.group.any(not isfinite(loss)):
             self._all_stop = True
-            raise diverged(self, loss)
-        shown, told = self.smoothed_loss.add(loss), scores(self.net, outputs) if display else []
+            raise diverged(self.net, self.state, self.param.iter_size, loss)
+        shown, told = self.state.smoothed_loss.add(loss), scores(self.net, outputs) if display else []
         if display:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
             self.log.scores("Train", told)
-        self.group.average([p.parameter.grad for p in self.learned if p.parameter.grad is not None])
+        self.group.average([p.parameter.grad for p in self.state.learnable if p.parameter.grad is not None])
         self._tell("on_gradients_ready")
-        self._whole, self.train_state = False, None
+        self._whole, self.state.position = False, None
         rate = self.apply_update(display)
         self._whole = True
         self._tell("on_iteration", Iteration(self.iter - 1, shown, rate, told))
@@ -245,12 +252,6 @@ class Solver:
         for _, layer in self.net.nodes:
             for name in layer.aliases:  # a parameter seen in two shapes has one gradient
                 layer.diff(name)
-
-    def _undo(self) -> None:
-        """Take back what the iteration under way has moved."""
-        if self.train_state:
-            self.train_state.back()
-            self.train_state = None
 
     def _tell(self, event: str, *facts: Any) -> None:
         for callback in self.callbacks:
@@ -274,34 +275,39 @@ class Solver:
     @torch.no_grad()
     def apply_update(self, display: bool = False) -> float:
         """One update from the gradients that the parameters hold; counts the iteration. The learning rate it had."""
-        param, before = self.param, self.current_step
-        self.current_step = schedule.steps_done(param, self.iter, before)
-        if param.lr_policy == "multistep" and self.current_step > before:
-            self.log.step(self.iter, self.current_step)
-        rate = schedule.rate(param, self.iter, self.current_step)
+        param, state = self.param, self.state
+        rate = self._learning_rate()
         if display:
             self.log.rate(self.iter, rate)
-        decays = [param.weight_decay * p.decay_mult for p in self.learned]
+        decays = [param.weight_decay * p.decay_mult for p in self.state.learnable]
         moving = [i for i, decay in enumerate(decays) if self._moves(i, decay)]
-        weights = [self.learned[i].parameter for i in moving]
+        weights = [self.state.learnable[i].parameter for i in moving]
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         clipped = optimizers.clip(param, grads)
         if clipped:
             self.log.clipped(*clipped, param.clip_gradients)
         late = self.dialect.decay_before_iter_size and param.type == "SGD"
-        local = [rate * self.learned[i].lr_mult / (param.iter_size if late else 1) for i in moving]
+        local = [rate * self.state.learnable[i].lr_mult / (param.iter_size if late else 1) for i in moving]
         told = self._debugs and self.dialect.debug_tells_updates
-        kept = [[h[i] for i in moving] for h in self.history]
+        kept = [[h[i] for i in moving] for h in state.history]
         for places, (some, steps, *histories) in optimizers.pieces(weights, grads, *kept):
             optimizers.prepare(param, self.dialect, some, steps, [decays[moving[i]] for i in places])
-            self.rule.update(param, steps, histories, optimizers.Rates([local[i] for i in places], self.iter))
+            state.rule.update(steps, histories, optimizers.Rates([local[i] for i in places], state.iter))
             if not told:
                 torch._foreach_sub_(some, steps)
         if told:
             debug.tell_updates(self.net, {id(w): g for w, g in zip(weights, grads, strict=True)}, self.log)
             torch._foreach_sub_(weights, grads)
-        self.iter += 1
+        state.iter += 1
         return rate
+
+    def _learning_rate(self) -> float:
+        """The rate of the iteration under way; moves the policy's state on, alike in all processes."""
+        state, loss = self.state, torch.tensor(self.state.smoothed_loss.value, device=self.group.device)
+        self.group.broadcast([loss])
+        for line in state.policy.advance(state.iter, loss.item()):
+            self.log.line(line, "sgd_solver.cpp")
+        return state.policy.learning_rate(state.iter)
 
     def _moves(self, i: int, decay: float) -> bool:
         """Whether an update changes parameter ``i`` or its history.
@@ -309,12 +315,12 @@ class Solver:
         Caffe updates all. One without a gradient can still decay (into a history of gradients even if its rate is 0),
         or go on by its momentum.
         """
-        one = self.learned[i]
+        one = self.state.learnable[i]
         if one.parameter.grad is not None:
             return True
         if i not in self._idle:
-            decays = bool(decay) and bool(one.lr_mult or not self.rule.of_steps)
-            if decays or any(h[i].any() for h in self.history):
+            decays = bool(decay) and bool(one.lr_mult or not self.state.rule.of_steps)
+            if decays or any(h[i].any() for h in self.state.history):
                 return True
             self._idle.add(i)
         return False
@@ -371,24 +377,29 @@ class Solver:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
-    def snapshot(self, *, off_interval: bool = False) -> Path:
+    def snapshot(self, *, off_interval: bool = False, resume: bool | None = None) -> Path:
         """Write weights and state under Caffe's names; the state's path.
+
+        Args:
+            off_interval: whether it is a last snapshot, which some dialects number one higher.
+            resume: whether to write the ``.resume`` file for an exact resume; :attr:`writes_resume` if not given.
 
         Raises:
             DivergedError: a parameter is not finite, and ``keep_going`` is not set. FileError: it cannot be written.
         """
         if not self.keep_going:
-            check_parameters(self)
+            check_parameters(self.net, self.iter)
         adds_one = off_interval and self.dialect.snapshot_off_interval_adds_one
         self._whole = False
-        state = snapshot.write(self, f"{self.param.snapshot_prefix}_iter_{self.iter + adds_one}")
+        resume = self.writes_resume if resume is None else resume
+        state = self._snapshots.write(self.state, self.iter + adds_one, resume=resume)
         self._whole, self.saved = True, (self.iter, state)
         self._tell("on_snapshot", state)
         return state
 
     def restore(self, path: str | Path) -> None:
-        """Go on from a .solverstate or .solverstate.h5, of ours or of real Caffe's."""
-        snapshot.read(self, path)
+        """Continue from a .solverstate or .solverstate.h5, ours or real Caffe's."""
+        self._snapshots.read(path, self.state)
         self._idle.clear()
         self.saved = self.iter, Path(path)
 
@@ -401,7 +412,7 @@ class Solver:
         can = self._whole and self.iter and (self.group.count == 1 or self._all_stop)
         if not can or (self.saved and self.saved[0] == self.iter):
             return self.saved[1] if self.saved else None
-        self._undo()
+        self.state.undo()
         return self.snapshot()
 
     @property

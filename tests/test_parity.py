@@ -371,7 +371,7 @@ def test_truncated_reference(here: Path, capsys: pytest.CaptureFixture) -> None:
         (("net.prototxt", "reference.npz", "--noise", "none.json"), "none.json: no such file"),
         (
             ("net.prototxt", "reference.npz", "--plugin", "none.py"),
-            "none.py: expected a Python file with @layer classes, found no such file",
+            "none.py: expected a Python file with @layer, @policy or @rule classes, found no such file",
         ),
         (("net.prototxt", "reference.npz", "--tolerance", "0"), "'0', expected a number above 0"),
         (("net.prototxt", "reference.npz", "--top", "no"), "'no', expected 1, 2, ..."),

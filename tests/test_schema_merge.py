@@ -169,7 +169,7 @@ def test_plugin_runs_once(tmp_path):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("x = 1\ny = 1 / 0\n", ":2: ZeroDivisionError: division by zero; mend the plugin"),
+        ("x = 1\ny = 1 / 0\n", ":2: ZeroDivisionError: division by zero; correct the plugin"),
         ("x = 1\ndef f(:\n", ":2: SyntaxError"),
         ("from caffe_port.errors import LayerError\nraise LayerError('here', 'this')", "here: this"),
     ],
@@ -186,7 +186,9 @@ def test_wrong_plugin(source, says, tmp_path):
 @pytest.mark.parametrize("name", ["none.py", "folder.py"])
 def test_missing_plugin(name, tmp_path):
     (tmp_path / "folder.py").mkdir()
-    with pytest.raises(FileError, match="expected a Python file with @layer classes, found no such file"):
+    with pytest.raises(
+        FileError, match="expected a Python file with @layer, @policy or @rule classes, found no such file"
+    ):
         read_net("layer { }", plugins=[tmp_path / name])
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from killing import NETS, SOLVER, Diary, furnish, train
 from trainer import ENDS, Trainer, same, same_files
 
+import caffe_port
 from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
+from caffe_port.formats.solverstate import read_solverstate, write_solverstate
 from caffe_port.random import CRand, c_rand
 from caffe_port.solver import Solver, snapshot
 
@@ -136,6 +139,76 @@ def test_a_damaged_resume_file_is_refused(text: str, run: Path) -> None:
     assert snapshot.latest(run / "snap") == run / "snap_iter_2.solverstate"
     with pytest.raises(FormatError, match=r"snap_iter_4.resume: .*resume file"):
         fresh().restore(run / "snap_iter_4.solverstate")
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["deleted_first", "replaced"])
+def test_a_resume_file_of_a_snapshot_that_another_program_replaced_is_set_aside(gone: bool, run: Path) -> None:
+    """Real Caffe's files of the same name; here those of iteration 2, as if it had written them."""
+    if gone:
+        for end in ENDS:
+            (run / f"snap_iter_4{end}").unlink()
+    weights = (run / "snap_iter_2.caffemodel").read_bytes()
+    state = (run / "snap_iter_2.solverstate").read_bytes().replace(b"snap_iter_2", b"snap_iter_4")
+    (run / "snap_iter_4.caffemodel").write_bytes(weights)
+    (run / "snap_iter_4.solverstate").write_bytes(state)
+    solver = fresh()
+    lines = listen(solver)
+    solver.restore(run / "snap_iter_4.solverstate")
+    assert solver.iter == 2
+    assert lines[0] == (
+        "snap_iter_4.resume belongs to another snapshot: no exact resume, data and random numbers start anew"
+    )
+    assert np.array_equal(
+        solver.net.params["conv"][0].data,
+        caffe_port.Net("noh.prototxt", run / "snap_iter_2.caffemodel").params["conv"][0].data,
+    )
+    assert snapshot.latest(run / "snap") == run / "snap_iter_2.solverstate"
+
+
+def test_a_resume_file_of_the_other_format_is_set_aside(run: Path) -> None:
+    """A state in HDF5 beside a binary snapshot of the same iteration."""
+    state = read_solverstate(run / "snap_iter_4.solverstate")
+    write_solverstate(run / "snap_iter_4.solverstate.h5", state, legacy=True)
+    solver = fresh()
+    lines = listen(solver)
+    solver.restore(run / "snap_iter_4.solverstate.h5")
+    assert solver.iter == 4
+    assert "no exact resume" in lines[0]
+
+
+def listen(solver: Solver) -> list[str]:
+    """The lines that the solver logs from now on."""
+    lines: list[str] = []
+    solver.log.line = lambda text, *_, **__: lines.append(text)  # type: ignore[method-assign]
+    return lines
+
+
+def pycaffe_solver(**changes: Any) -> caffe_port.SGDSolver:
+    text = SOLVER.format(**{"net": "noh", "folder": "run", "iterations": 6, "seed": 5} | changes)
+    return caffe_port.SGDSolver(text, log=Diary("log"))
+
+
+def test_solvers_of_pycaffe_write_a_resume_file_where_asked(run: Path) -> None:
+    solver = pycaffe_solver()
+    before = {path.name for path in run.iterdir()}
+    solver.step(1)
+    solver.snapshot()
+    assert {path.name for path in run.iterdir()} - before == {"snap_iter_1.caffemodel", "snap_iter_1.solverstate"}
+    solver.snapshot(resume=True)
+    assert (run / "snap_iter_1.resume").exists()
+    assert snapshot.latest(run / "snap") == run / "snap_iter_1.solverstate"
+    other = pycaffe_solver()
+    other.restore(run / "snap_iter_1.solverstate")
+    assert other.state.facts() == solver.state.facts()
+
+
+def test_a_snapshot_without_a_resume_file_replaces_one_with(run: Path) -> None:
+    solver = pycaffe_solver()
+    solver.step(4)  # at 2 and 4 it writes over the run's
+    assert not list(run.glob("*.resume"))
+    again = pycaffe_solver()
+    again.restore(run / "snap_iter_4.solverstate")
+    assert again.iter == 4
 
 
 def test_changed_data_are_noticed(run: Path) -> None:

@@ -126,8 +126,8 @@ class Dialect:
     parameter's (noh: net.cpp, Update). Otherwise a shared parameter is one, with one pair of multipliers."""
 
     checks_rate_fields: bool = True
-    """The solver refuses a negative gamma, and a stepsize of 0 or less (bvlc: sgd_solver.cpp). Otherwise only what the
-    program cannot compute: a stepsize of 0 with lr_policy "step"."""
+    """The solver refuses a negative gamma, and a stepsize of 0 or less with lr_policy "sigmoid" (bvlc:
+    sgd_solver.cpp)."""
 
     smooths_last_loss: bool = True
     """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""

@@ -27,7 +27,7 @@ def python_layers_allowed() -> bool:
 
 
 def load_plugin(path: str | Path) -> None:
-    """Run a Python file as a module, once in a process; its ``@layer`` classes are registered by that.
+    """Run a Python file as a module, once in a process, which registers its ``@layer``, ``@policy``, ``@rule`` classes.
 
     Raises:
         FileError: there is no such file.
@@ -38,7 +38,7 @@ def load_plugin(path: str | Path) -> None:
     if name in sys.modules:
         return
     if not file.is_file():
-        raise FileError(str(path), "no such file", expected="a Python file with @layer classes")
+        raise FileError(str(path), "no such file", expected="a Python file with @layer, @policy or @rule classes")
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise FileError(str(path), "not a Python file", expected="a name that ends in .py")
@@ -52,4 +52,4 @@ def load_plugin(path: str | Path) -> None:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
-        raise CaffeError(f"{path}:{line}", f"{type(error).__name__}: {error}", remedy="mend the plugin") from error
+        raise CaffeError(f"{path}:{line}", f"{type(error).__name__}: {error}", remedy="correct the plugin") from error

@@ -61,9 +61,9 @@ class Policy(Part):
         if self.dialect.checks_rate_fields and self.param.gamma < 0:
             raise self.error(f"gamma {self.param.gamma} with lr_policy {self.name!r}", expected="a gamma of 0 or more")
 
-    def check_stepsize(self) -> None:
-        """Refuse a ``stepsize`` of 0 or less, where the dialect's Caffe does."""
-        if self.dialect.checks_rate_fields and self.param.stepsize <= 0:
+    def check_stepsize(self, *, always: bool = False) -> None:
+        """Refuse a ``stepsize`` of 0 or less, where the dialect's Caffe does or ``always``."""
+        if (always or self.dialect.checks_rate_fields) and self.param.stepsize <= 0:
             found = f"stepsize {self.param.stepsize} with lr_policy {self.name!r}"
             raise self.error(found, expected="a stepsize above 0")
 
@@ -85,16 +85,14 @@ class Fixed(Policy):
 
 @policy("step")
 class Step(Policy):
-    """base_lr gamma^n with n the whole part of iteration / stepsize."""
+    """base_lr gamma^floor(iteration / stepsize)."""
 
     def check(self) -> None:
-        self.check_stepsize()
+        self.check_stepsize(always=True)
         self.check_gamma()
-        if not self.param.stepsize:
-            raise self.error("stepsize 0 with lr_policy 'step'", expected="another stepsize")
 
     def advance(self, iteration: int, loss: float) -> Iterable[str]:
-        self.state["current_step"] = int(iteration / self.param.stepsize)  # towards 0, as in C++
+        self.state["current_step"] = iteration // self.param.stepsize
         return ()
 
     def rate(self, iteration: int) -> float:

@@ -186,9 +186,7 @@ def test_wrong_plugin(source, says, tmp_path):
 @pytest.mark.parametrize("name", ["none.py", "folder.py"])
 def test_missing_plugin(name, tmp_path):
     (tmp_path / "folder.py").mkdir()
-    with pytest.raises(
-        FileError, match="expected a Python file with @layer, @policy or @rule classes, found no such file"
-    ):
+    with pytest.raises(FileError, match="with @layer, @policy or @rule classes, found no such file"):
         read_net("layer { }", plugins=[tmp_path / name])
 
 

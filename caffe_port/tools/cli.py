@@ -53,7 +53,13 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument_group("the net's Caffe").add_argument
         add("--dialect", choices=dialects.names(), help=f"{what}; default: found out")
         add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields and types are then known")
-        add("--plugin", metavar="FILE", action="append", default=[], help="a Python file with @layer classes")
+        add(
+            "--plugin",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="Python file with @layer, @policy, @rule classes",
+        )
         add("--python-layers", action="store_true", help="let Python layers run the code that they name")
 
     def add_output(self, metavar: str = "FILE", help: str = "", **options: Any) -> None:

@@ -16,7 +16,7 @@ from test_solver_reference import CLOSE, NET, apart
 
 import caffe_port
 from caffe_port.dialects import BVLC, NOH
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, FormatError
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
 from caffe_port.random import CRand, c_rand
 from caffe_port.schema import read_solver
@@ -107,6 +107,16 @@ def test_a_state_is_written_as_ssd_writes_it(end: str, tmp_path: Path) -> None:
     with h5py.File(ours) as a, h5py.File(theirs) as b:
         for name in ("iter", "current_step", "iter_last_event", "minimum_loss"):
             assert (a[name].dtype, a[name].shape, a[name][()]) == (b[name].dtype, b[name].shape, b[name][()])
+
+
+@pytest.mark.parametrize("end", ["", ".h5"])
+def test_a_state_with_nonsense_of_plateau_is_refused(end: str, tmp_path: Path) -> None:
+    for field, value in (("minimum_loss", float("nan")), ("iter_last_event", -3)):
+        state = read_solverstate(SSD / "snap_iter_10.solverstate")
+        setattr(state, field, value)
+        write_solverstate(tmp_path / f"s.solverstate{end}", state, legacy=False, overwrite=True)
+        with pytest.raises(FormatError, match=f"found {field} {value}; the file is damaged"):
+            read_solverstate(tmp_path / f"s.solverstate{end}")
 
 
 def test_plateau_resumes_exactly(place: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isnan
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def read_solverstate(path: str | os.PathLike) -> SolverHistory:
         elif number == _CURRENT_STEP:
             state.current_step = reader.integer()
         elif number == _MINIMUM_LOSS:
-            state.minimum_loss = float(reader.array(np.dtype("<f4"))[-1])
+            state.minimum_loss = reader.single()
         elif number == _ITER_LAST_EVENT:
             state.iter_last_event = reader.integer()
     return _checked(state, name)
@@ -95,6 +96,8 @@ def _checked(state: SolverHistory, path: str) -> SolverHistory:
         value = getattr(state, name) or 0
         if not 0 <= value <= _LARGEST:
             raise FormatError(path, f"{name} {value}", expected=f"0 to {_LARGEST}", remedy="the file is damaged")
+    if state.minimum_loss is not None and isnan(state.minimum_loss):
+        raise FormatError(path, "minimum_loss nan", expected="a number", remedy="the file is damaged")
     return state
 
 

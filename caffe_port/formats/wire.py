@@ -116,6 +116,11 @@ class Reader:
         value = self.varint() & (2**64 - 1)
         return value - 2**64 if value >= 2**63 else value
 
+    def single(self) -> float:
+        """The current field, a number in single precision."""
+        self._take(FIXED32)
+        return float(np.frombuffer(self.buffer, "<f4", 1, self._advance(4))[0])
+
     def span(self) -> tuple[int, int]:
         """Where the current length-delimited field (string, bytes, message, packed numbers) starts and ends."""
         self._take(BYTES)

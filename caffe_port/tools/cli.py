@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
             metavar="FILE",
             action="append",
             default=[],
-            help="Python file with @layer, @policy, @rule classes",
+            help="a Python file with @layer, @policy, @rule",
         )
         add("--python-layers", action="store_true", help="let Python layers run the code that they name")
 

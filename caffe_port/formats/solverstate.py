@@ -113,7 +113,7 @@ def _read_hdf5(buffer: Buffer, path: str) -> SolverHistory:
             raise FormatError(
                 f"{path}: history", f"no array {missing[0]} among {len(history)}", remedy="fetch it again"
             )
-        return SolverHistory(
+        state = SolverHistory(
             iter=int(file["iter"][0]),
             learned_net=file["learned_net"][()].decode() if "learned_net" in file else "",
             current_step=int(file["current_step"][0]) if "current_step" in file else 0,
@@ -121,6 +121,7 @@ def _read_hdf5(buffer: Buffer, path: str) -> SolverHistory:
             iter_last_event=int(file["iter_last_event"][0]) if "iter_last_event" in file else None,
             history=[dataset_array(history[str(i)], buffer) for i in range(len(history))],
         )
+        return _checked(state, path)
 
 
 def write_solverstate(path: str | os.PathLike, state: SolverHistory, *, legacy: bool, overwrite: bool = False) -> None:

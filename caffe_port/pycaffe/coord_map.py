@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from caffe_port.dialects import BVLC
 from caffe_port.errors import DefinitionError
 from caffe_port.schema.net_spec import Function, Top, layers
+from caffe_port.spec import RECORDS
+from caffe_port.spec.coords import centre
 
 __all__ = [
     "AxisMismatchException",
@@ -29,10 +32,7 @@ __all__ = [
 
 Map = tuple[Any, Any, Any]
 
-PASS_THROUGH_LAYERS = [
-    *("AbsVal", "BatchNorm", "Bias", "BNLL", "Dropout", "Eltwise", "ELU", "Log", "LRN", "Exp", "MVN", "Power", "ReLU"),
-    *("PReLU", "Scale", "Sigmoid", "Split", "TanH", "Threshold"),
-]
+PASS_THROUGH_LAYERS = [name for name in RECORDS if (known := RECORDS.find(name, BVLC)) and "bvlc" in known.aligned]
 """Layers whose tops lie exactly over their bottoms."""
 
 _LEGACY = {"pad_h", "pad_w", "kernel_h", "kernel_w", "stride_h", "stride_w"}
@@ -77,12 +77,10 @@ def coord_map(fn: Function) -> Map:
     Raises:
         UndefinedMapException: it has none.
     """
-    if fn.type_name in ("Convolution", "Pooling", "Im2col"):
-        axis, stride, size, pad = conv_params(fn)
-        return axis, 1 / stride, (pad - (size - 1) / 2) / stride
-    if fn.type_name == "Deconvolution":
-        axis, stride, size, pad = conv_params(fn)
-        return axis, stride, (size - 1) / 2 - pad
+    if fn.type_name in ("Convolution", "Deconvolution", "Pooling", "Im2col"):
+        axis, *windows = conv_params(fn)
+        way = (axis, *centre(*windows))
+        return way if fn.type_name == "Deconvolution" else inverse(way)
     if fn.type_name in PASS_THROUGH_LAYERS:
         return None, 1, 0
     if fn.type_name == "Crop":

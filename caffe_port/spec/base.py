@@ -122,11 +122,11 @@ class Spec:
         self.blob_shapes: dict[str, Shape] = {}
         self.fillers: dict[str, Any] = {}
         for what, n, (low, high) in (("bottom", self.n_bottoms, self.bottoms), ("top", self.n_tops, self.tops)):
-            if n < low or (high is not None and n > high):
-                wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-                raise self.error(f"{n} {what}s", expected=f"{wanted} {what}{'' if wanted == '1' else 's'}")
-        if not self.in_place and set(self.fields.top) & set(self.fields.bottom):
-            raise self.error("a top that is its bottom", expected="another name: the layer does not work in place")
+            wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+            wrong = n < low or (high is not None and n > high)
+            self.refuse(wrong, f"{n} {what}s", expected=f"{wanted} {what}{'' if wanted == '1' else 's'}")
+        moves = not self.in_place and set(self.fields.top) & set(self.fields.bottom)
+        self.refuse(moves, "a top that is its bottom", expected="another name: the layer does not work in place")
         if self.param:
             self.p = getattr(self.fields, self.param)
             self.p.skip(*self.ignores)
@@ -195,14 +195,23 @@ class Spec:
 
     def axis(self, axis: int, shape: Shape) -> int:
         """Caffe's CanonicalAxisIndex: negative axes count from the end."""
-        if not -len(shape) <= axis < len(shape):
-            raise self.error(f"axis {axis}", expected=f"an axis of a {len(shape)}-axis blob of shape {shape}")
+        n = len(shape)
+        self.refuse(not -n <= axis < n, f"axis {axis}", expected=f"an axis of a {n}-axis blob of shape {shape}")
         return axis % len(shape)
 
     def four_axes(self, x: Shape) -> None:
         """Refuses a bottom that is not (num, channels, height, width)."""
-        if len(x) != 4:
-            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
+        self.refuse_shape(len(x) != 4, f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
+
+    def refuse(self, wrong: Any, found: str, *, expected: str = "", remedy: str = "") -> None:
+        """Raises :meth:`error` if the parameters are ``wrong``."""
+        if wrong:
+            raise self.error(found, expected=expected, remedy=remedy)
+
+    def refuse_shape(self, wrong: Any, found: str, *, expected: str = "", remedy: str = "") -> None:
+        """Raises :meth:`shape_error` if the shapes are ``wrong``."""
+        if wrong:
+            raise self.shape_error(found, expected=expected, remedy=remedy)
 
     def error(self, found: str, *, expected: str = "", remedy: str = "") -> LayerError:
         """An error about this layer's parameters, to be raised."""

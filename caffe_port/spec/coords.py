@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["CoordMap", "compose", "filter_map", "identity_map", "inverse"]
+__all__ = ["CoordMap", "centre", "compose", "filter_map", "identity_map", "inverse"]
 
 CoordMap = tuple[tuple[Any, Any], ...]
 """For each spatial axis (scale, shift): what lies at t in the bottom lies at scale * t + shift in the top."""
@@ -17,9 +17,14 @@ def identity_map(axes: int = 2) -> CoordMap:
     return ((Fraction(1), Fraction(0)),) * axes
 
 
-def filter_map(kernel: Sequence[Any], stride: Sequence[Any], pad: Sequence[Any]) -> CoordMap:
-    """Where the centre of window t lies: a deconvolution's map, the inverse of a convolution's (noh: coords.hpp)."""
-    return tuple((Fraction(s), Fraction(k - 1, 2) - p) for k, s, p in zip(kernel, stride, pad, strict=True))
+def centre(stride: Any, kernel: Any, pad: Any) -> tuple[Any, Any]:
+    """(scale, shift) of the centre of window t: it lies at scale * t + shift. Numbers, or arrays of them."""
+    return stride, (kernel - 1) / 2 - pad
+
+
+def filter_map(kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> CoordMap:
+    """A deconvolution's map, the inverse of a convolution's (noh: coords.hpp; without dilation)."""
+    return tuple(centre(Fraction(s), Fraction(k), p) for k, s, p in zip(kernel, stride, pad, strict=True))
 
 
 def compose(left: CoordMap, right: CoordMap) -> CoordMap:

@@ -7,6 +7,7 @@ normalization.py name.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from caffe_port.spec.base import BOTH, BVLC, NOH, Blob, Shape, Spec, define, record
 
@@ -32,26 +33,25 @@ define("Power", Neuron, "power_param", reads=("power", "scale", "shift"))
 
 @record("ReLU", "relu_param")
 class ReLU(Neuron):
-    """noh: a second top for the mask."""
-
     tops = (1, 2)
     reads = ("slope=negative_slope",)
     ignores = ("engine",)
 
     def setup(self, x: Shape) -> None:
-        if self.n_tops == 2 and not self.dialect.relu_gives_mask:
-            raise self.error("2 tops", expected="1 top", remedy="the mask is the fork's: --dialect noh")
+        self.refuse(
+            self.n_tops == 2 and not self.dialect.relu_gives_mask,
+            "2 tops",
+            expected="1 top",
+            remedy="the mask is the fork's: --dialect noh",
+        )
 
 
 @record("PReLU", "prelu_param", BVLC)
 class PReLU(Neuron):
-    """One weight a channel, or one for all."""
-
     blob_specs = (Blob("weight", None, "filler", 0.25),)
 
     def setup(self, x: Shape) -> None:
-        if len(x) < 2:
-            raise self.shape_error(f"a bottom of shape {x}", expected="2 axes or more")
+        self.refuse_shape(len(x) < 2, f"a bottom of shape {x}", expected="2 axes or more")
         self.make_blobs(() if self.p.channel_shared else (x[1],))
 
 
@@ -61,15 +61,12 @@ class _Exponential(Neuron):
         base = self.p.base
         if base == -1:
             return 1.0
-        if not 0 < base < math.inf:
-            raise self.error(f"base {base}", expected="a number above 0, or -1 for e")
+        self.refuse(not 0 < base < math.inf, f"base {base}", expected="a number above 0, or -1 for e")
         return math.log(base)
 
 
 @record("Exp", "exp_param")
 class Exp(_Exponential):
-    """``outer`` * exp(``inner`` * x)."""
-
     def setup(self, x: Shape) -> None:
         log_base, shift = self.log_base(), self.p.shift
         self.inner, self.outer = log_base * self.p.scale, math.exp(log_base * shift)
@@ -79,14 +76,11 @@ class Exp(_Exponential):
 
 @record("Log", "log_param", BVLC)
 class Log(_Exponential):
-    """``factor`` * log(``scale`` * x + ``shift``)."""
-
     reads = ("scale", "shift")
 
     def setup(self, x: Shape) -> None:
         log_base = self.log_base()
-        if not log_base:
-            raise self.error("base 1", expected="another base: every power of 1 is 1")
+        self.refuse(not log_base, "base 1", expected="another base: every power of 1 is 1")
         self.factor = 1 / log_base
 
 
@@ -94,11 +88,10 @@ class Dropout(Neuron):
     """Something in TRAIN, nothing in TEST."""
 
     by_phase = True
-    reads = ("ratio=dropout_ratio",)
+    reads: ClassVar[tuple[str, ...]] = ("ratio=dropout_ratio",)
 
     def setup(self, x: Shape) -> None:
-        if not 0 < self.ratio < 1:
-            raise self.error(f"dropout_ratio {self.ratio}", expected="a number between 0 and 1")
+        self.refuse(not 0 < self.ratio < 1, f"dropout_ratio {self.ratio}", expected="a number between 0 and 1")
 
 
 define("Dropout", Dropout, "dropout_param")
@@ -107,24 +100,25 @@ define("DropoutChannel", Dropout, "dropout_param", NOH)
 
 @record("Eltwise", "eltwise_param")
 class Eltwise(Spec):
-    """Equal shapes, combined."""
-
     bottoms = (2, None)
     aligned = BOTH
     reads = ("operation", "stable=stable_prod_grad", "coeff")
     coeff: list[float]
 
     def setup(self, *shapes: Shape) -> None:
-        if self.coeff and len(self.coeff) != self.n_bottoms:
-            raise self.error(f"{len(self.coeff)} coeff", expected=f"none, or one for each of {self.n_bottoms} bottoms")
-        if self.coeff and self.operation == "PROD":
-            raise self.error("coeff with operation: PROD", expected="coeff with SUM only")
+        self.refuse(
+            self.coeff and len(self.coeff) != self.n_bottoms,
+            f"{len(self.coeff)} coeff",
+            expected=f"none, or one for each of {self.n_bottoms} bottoms",
+        )
+        self.refuse(
+            self.coeff and self.operation == "PROD", "coeff with operation: PROD", expected="coeff with SUM only"
+        )
         self.coeff = self.coeff or [1.0] * self.n_bottoms
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
         for s in shapes:
-            if s != shapes[0]:
-                raise self.shape_error(f"bottoms of shapes {shapes[0]} and {s}", expected="equal shapes")
+            self.refuse_shape(s != shapes[0], f"bottoms of shapes {shapes[0]} and {s}", expected="equal shapes")
         return [shapes[0]]
 
 
@@ -146,15 +140,19 @@ class Affine(Spec):
     def over(self, x: Shape) -> Shape:
         """The shape of the parameter: ``num_axes`` axes of ``x`` from ``axis`` on; -1 is all of them."""
         axis, n = self.axis(self.from_axis, x), self.p.num_axes
-        if n < -1 or axis + n > len(x):
-            raise self.error(f"axis {axis} and num_axes {n}", expected=f"axes of a blob of shape {x}")
+        self.refuse(
+            n < -1 or axis + n > len(x), f"axis {axis} and num_axes {n}", expected=f"axes of a blob of shape {x}"
+        )
         return x[axis:] if n == -1 else x[axis : axis + n]
 
     def reshape(self, x: Shape, other: Shape | None = None) -> list[Shape]:
         other = self.operand_shape if other is None else other
         axis = self.axis(self.from_axis, x) if other else 0
-        if x[axis : axis + len(other)] != other:
-            raise self.shape_error(f"{other} laid over {x} from axis {axis} on", expected="equal numbers on these axes")
+        self.refuse_shape(
+            x[axis : axis + len(other)] != other,
+            f"{other} laid over {x} from axis {axis} on",
+            expected="equal numbers on these axes",
+        )
         return [x]
 
 
@@ -174,28 +172,30 @@ define("Bias", Affine, "bias_param", BVLC, blob_specs=(_operand("bias", 0),))
 
 @record("BN", "bn_param", ("noh", "segnet"))
 class BN(Spec):
-    """Further tops for the batch's mean and variance."""
-
     tops = (1, 3)
     blob_specs = (Blob("scale", 4, "scale_filler"), Blob("shift", 4, "shift_filler"))
 
     def setup(self, x: Shape) -> None:
         self.learn = self.p.enum("bn_mode") == "LEARN"
-        if not self.learn and self.n_tops > 1:
-            raise self.error("tops for statistics with bn_mode: INFERENCE", expected="one top, or bn_mode: LEARN")
+        self.refuse(
+            not self.learn and self.n_tops > 1,
+            "tops for statistics with bn_mode: INFERENCE",
+            expected="one top, or bn_mode: LEARN",
+        )
         self.channel_shape = (1, x[1], 1, 1)
         self.make_blobs(self.channel_shape, self.channel_shape)
 
     def reshape(self, x: Shape) -> list[Shape]:
-        if not 2 <= len(x) <= 4 or x[1] != self.channel_shape[1]:
-            raise self.shape_error(f"a bottom of shape {x}", expected=f"2 to 4 axes, {self.channel_shape[1]} channels")
+        self.refuse_shape(
+            not 2 <= len(x) <= 4 or x[1] != self.channel_shape[1],
+            f"a bottom of shape {x}",
+            expected=f"2 to 4 axes, {self.channel_shape[1]} channels",
+        )
         return [(*x, *(1,) * (4 - len(x))), *[self.channel_shape] * (self.n_tops - 1)]
 
 
 @record("BatchNorm", "batch_norm_param", BVLC)
 class BatchNorm(Spec):
-    """Statistics of each channel (axis 1), which the layer keeps itself."""
-
     aligned = BVLC
     by_phase = True
     blob_specs = (
@@ -207,25 +207,26 @@ class BatchNorm(Spec):
 
     def setup(self, x: Shape) -> None:
         for spec in self.fields.param:
-            if spec.message.lr_mult != 0:
-                raise self.error(
-                    f"a param with lr_mult {spec.lr_mult}", expected="lr_mult: 0: nobody learns statistics"
-                )
-        if len(x) < 2:
-            raise self.shape_error(f"a bottom of shape {x}", expected="2 axes or more")
+            self.refuse(
+                spec.message.lr_mult != 0,
+                f"a param with lr_mult {spec.lr_mult}",
+                expected="lr_mult: 0: nobody learns statistics",
+            )
+        self.refuse_shape(len(x) < 2, f"a bottom of shape {x}", expected="2 axes or more")
         self.channels = x[1]
         self.make_blobs((x[1],), (x[1],), (1,))
 
     def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) < 2 or x[1] != self.channels:
-            raise self.shape_error(f"a bottom of shape {x}", expected=f"{self.channels} channels at axis 1")
+        self.refuse_shape(
+            len(x) < 2 or x[1] != self.channels,
+            f"a bottom of shape {x}",
+            expected=f"{self.channels} channels at axis 1",
+        )
         return [x]
 
 
 @record("MVN", "mvn_param")
 class MVN(Spec):
-    """The top always has four axes."""
-
     aligned = BVLC
     reads = ("normalize_variance", "across_channels")
 
@@ -233,22 +234,18 @@ class MVN(Spec):
         self.eps = self.p.eps if self.dialect.mvn_eps is None else self.dialect.mvn_eps
 
     def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) > 4:
-            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes at most")
+        self.refuse_shape(len(x) > 4, f"a bottom of shape {x}", expected="4 axes at most")
         return [(*x, *(1,) * (4 - len(x)))]
 
 
 @record("LRN", "lrn_param")
 class LRN(Spec):
-    """Neighbours among the channels, or among the pixels."""
-
     aligned = BOTH
     reads = ("size=local_size", "alpha", "beta", "k", "region=norm_region")
     ignores = ("engine",)
 
     def setup(self, x: Shape) -> None:
-        if self.size % 2 == 0:
-            raise self.error(f"local_size {self.size}", expected="an odd number")
+        self.refuse(self.size % 2 == 0, f"local_size {self.size}", expected="an odd number")
 
     def reshape(self, x: Shape) -> list[Shape]:
         self.four_axes(x)
@@ -257,8 +254,6 @@ class LRN(Spec):
 
 @record("Softmax", "softmax_param")
 class Softmax(Spec):
-    """Along one axis."""
-
     aligned = NOH
     ignores = ("engine",)
 

@@ -50,15 +50,16 @@ class SoftmaxLoss(Loss):
         self.classes = x[1]
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if prod(label) * x[self.over] != prod(x):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
+        self.refuse_shape(
+            prod(label) * x[self.over] != prod(x),
+            f"scores {x} with labels {label}",
+            expected="a label for each pixel of the scores",
+        )
         return [(), x][: self.n_tops]
 
 
 @record("SoftmaxWithLoss", "softmax_param")
 class SoftmaxWithLoss(SoftmaxLoss):
-    """Along ``axis``."""
-
     ignores = ("engine",)
 
     def setup(self, x: Shape, label: Shape) -> None:
@@ -69,8 +70,6 @@ class SoftmaxWithLoss(SoftmaxLoss):
 
 @record("RedSoftmaxWithLoss", "red_softmax_loss_param", NOH)
 class RedSoftmaxWithLoss(SoftmaxLoss):
-    """``class_num`` classes share the channels evenly."""
-
     def setup(self, x: Shape, label: Shape) -> None:
         super().setup(x, label)
         self.classes = self.p.class_num if self.p.has("class_num") else x[1]
@@ -78,8 +77,6 @@ class RedSoftmaxWithLoss(SoftmaxLoss):
 
 @record("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(Loss):
-    """A target for each prediction."""
-
     def setup(self, x: Shape, target: Shape) -> None:
         if self.dialect.sigmoid_loss_by_batch:
             self.normalization = "BATCH_SIZE"
@@ -87,15 +84,17 @@ class SigmoidCrossEntropyLoss(Loss):
             self.read_loss_param("BATCH_SIZE")
 
     def reshape(self, x: Shape, target: Shape) -> list[Shape]:
-        if prod(x) != prod(target):
-            raise self.shape_error(f"predictions {x} with targets {target}", expected="as many targets as predictions")
+        self.refuse_shape(
+            prod(x) != prod(target), f"predictions {x} with targets {target}", expected="as many targets as predictions"
+        )
         return [()]
 
 
 class ByItem(Loss):
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if not x or prod(label) != x[0]:
-            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each item")
+        self.refuse_shape(
+            not x or prod(label) != x[0], f"scores {x} with labels {label}", expected="a label for each item"
+        )
         return [()]
 
 
@@ -105,8 +104,6 @@ define("HingeLoss", ByItem, "hinge_loss_param", reads=("norm",))
 
 @record("InfogainLoss", "infogain_loss_param")
 class InfogainLoss(Loss):
-    """The matrix H is a third bottom, or in a file; a second top for the probabilities."""
-
     bottoms = (2, 3)
     tops = (1, 2)
     labels = (1, 2)
@@ -117,15 +114,20 @@ class InfogainLoss(Loss):
         self.from_probabilities = self.dialect.infogain_takes_probabilities
         if self.from_probabilities:
             self.over, self.ignore, self.normalization = 1, None, "BATCH_SIZE"
-            if self.n_tops == 2:
-                raise self.error("2 tops", expected="1 top", remedy="the probabilities are its first bottom")
+            self.refuse(self.n_tops == 2, "2 tops", expected="1 top", remedy="the probabilities are its first bottom")
         else:
             self.over = self.axis(self.p.axis, x)
-            if self.fields.loss_param.has("normalize"):
-                raise self.error("loss_param.normalize", expected="normalization: VALID or BATCH_SIZE")
+            self.refuse(
+                self.fields.loss_param.has("normalize"),
+                "loss_param.normalize",
+                expected="normalization: VALID or BATCH_SIZE",
+            )
             self.read_loss_param("VALID")
-        if matrix is None and not self.p.has("source"):
-            raise self.error("no infogain matrix", expected="a third bottom, or infogain_loss_param { source: FILE }")
+        self.refuse(
+            matrix is None and not self.p.has("source"),
+            "no infogain matrix",
+            expected="a third bottom, or infogain_loss_param { source: FILE }",
+        )
         self.p.skip("source")
 
     def classes(self, x: Shape) -> int:
@@ -134,30 +136,35 @@ class InfogainLoss(Loss):
 
     def reshape(self, x: Shape, label: Shape, matrix: Shape | None = None) -> list[Shape]:
         classes = self.classes(x)
-        if prod(label) * classes != prod(x):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="a label for each pixel of the scores")
+        self.refuse_shape(
+            prod(label) * classes != prod(x),
+            f"scores {x} with labels {label}",
+            expected="a label for each pixel of the scores",
+        )
         matrix = matrix or self.matrix_shape
-        if matrix and prod(matrix) != classes**2:
-            raise self.shape_error(f"an infogain matrix of shape {matrix}", expected=f"{classes} x {classes}")
+        self.refuse_shape(
+            matrix and prod(matrix) != classes**2,
+            f"an infogain matrix of shape {matrix}",
+            expected=f"{classes} x {classes}",
+        )
         return [(), x][: self.n_tops]
 
 
 @record("EuclideanLoss")
 class EuclideanLoss(Loss):
-    """Two bottoms of equal size, both with a gradient."""
-
     labels = ()
 
     def reshape(self, x: Shape, y: Shape) -> list[Shape]:
-        if x[:1] != y[:1] or prod(x) != prod(y):
-            raise self.shape_error(f"bottoms of shapes {x} and {y}", expected="as many items, of equal size")
+        self.refuse_shape(
+            x[:1] != y[:1] or prod(x) != prod(y),
+            f"bottoms of shapes {x} and {y}",
+            expected="as many items, of equal size",
+        )
         return [()]
 
 
 @record("ContrastiveLoss", "contrastive_loss_param")
 class ContrastiveLoss(Loss):
-    """Pairs of vectors."""
-
     bottoms = (3, 3)
     labels = (2,)
     reads = ("margin", "legacy=legacy_version")
@@ -167,18 +174,16 @@ class ContrastiveLoss(Loss):
         self.legacy = self.legacy or self.dialect.contrastive_legacy
 
     def reshape(self, x: Shape, y: Shape, alike: Shape) -> list[Shape]:
-        if x != y or len(x) < 2 or prod(x[2:]) != 1 or prod(alike) != x[0] or alike[:1] != x[:1]:
-            raise self.shape_error(
-                f"bottoms of shapes {x}, {y} and {alike}",
-                expected="two of shape (num, channels), and a number for each pair",
-            )
+        self.refuse_shape(
+            x != y or len(x) < 2 or prod(x[2:]) != 1 or prod(alike) != x[0] or alike[:1] != x[:1],
+            f"bottoms of shapes {x}, {y} and {alike}",
+            expected="two of shape (num, channels), and a number for each pair",
+        )
         return [()]
 
 
 @record("Accuracy", "accuracy_param")
 class Accuracy(Spec):
-    """A second top for the share of each class."""
-
     bottoms = (2, 2)
     tops = (1, 2)
     labels = (0, 1)
@@ -186,19 +191,23 @@ class Accuracy(Spec):
 
     def setup(self, x: Shape, label: Shape) -> None:
         p, self.by_item = self.p, self.dialect.accuracy_by_item
-        if self.by_item and self.n_tops == 2:
-            raise self.error("2 tops", expected="1 top", remedy="accuracies of classes are bvlc's: --dialect bvlc")
+        self.refuse(
+            self.by_item and self.n_tops == 2,
+            "2 tops",
+            expected="1 top",
+            remedy="accuracies of classes are bvlc's: --dialect bvlc",
+        )
         self.over = 1 if self.by_item else self.axis(p.axis, x)
         self.ignore = p.ignore_label if not self.by_item and p.has("ignore_label") else None
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
         classes = prod(x[1:]) if self.by_item else x[self.over]
-        if prod(label) * classes != prod(x):
-            raise self.shape_error(
-                f"scores {x} with labels {label}", expected="a label for each place among the classes"
-            )
-        if self.top_k > classes:
-            raise self.error(f"top_k {self.top_k}", expected=f"no more than the {classes} classes")
+        self.refuse_shape(
+            prod(label) * classes != prod(x),
+            f"scores {x} with labels {label}",
+            expected="a label for each place among the classes",
+        )
+        self.refuse(self.top_k > classes, f"top_k {self.top_k}", expected=f"no more than the {classes} classes")
         return [(), (classes,)][: self.n_tops]
 
 
@@ -210,12 +219,12 @@ class PixelAccuracy(Spec):
     reads = ("top_k", "ignore=ignore_label?")
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if len(x) != 4 or label != (x[0], 1, *x[2:]):
-            raise self.shape_error(
-                f"scores {x} with labels {label}", expected="labels (num, 1, height, width) of the scores"
-            )
-        if self.top_k > prod(x[1:]):
-            raise self.error(f"top_k {self.top_k}", expected="no more than there are classes")
+        self.refuse_shape(
+            len(x) != 4 or label != (x[0], 1, *x[2:]),
+            f"scores {x} with labels {label}",
+            expected="labels (num, 1, height, width) of the scores",
+        )
+        self.refuse(self.top_k > prod(x[1:]), f"top_k {self.top_k}", expected="no more than there are classes")
         return [()]
 
 
@@ -224,40 +233,33 @@ define("EltwiseAccuracy", PixelAccuracy, "eltwise_accuracy_param", NOH)
 
 @record("RedAccuracy", "red_accuracy_param", NOH)
 class RedAccuracy(PixelAccuracy):
-    """``class_num`` classes share the channels evenly."""
-
     def setup(self, x: Shape, label: Shape) -> None:
         self.classes = self.p.class_num if self.p.has("class_num") else x[1]
 
 
 @record("BinaryAccuracy", "binary_accuracy_param", NOH)
 class BinaryAccuracy(Spec):
-    """A label for each score."""
-
     bottoms = (2, 2)
     labels = (0, 1)
     reads = ("mode=accuracy_mode",)
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if x != label:
-            raise self.shape_error(f"scores {x} with labels {label}", expected="equal shapes")
+        self.refuse_shape(x != label, f"scores {x} with labels {label}", expected="equal shapes")
         return [()]
 
 
 @record("UniqueLabel", "unique_label_param")
 class UniqueLabel(Spec):
-    """``max_labels`` of an image's pixels."""
-
     labels = (0,)
     reads = ("most=max_labels", "forced=force_label", "ignored=ignore_label")
 
     def setup(self, x: Shape) -> None:
-        if self.most <= len(set(self.forced)):
-            raise self.error(f"max_labels {self.most}", expected="more than there are in force_label")
+        self.refuse(
+            self.most <= len(set(self.forced)), f"max_labels {self.most}", expected="more than there are in force_label"
+        )
 
     def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) != 4 or x[1] != 1:
-            raise self.shape_error(f"labels {x}", expected="(num, 1, height, width)")
+        self.refuse_shape(len(x) != 4 or x[1] != 1, f"labels {x}", expected="(num, 1, height, width)")
         return [(x[0], self.most, 1, 1)]
 
 
@@ -267,37 +269,38 @@ class Biased(Spec):
     bottoms = (2, 2)
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if len(x) != 4 or len(label) != 4 or label[0] != x[0] or label[2:] != (1, 1):
-            raise self.shape_error(
-                f"scores {x} with labels {label}", expected="4 axes each, labels (num, labels, 1, 1) of the scores' num"
-            )
+        self.refuse_shape(
+            len(x) != 4 or len(label) != 4 or label[0] != x[0] or label[2:] != (1, 1),
+            f"scores {x} with labels {label}",
+            expected="4 axes each, labels (num, labels, 1, 1) of the scores' num",
+        )
         return [x]
 
 
 @record("BiasChannel", "bias_channel_param")
 class BiasChannel(Biased):
-    """Biases that are given."""
-
     labels = (1,)
     reads = ("background=bg_bias", "foreground=fg_bias", "ignored=ignore_label")
 
     def setup(self, x: Shape, label: Shape) -> None:
-        if self.background < 0 or self.foreground < 0:
-            raise self.error(f"bg_bias {self.background}, fg_bias {self.foreground}", expected="0 or more")
+        self.refuse(
+            self.background < 0 or self.foreground < 0,
+            f"bg_bias {self.background}, fg_bias {self.foreground}",
+            expected="0 or more",
+        )
 
 
 @record("AdaptiveBiasChannel", "adaptive_bias_channel_param")
 class AdaptiveBiasChannel(Biased):
-    """Biases that are found; no gradient."""
-
     labels = (0, 1)
     reads = ("rounds=num_iter", "suppress=suppress_others", "margin=margin_others")
 
     def setup(self, x: Shape, label: Shape) -> None:
         self.portions = (self.p.bg_portion, self.p.fg_portion)
-        if self.rounds < 1:
-            raise self.error(f"num_iter {self.rounds}", expected="at least 1")
-        if self.margin < 0:
-            raise self.error(f"margin_others {self.margin}", expected="0 or more")
-        if not all(0 <= portion <= 1 for portion in self.portions):
-            raise self.error("bg_portion {}, fg_portion {}".format(*self.portions), expected="0 to 1")
+        self.refuse(self.rounds < 1, f"num_iter {self.rounds}", expected="at least 1")
+        self.refuse(self.margin < 0, f"margin_others {self.margin}", expected="0 or more")
+        self.refuse(
+            not all(0 <= portion <= 1 for portion in self.portions),
+            "bg_portion {}, fg_portion {}".format(*self.portions),
+            expected="0 to 1",
+        )

@@ -19,8 +19,6 @@ _TABLE = (Blob("weight", 2, "weight_filler"), BIAS)
 
 @record("InnerProduct", "inner_product_param")
 class InnerProduct(Spec):
-    """The axes from ``axis`` on are one vector."""
-
     blob_specs = _TABLE
     reads = ("num_output", "transpose")
 
@@ -31,11 +29,11 @@ class InnerProduct(Spec):
         self.make_blobs(shape[::-1] if self.transpose else shape, (self.num_output,))
 
     def reshape(self, x: Shape) -> list[Shape]:
-        if prod(x[self.from_axis :]) != self.length:
-            raise self.shape_error(
-                f"{prod(x[self.from_axis :])} numbers an item in a bottom of shape {x}",
-                expected=f"{self.length}, as the weights have",
-            )
+        self.refuse_shape(
+            prod(x[self.from_axis :]) != self.length,
+            f"{prod(x[self.from_axis :])} numbers an item in a bottom of shape {x}",
+            expected=f"{self.length}, as the weights have",
+        )
         return [(*x[: self.from_axis], self.num_output)]
 
     def uses(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
@@ -44,15 +42,16 @@ class InnerProduct(Spec):
 
 @record("Embed", "embed_param", BVLC)
 class Embed(Spec):
-    """A row of the weight for each number of the bottom."""
-
     labels = (0,)
     blob_specs = _TABLE
     reads = ("num_output", "input_dim")
 
     def setup(self, x: Shape) -> None:
-        if min(self.num_output, self.input_dim) < 1:
-            raise self.error(f"num_output {self.num_output}, input_dim {self.input_dim}", expected="at least 1 each")
+        self.refuse(
+            min(self.num_output, self.input_dim) < 1,
+            f"num_output {self.num_output}, input_dim {self.input_dim}",
+            expected="at least 1 each",
+        )
         self.make_blobs((self.input_dim, self.num_output), (self.num_output,))
 
     def reshape(self, x: Shape) -> list[Shape]:
@@ -61,17 +60,16 @@ class Embed(Spec):
 
 @record("LSTMUnit", None, BVLC)
 class LSTMUnit(Spec):
-    """Cells (1, N, H), gates (1, N, 4 H), continuation marks (1, N)."""
-
     bottoms = (3, 3)
     tops = (2, 2)
     labels = (2,)
 
     def reshape(self, c: Shape, gates: Shape, cont: Shape) -> list[Shape]:
-        if len(c) != 3 or c[0] != 1 or gates != (1, c[1], 4 * c[2]) or cont != c[:2]:
-            raise self.shape_error(
-                f"bottoms of shapes {c}, {gates} and {cont}", expected="(1, num, size), (1, num, 4 * size) and (1, num)"
-            )
+        self.refuse_shape(
+            len(c) != 3 or c[0] != 1 or gates != (1, c[1], 4 * c[2]) or cont != c[:2],
+            f"bottoms of shapes {c}, {gates} and {cont}",
+            expected="(1, num, size), (1, num, 4 * size) and (1, num)",
+        )
         return [c, c]
 
 
@@ -100,17 +98,17 @@ class Recurrent(Spec):
 
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
         exposed, self.static = self.exposed, _static(self)
-        if self.n_bottoms not in (2 + exposed, 3 + exposed) or self.n_tops != 1 + exposed:
-            raise self.error(
-                f"{self.n_bottoms} bottoms and {self.n_tops} tops",
-                expected=f"{2 + exposed} bottoms, or with a static input {3 + exposed}, and {1 + exposed} tops",
-            )
-        if self.size < 1:
-            raise self.error(f"num_output {self.size}", expected="at least 1")
-        if len(x) < 3 or (self.static and len(others[0]) < 2):
-            raise self.shape_error(
-                f"bottoms of shapes {x}, {others[:1]}", expected="(steps, streams, ...) and (streams, ...)"
-            )
+        self.refuse(
+            self.n_bottoms not in (2 + exposed, 3 + exposed) or self.n_tops != 1 + exposed,
+            f"{self.n_bottoms} bottoms and {self.n_tops} tops",
+            expected=f"{2 + exposed} bottoms, or with a static input {3 + exposed}, and {1 + exposed} tops",
+        )
+        self.refuse(self.size < 1, f"num_output {self.size}", expected="at least 1")
+        self.refuse_shape(
+            len(x) < 3 or (self.static and len(others[0]) < 2),
+            f"bottoms of shapes {x}, {others[:1]}",
+            expected="(steps, streams, ...) and (streams, ...)",
+        )
         self.labels = (1, *range(self.n_bottoms - exposed, self.n_bottoms))
         self.steps, rows = x[0], self.gates * self.size
         static = prod(others[0][1:]) if self.static else 0
@@ -121,19 +119,19 @@ class Recurrent(Spec):
     def reshape(self, x: Shape, cont: Shape, *others: Shape) -> list[Shape]:
         state = (1, x[1], self.size)
         static, exposed = others[: self.static], others[self.static :]
-        if x[0] != self.steps:
-            raise self.shape_error(f"{x[0]} steps", expected=f"{self.steps}, as when the net was built")
-        if cont != x[:2] or any(s[0] != x[1] for s in static) or any(s != state for s in exposed):
-            raise self.shape_error(
-                f"bottoms of shapes {(x, cont, *others)}",
-                expected=f"marks {x[:2]}, {x[1]} static inputs, states {state}",
-            )
+        self.refuse_shape(x[0] != self.steps, f"{x[0]} steps", expected=f"{self.steps}, as when the net was built")
+        self.refuse_shape(
+            cont != x[:2] or any(s[0] != x[1] for s in static) or any(s != state for s in exposed),
+            f"bottoms of shapes {(x, cont, *others)}",
+            expected=f"marks {x[:2]}, {x[1]} static inputs, states {state}",
+        )
         names = self.blob_specs[0].name, self.blob_specs[2].name
         for shape, lead, name in zip((x, *static), (2, 1), names, strict=False):
-            if prod(shape[lead:]) != self.blob_shapes[name][1]:
-                raise self.shape_error(
-                    f"{shape}", expected=f"{self.blob_shapes[name][1]} numbers an item, as {name} has"
-                )
+            self.refuse_shape(
+                prod(shape[lead:]) != self.blob_shapes[name][1],
+                f"{shape}",
+                expected=f"{self.blob_shapes[name][1]} numbers an item, as {name} has",
+            )
         return [(*x[:2], self.size)] + [state] * len(exposed)
 
     def uses(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
@@ -151,8 +149,6 @@ def _weights(inputs: str, bias: str, hidden: str) -> tuple[Blob, ...]:
 
 @record("LSTM", "recurrent_param", BVLC)
 class LSTM(Recurrent):
-    """Gates in the order input, forget, output, candidate."""
-
     states = ("h", "c")
     gates = 4
     blob_specs = _weights("W_xc", "b_c", "W_hc")
@@ -160,8 +156,6 @@ class LSTM(Recurrent):
 
 @record("RNN", "recurrent_param", BVLC)
 class RNN(Recurrent):
-    """One state, and weights for the output."""
-
     states = ("h",)
     gates = 1
     blob_specs = (

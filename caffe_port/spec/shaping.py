@@ -24,21 +24,22 @@ class AlongAxis(Spec):
 
     def read_axis(self, older: str, x: Shape) -> int:
         """The axis that ``axis``, or an older field, names."""
-        if self.dialect.axes_by_dim and getattr(self.p, older) > 1:
-            raise self.error(
-                f"{older} {getattr(self.p, older)}", expected="0 or 1", remedy="--dialect bvlc has all axes"
-            )
+        self.refuse(
+            self.dialect.axes_by_dim and getattr(self.p, older) > 1,
+            f"{older} {getattr(self.p, older)}",
+            expected="0 or 1",
+            remedy="--dialect bvlc has all axes",
+        )
         if self.dialect.axes_by_dim or self.p.has(older):
-            if not self.dialect.axes_by_dim and self.p.has("axis"):
-                raise self.error(f"both axis and {older}", remedy="keep one of them")
+            self.refuse(
+                not self.dialect.axes_by_dim and self.p.has("axis"), f"both axis and {older}", remedy="keep one of them"
+            )
             return self.axis(getattr(self.p, older), x)
         return self.axis(self.p.axis, x)
 
 
 @record("Concat", "concat_param")
 class Concat(AlongAxis):
-    """Bottoms that are equal but for one axis."""
-
     bottoms = (1, None)
     aligned = NOH
 
@@ -48,22 +49,26 @@ class Concat(AlongAxis):
     def reshape(self, *shapes: Shape) -> list[Shape]:
         first, a = shapes[0], self.along
         for s in shapes:
-            if len(s) != len(first) or any(m != n for i, (m, n) in enumerate(zip(s, first, strict=True)) if i != a):
-                raise self.shape_error(f"bottoms of shapes {first} and {s}", expected=f"equal shapes but for axis {a}")
+            self.refuse_shape(
+                len(s) != len(first) or any(m != n for i, (m, n) in enumerate(zip(s, first, strict=True)) if i != a),
+                f"bottoms of shapes {first} and {s}",
+                expected=f"equal shapes but for axis {a}",
+            )
         return [(*first[:a], sum(s[a] for s in shapes), *first[a + 1 :])]
 
 
 @record("Slice", "slice_param")
 class Slice(AlongAxis):
-    """Equal parts, or cut at points."""
-
     tops = (1, None)
     reads = ("points=slice_point",)
 
     def setup(self, x: Shape) -> None:
         self.along = self.read_axis("slice_dim", x)
-        if self.points and len(self.points) != self.n_tops - 1:
-            raise self.error(f"{len(self.points)} slice_point for {self.n_tops} tops", expected="one fewer than tops")
+        self.refuse(
+            self.points and len(self.points) != self.n_tops - 1,
+            f"{len(self.points)} slice_point for {self.n_tops} tops",
+            expected="one fewer than tops",
+        )
 
     def reshape(self, x: Shape) -> list[Shape]:
         return [(*x[: self.along], n, *x[self.along + 1 :]) for n in self.lengths(x)]
@@ -72,29 +77,26 @@ class Slice(AlongAxis):
         """How much of the axis each top gets."""
         n = x[self.along]
         if not self.points:
-            if n % self.n_tops:
-                raise self.shape_error(
-                    f"{self.n_tops} equal parts of axis {self.along} of {x}", expected="a divisor of it"
-                )
+            self.refuse_shape(
+                n % self.n_tops, f"{self.n_tops} equal parts of axis {self.along} of {x}", expected="a divisor of it"
+            )
             return [n // self.n_tops] * self.n_tops
         lengths = [b - a for a, b in pairwise([0, *self.points, n])]
-        if min(lengths) < 1:
-            raise self.shape_error(
-                f"slice_point {self.points} on axis {self.along} of {x}", expected="rising points inside the axis"
-            )
+        self.refuse_shape(
+            min(lengths) < 1,
+            f"slice_point {self.points} on axis {self.along} of {x}",
+            expected="rising points inside the axis",
+        )
         return lengths
 
 
 @record("Tile", "tile_param", BVLC)
 class Tile(Spec):
-    """Copies along an axis."""
-
     reads = ("tiles",)
 
     def setup(self, x: Shape) -> None:
         self.along = self.axis(self.p.axis, x)
-        if self.tiles < 1:
-            raise self.error(f"tiles {self.tiles}", expected="at least 1")
+        self.refuse(self.tiles < 1, f"tiles {self.tiles}", expected="at least 1")
 
     def reshape(self, x: Shape) -> list[Shape]:
         return [(*x[: self.along], x[self.along] * self.tiles, *x[self.along + 1 :])]
@@ -102,39 +104,41 @@ class Tile(Spec):
 
 @record("Flatten", "flatten_param")
 class Flatten(Spec):
-    """The axes from ``axis`` to ``end_axis`` as one."""
-
     in_place = False
     reads = ("from_axis=axis", "end_axis")
 
     def reshape(self, x: Shape) -> list[Shape]:
         first, last = self.axis(self.from_axis, x), self.axis(self.end_axis, x)
-        if first > last:
-            raise self.error(f"axis {first} and end_axis {last}", expected="an end that is not before the start")
+        self.refuse(first > last, f"axis {first} and end_axis {last}", expected="an end that is not before the start")
         return [(*x[:first], prod(x[first : last + 1]), *x[last + 1 :])]
 
 
 @record("Reshape", "reshape_param", BVLC)
 class Reshape(Spec):
-    """A 0 in ``shape`` keeps the bottom's axis at that place, a -1 takes what is left over."""
-
     in_place = False
     reads = ("from_axis=axis", "num_axes")
 
     def setup(self, x: Shape) -> None:
         self.dims = self.p.shape.dim
-        if self.dims.count(-1) > 1 or min(self.dims, default=0) < -1:
-            raise self.error(f"shape {self.dims}", expected="numbers from 0 up, and at most one -1")
+        self.refuse(
+            self.dims.count(-1) > 1 or min(self.dims, default=0) < -1,
+            f"shape {self.dims}",
+            expected="numbers from 0 up, and at most one -1",
+        )
 
     def asked(self, x: Shape) -> list[int]:
         """The shape that a bottom of shape ``x`` takes, with a -1 for what is left over."""
         axis, n = self.from_axis, self.num_axes
         start = axis if axis >= 0 else len(x) + axis + 1
         end = len(x) if n == -1 else start + n
-        if not 0 <= start <= end <= len(x):
-            raise self.error(f"axis {axis} and num_axes {n}", expected=f"axes of a blob of shape {x}")
-        if any(d == 0 and i >= len(x) for i, d in enumerate(self.dims, start)):
-            raise self.shape_error(f"a 0 in {self.dims} from axis {start} on", expected=f"axes to copy in {x}")
+        self.refuse(
+            not 0 <= start <= end <= len(x), f"axis {axis} and num_axes {n}", expected=f"axes of a blob of shape {x}"
+        )
+        self.refuse_shape(
+            any(d == 0 and i >= len(x) for i, d in enumerate(self.dims, start)),
+            f"a 0 in {self.dims} from axis {start} on",
+            expected=f"axes to copy in {x}",
+        )
         return [*x[:start], *(d or x[i] for i, d in enumerate(self.dims, start)), *x[end:]]
 
     def reshape(self, x: Shape) -> list[Shape]:
@@ -142,13 +146,15 @@ class Reshape(Spec):
         if self.dims.count(-1):
             place = shape.index(-1)
             known = prod((*shape[:place], *shape[place + 1 :]))
-            if not known or prod(x) % known:
-                raise self.shape_error(
-                    f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"a multiple of {known}"
-                )
+            self.refuse_shape(
+                not known or prod(x) % known,
+                f"{prod(x)} numbers of {x} for {tuple(shape)}",
+                expected=f"a multiple of {known}",
+            )
             shape[place] = prod(x) // known
-        if prod(shape) != prod(x):
-            raise self.shape_error(f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"{prod(shape)}")
+        self.refuse_shape(
+            prod(shape) != prod(x), f"{prod(x)} numbers of {x} for {tuple(shape)}", expected=f"{prod(shape)}"
+        )
         return [tuple(shape)]
 
 
@@ -168,10 +174,11 @@ class Crop(Spec):
     def setup(self, x: Shape, size: Shape) -> None:
         self.from_axis, self.aligns = self.axis(self.p.axis, x), self.dialect.crop_aligns
         axes = len(x) - self.from_axis
-        if len(self.offset) not in (0, 1, axes):
-            raise self.error(
-                f"{len(self.offset)} offsets", expected=f"one, or one for each axis from {self.from_axis} on"
-            )
+        self.refuse(
+            len(self.offset) not in (0, 1, axes),
+            f"{len(self.offset)} offsets",
+            expected=f"one, or one for each axis from {self.from_axis} on",
+        )
         if len(self.offset) < axes:
             self.offset = (self.offset or [0]) * axes
 
@@ -180,13 +187,13 @@ class Crop(Spec):
         self.offset = list(offset)
 
     def reshape(self, x: Shape, size: Shape) -> list[Shape]:
-        if len(x) != len(size):
-            raise self.shape_error(f"bottoms of shapes {x} and {size}", expected="as many axes in both")
+        self.refuse_shape(len(x) != len(size), f"bottoms of shapes {x} and {size}", expected="as many axes in both")
         for i, o in enumerate(self.offset, self.from_axis):
-            if o < 0 or o + size[i] > x[i]:
-                raise self.shape_error(
-                    f"a crop from {o} to {o + size[i]} on axis {i} of {x}", expected="a crop inside the blob"
-                )
+            self.refuse_shape(
+                o < 0 or o + size[i] > x[i],
+                f"a crop from {o} to {o + size[i]} on axis {i} of {x}",
+                expected="a crop inside the blob",
+            )
         return [(*x[: self.from_axis], *size[self.from_axis :])]
 
     def coord_map(self) -> CoordMap:
@@ -195,8 +202,6 @@ class Crop(Spec):
 
 @record("Reduction", "reduction_param", BVLC)
 class Reduction(Spec):
-    """One number for all axes from ``axis`` on."""
-
     reads = ("operation", "coeff")
 
     def setup(self, x: Shape) -> None:
@@ -208,48 +213,48 @@ class Reduction(Spec):
 
 @record("BatchReindex", None, BVLC)
 class BatchReindex(Spec):
-    """Items by their numbers."""
-
     bottoms = (2, 2)
     labels = (1,)
 
     def reshape(self, x: Shape, index: Shape) -> list[Shape]:
-        if len(index) != 1 or not x:
-            raise self.shape_error(f"bottoms of shapes {x} and {index}", expected="items, and a row of their numbers")
+        self.refuse_shape(
+            len(index) != 1 or not x, f"bottoms of shapes {x} and {index}", expected="items, and a row of their numbers"
+        )
         return [(*index, *x[1:])]
 
 
 @record("Filter", None, BVLC)
 class Filter(Spec):
-    """Items of each bottom but the last, which selects them."""
-
     bottoms = (2, None)
     tops = (1, None)
     data_shaped = True
 
     def setup(self, *shapes: Shape) -> None:
-        if self.n_tops != self.n_bottoms - 1:
-            raise self.error(
-                f"{self.n_tops} tops", expected=f"{self.n_bottoms - 1}: one for each bottom but the selector"
-            )
+        self.refuse(
+            self.n_tops != self.n_bottoms - 1,
+            f"{self.n_tops} tops",
+            expected=f"{self.n_bottoms - 1}: one for each bottom but the selector",
+        )
         self.labels = (self.n_bottoms - 1,)
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
         *items, selector = shapes
-        if not selector or any(n != 1 for n in selector[1:]):
-            raise self.shape_error(f"a selector of shape {selector}", expected="one number for each item")
+        self.refuse_shape(
+            not selector or any(n != 1 for n in selector[1:]),
+            f"a selector of shape {selector}",
+            expected="one number for each item",
+        )
         for x in items:
-            if x[:1] != selector[:1]:
-                raise self.shape_error(
-                    f"a bottom of shape {x} with {selector[0]} selectors", expected="one for each item"
-                )
+            self.refuse_shape(
+                x[:1] != selector[:1],
+                f"a bottom of shape {x} with {selector[0]} selectors",
+                expected="one for each item",
+            )
         return items
 
 
 @record("ArgMax", "argmax_param")
 class ArgMax(Spec):
-    """``top_k`` places of an item, or along an axis."""
-
     labels = (0,)
     reads = ("top_k", "out_max_val")
 
@@ -258,8 +263,7 @@ class ArgMax(Spec):
 
     def reshape(self, x: Shape) -> list[Shape]:
         choices = prod(x[1:]) if self.over is None else x[self.over]
-        if not 1 <= self.top_k <= choices:
-            raise self.error(f"top_k {self.top_k}", expected=f"a number from 1 to {choices}")
+        self.refuse(not 1 <= self.top_k <= choices, f"top_k {self.top_k}", expected=f"a number from 1 to {choices}")
         if self.over is not None:
             return [(*x[: self.over], self.top_k, *x[self.over + 1 :])]
         return [(x[0], 2 if self.out_max_val else 1, self.top_k, *(1,) * (len(x) - 3))]

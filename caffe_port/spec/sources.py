@@ -23,15 +23,16 @@ class Source(Spec):
 
     def each(self, what: str, given: list) -> list:
         """``given`` for every top: one for all, or one each."""
-        if len(given) not in (1, self.n_tops):
-            raise self.error(f"{len(given)} {what} for {self.n_tops} tops", expected="one, or one for each top")
+        self.refuse(
+            len(given) not in (1, self.n_tops),
+            f"{len(given)} {what} for {self.n_tops} tops",
+            expected="one, or one for each top",
+        )
         return given * self.n_tops if len(given) == 1 else given
 
 
 @record("Input", "input_param")
 class Input(Source):
-    """Shapes as given; (0,) without."""
-
     def setup(self) -> None:
         self.shapes = self.each("shapes", [tuple(s.dim) for s in self.p.shape] or [(0,)])
 
@@ -41,8 +42,6 @@ class Input(Source):
 
 @record("Parameter", "parameter_param", BVLC)
 class Parameter(Source):
-    """A learned blob as a top."""
-
     tops = (1, 1)
     blob_specs = (Blob("weight"),)
 
@@ -55,8 +54,6 @@ class Parameter(Source):
 
 @record("DummyData", "dummy_data_param")
 class DummyData(Source):
-    """Shapes as given, in one of two forms."""
-
     def setup(self) -> None:
         self.shapes = self.each("shape", [tuple(s.dim) for s in self.p.shape] or self.older_form())
 
@@ -71,19 +68,17 @@ class DummyData(Source):
 
 @record("MemoryData", "memory_data_param")
 class MemoryData(Source):
-    """Data and labels."""
-
     tops = (2, 2)
     reads = ("batch=batch_size",)
 
     def setup(self) -> None:
         p = self.p
         self.item = (p.channels, p.height, p.width)
-        if min(self.batch, *self.item) < 1:
-            raise self.error(
-                f"batch_size {self.batch}, channels {p.channels}, height {p.height}, width {p.width}",
-                expected="all above 0",
-            )
+        self.refuse(
+            min(self.batch, *self.item) < 1,
+            f"batch_size {self.batch}, channels {p.channels}, height {p.height}, width {p.width}",
+            expected="all above 0",
+        )
 
     def reshape(self) -> list[Shape]:
         return [(self.batch, *self.item), (self.batch,)]
@@ -108,8 +103,6 @@ class HDF5Data(FromFiles):
 
 @record("Data", "data_param")
 class Data(FromFiles):
-    """Records of a database, and their labels."""
-
     tops = (1, 2)
     by_phase = True
     data_shaped = True
@@ -124,8 +117,6 @@ class Data(FromFiles):
 
 @record("WindowData", "window_data_param")
 class WindowData(Data):
-    """Boxes, and their classes."""
-
     tops = (2, 2)
     data_shaped = False
 
@@ -135,8 +126,6 @@ class WindowData(Data):
 
 @record("ImageData", "image_data_param")
 class ImageData(Data):
-    """Pictures, and their labels."""
-
     tops = (2, 2)
 
     def pictures(self) -> Shape:
@@ -165,8 +154,6 @@ for _type in ("ImageSegData", "WindowSegData", "WindowSegBinary", "WindowInstSeg
 
 @record("WindowClsData", "image_data_param", NOH)
 class WindowClsData(Masks):
-    """The second top holds the classes seen."""
-
     def reshape(self) -> list[Shape]:
         tops = [*super().reshape()]
         tops[1:2] = [(self.p.batch_size, self.classes, 1, 1)] * len(tops[1:2])
@@ -175,31 +162,26 @@ class WindowClsData(Masks):
 
 @record("SelectSegBinary", "image_data_param", NOH)
 class SelectSegBinary(Masks):
-    """The third top holds a vector of classes."""
-
     def reshape(self) -> list[Shape]:
         return [*super().reshape()[:2], (self.p.batch_size, self.classes, 1, 1)][: self.n_tops]
 
 
 @record("HDF5Output", "hdf5_output_param")
 class HDF5Output(Spec):
-    """Data and labels, to a file."""
-
     bottoms = (2, 2)
     tops = (0, 0)
 
     def reshape(self, data: Shape, label: Shape) -> list[Shape]:
-        if max(len(data), len(label)) > 4 or data[0] != label[0]:
-            raise self.shape_error(
-                f"bottoms of shapes {data} and {label}", expected="up to four axes, and items of equal number"
-            )
+        self.refuse_shape(
+            max(len(data), len(label)) > 4 or data[0] != label[0],
+            f"bottoms of shapes {data} and {label}",
+            expected="up to four axes, and items of equal number",
+        )
         return []
 
 
 @record("Python", "python_param", BVLC)
 class Python(Spec):
-    """Whatever the user's code says."""
-
     bottoms = (0, None)
     tops = (0, None)
     data_shaped = True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import WeightsError
 from caffe_port.formats import LayerWeights, open_weights, write_caffemodel
+from caffe_port.spec import infer
 from caffe_port.tools.cli import Parser, as_gflags, run
 from caffe_port.tools.train_stage import PROTOTXT, add_stage_options, train_stage
 
@@ -69,11 +70,10 @@ def convolved(definition: Definition, layers: Sequence[LayerWeights]) -> list[La
     Raises:
         WeightsError: a layer's numbers fill no such windows.
     """
-    kernels = {}
-    for layer in definition.net.layer:
-        if layer.type == "Convolution":
-            p = layer.convolution_param
-            kernels[layer.name] = (p.kernel_h, p.kernel_w) if p.kernel_h else tuple((list(p.kernel_size) * 2)[:2])
+    found = infer(definition, check=False).layers
+    kernels = {
+        spec.name: spec.kernel for spec in (layer.spec for layer in found) if spec and spec.type == "Convolution"
+    }
     return [_convolved(layer, kernels[layer.name]) if layer.name in kernels else layer for layer in layers]
 
 

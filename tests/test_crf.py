@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from caffe_port.errors import CaffeError, ShapeError
+from caffe_port.layers.lattice import Lattice
 from caffe_port.segmentation.crf import DECONVNET, NORMALIZATIONS, Kernel, dense_crf, mean_field, normalized
-from caffe_port.segmentation.lattice import Lattice
 
 RECORDED = dict(np.load(Path(__file__).parent / "reference" / "crf" / "densecrf.npz"))
 PICTURE, SCORES = RECORDED.pop("picture"), RECORDED.pop("scores")

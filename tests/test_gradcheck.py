@@ -260,6 +260,23 @@ ROWS = [
         dialect="segnet",
     ),
     Row("Dropout", X, "dropout_param { dropout_ratio: 0.4 sample_weights_test: true }", dialect="segnet"),
+    Row("Interp", X, "interp_param { zoom_factor: 2 pad_beg: -1 }", dialect="deeplab2"),
+    Row("Interp", ((2, 1, 4, 5),), "interp_param { height: 7 width: 3 }", dialect="deeplab2"),
+    Row("SpatialProduct", ((2, 3, 4, 5), (2, 1, 4, 5)), dialect="deeplab2"),
+    Row(
+        "DomainTransform",
+        ((2, 3, 4, 5), (2, 1, 4, 5), (2, 1, 1, 2)),
+        "domain_transform_param { spatial_sigma: 6 range_sigma: 4 num_iter: 2 }",
+        (normal, positive, lambda shape: torch.tensor([3.0, 5, 4, 4]).double().view(shape)),
+        dialect="deeplab2",
+    ),
+    Row(
+        "BiasChannel",
+        ((2, 5, 3, 4), (2, 1, 3, 4)),
+        "bias_channel_param { label_type: PIXEL bg_bias: 2 }",
+        (normal, labels(5)),
+        dialect="deeplab2",
+    ),
 ]
 
 UNTRUE = [
@@ -294,9 +311,12 @@ EXEMPT = {
     "AdaptiveBiasChannel": "its scores are for estimating labels",
     "ArgMax": "it tells places",
     "BinaryAccuracy": "it counts",
+    "DenseCRF": "its backward pass does nothing",
+    "DomainTransformForwardOnly": "its backward pass does nothing",
     "EltwiseAccuracy": "it counts",
     "Python": "it is its user's",
     "RedAccuracy": "it counts",
+    "SegAccuracy": "it counts",
     "Threshold": "it has steps only",
     "UniqueLabel": "it tells labels",
 }

@@ -13,7 +13,7 @@ from caffe_port.tools.replay import replay
 LAYERS = cases("noh_layers", "noh") + cases("bvlc_layers", "bvlc")
 CORNERS = cases("noh_corners", "noh") + cases("bvlc_corners", "bvlc")
 """Ties, kinks, states, bounds, negative axes and other corners, each with its "why" in the manifest."""
-FORKS = cases("segnet", "segnet") + cases("segnet_nets", "segnet")
+FORKS = [case for fork in ("segnet", "deeplab2") for suite in (fork, f"{fork}_nets") for case in cases(suite, fork)]
 """The further forks, as far as their numbers are here."""
 NETS = cases("noh_nets", "noh")
 

@@ -2,8 +2,9 @@
 
 from caffe_port.dialects.base import DIALECTS, Dialect, dialect, names, register
 from caffe_port.dialects.bvlc import BVLC
+from caffe_port.dialects.deeplab2 import DEEPLAB2
 from caffe_port.dialects.mixed import MIXED
 from caffe_port.dialects.noh import NOH
 from caffe_port.dialects.segnet import SEGNET
 
-__all__ = ["BVLC", "DIALECTS", "MIXED", "NOH", "SEGNET", "Dialect", "dialect", "names", "register"]
+__all__ = ["BVLC", "DEEPLAB2", "DIALECTS", "MIXED", "NOH", "SEGNET", "Dialect", "dialect", "names", "register"]

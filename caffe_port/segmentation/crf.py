@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffeError, ShapeError
-from caffe_port.segmentation.lattice import Lattice
+from caffe_port.layers.lattice import Lattice
 
 __all__ = ["DECONVNET", "NORMALIZATIONS", "SETTINGS", "Kernel", "Setting", "dense_crf", "mean_field", "normalized"]
 

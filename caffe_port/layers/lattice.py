@@ -40,7 +40,7 @@ class Lattice:
     def __init__(self, points: Array, device: torch.device | str = "cpu") -> None:
         if points.ndim != 2 or not points.size or not np.isfinite(points).all():
             raise ShapeError("lattice", f"points of shape {points.shape}", expected="(n, d), finite")
-        keys, weights = _simplices(points.astype(np.float64, copy=False))
+        keys, weights = _simplices(points.astype(np.float32, copy=False))
         codes, strides = _numbered(keys)
         known, corner = np.unique(codes, return_inverse=True)
         corner = corner.reshape(codes.shape)
@@ -72,30 +72,42 @@ class Lattice:
 
 
 def _simplices(points: Array) -> tuple[Array, Array]:
-    """The corners of each point's simplex, (n, d + 1, d) by their first d coordinates, and its share of each."""
+    """The corners of each point's simplex, (n, d + 1, d) by their first d coordinates, and its share of each.
+
+    In single precision and in the original's order (permutohedral.cpp, init): a point half-way between two simplices
+    falls where it falls there.
+    """
     n, d = points.shape
+    one = np.float32
+    deviation = one(np.sqrt(2 / 3) * (d + 1))
+    scales = [one(1 / np.sqrt((i + 2) * (i + 1)) * np.float64(deviation)) for i in range(d)]
     # Into the hyperplane of d + 1 coordinates whose sum is 0, so widely that the blur's deviation is the Gaussian's.
-    basis = np.zeros((d, d + 1))
-    for i in range(d):
-        basis[i, : i + 1], basis[i, i + 1] = 1, -(i + 1)
-        basis[i] /= np.sqrt((i + 1) * (i + 2))
-    elevated = points @ (basis * (d + 1) * np.sqrt(2 / 3))
+    elevated = np.empty((n, d + 1), np.float32)
+    total = np.zeros(n, np.float32)
+    for j in range(d, 0, -1):
+        scaled = points[:, j - 1] * scales[j - 1]
+        elevated[:, j] = total - one(j) * scaled
+        total += scaled
+    elevated[:, 0] = total
     # The nearest corner whose coordinates are all multiples of d + 1, and the order of what is left of each coordinate.
-    nearest = np.rint(elevated / (d + 1))
+    nearest = np.rint(elevated * one(1 / (d + 1)))
     excess = nearest.sum(axis=1, keepdims=True)
-    rank = np.argsort(np.argsort(nearest * (d + 1) - elevated, axis=1, kind="stable"), axis=1) + excess
-    turn = (rank < 0).astype(np.float64) - (rank > d)
-    rank += turn * (d + 1)
-    nearest = (nearest + turn) * (d + 1)
-    # Barycentric coordinates, from differences of the sorted remainders.
-    left = -np.sort((nearest - elevated) / (d + 1), axis=1)
-    weights = np.empty((n, d + 1))
-    weights[:, 0] = 1 + left[:, d] - left[:, 0]
-    weights[:, 1:] = (left[:, :-1] - left[:, 1:])[:, ::-1]
+    nearest *= d + 1
+    rank = np.argsort(np.argsort(nearest - elevated, axis=1, kind="stable"), axis=1, kind="stable") + excess
+    turn = ((rank < 0).astype(np.float32) - (rank > d)) * (d + 1)
+    rank = (rank + turn).astype(np.int64)
+    nearest += turn
+    # Barycentric coordinates, from differences of the remainders in their order.
+    left = (elevated - nearest) * one(1 / (d + 1))
+    ordered = np.empty_like(left)
+    np.put_along_axis(ordered, d - rank, left, 1)
+    weights = np.empty((n, d + 1), np.float32)
+    weights[:, 0] = ordered[:, 0] + (1 - ordered[:, d])
+    weights[:, 1:] = ordered[:, 1:] - ordered[:, :-1]
     k = np.arange(d + 1)
     canonical = np.where(k[None] <= d - k[:, None], k[:, None], k[:, None] - (d + 1))
-    keys = nearest.astype(np.int64)[:, None, :d] + canonical.T[rank.astype(np.int64)[:, :d]].transpose(0, 2, 1)
-    return keys, weights.astype(np.float32)
+    keys = nearest.astype(np.int64)[:, None, :d] + canonical.T[rank[:, :d]].transpose(0, 2, 1)
+    return keys, weights
 
 
 def _numbered(keys: Array) -> tuple[Array, Array]:

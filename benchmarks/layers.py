@@ -44,7 +44,7 @@ from tqdm import tqdm  # noqa: E402
 import caffe_port  # noqa: E402
 from benchmarks import fork_rows, layer_rows  # noqa: E402
 from benchmarks.layer_rows import Row  # noqa: E402
-from caffe_port.fast import keep_memory  # noqa: E402
+from caffe_port.execution.memory import keep_memory  # noqa: E402
 from caffe_port.tools.cli import table  # noqa: E402
 
 Run = Callable[[], Any]

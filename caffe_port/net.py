@@ -8,7 +8,7 @@ Source: net.cpp (both programs).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port import fast, layers, random
+from caffe_port import layers, random
 from caffe_port.dialects import Dialect
-from caffe_port.errors import DefinitionError, WeightsError
+from caffe_port.errors import CaffeError, DefinitionError, WeightsError
+from caffe_port.execution.executor import Executor, Mode
+from caffe_port.execution.facts import learned_blobs, loss_weights_of, share_parameters
 from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs
+from caffe_port.execution.observed import recorded
 from caffe_port.formats import write_net
-from caffe_port.graph import Facts, Node, connect, needs_backward, path_between
+from caffe_port.graph import Facts, Needs, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Named, Shape, unknown_types
 from caffe_port.layers.blobs import legacy
-from caffe_port.layers.python import Python
+from caffe_port.layers.capabilities import RunsCode
+from caffe_port.layers.foreign import Foreign, Place, found_at, register
 from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
@@ -43,7 +47,8 @@ class Net(Named):
     """A net on tensors.
 
     ``net(data=x)`` gives a dict from each output blob's name to its tensor; with gradients enabled it is differentiable
-    like any module, without them it takes a faster way to the same numbers (:mod:`caffe_port.fast`).
+    like any module, without them it takes a faster way to the same numbers (:mod:`caffe_port.execution`). A layer may
+    be hooked, parametrized or replaced by any module, as in torch; it then runs as that module, the rest stays fast.
 
     Args:
         source: a prototxt (path or text), a NetParameter, or a Definition.
@@ -83,76 +88,73 @@ class Net(Named):
         # Caffe draws every parameter, also those that a file then replaces; who has asked for a seed wants the stream
         # to be where Caffe's would be.
         fill = not files or (phase == "TRAIN" and random.default_stream().seeded)
-        self.nodes: list[tuple[Node, Layer]] = []
+        self._executor: Executor | None = None
+        self._shaped_for: dict[str, Shape] | None = None
+        self._paths = [node.key.split(".") for node in self.graph.nodes]
+        built: list[tuple[Node, Layer]] = []
         self.ignored: list[str] = []
         """Parameter blocks of other layer types, which Caffe ignores and so do we."""
         self.shapes: dict[str, Shape] = {}
         self._allows_python = python_layers_allowed() if allow_python is None else allow_python
         self._unknown = unknown_types((node.message for node in self.graph.nodes), self.dialect)
         for node in self.graph.nodes:
-            self._build(node)
+            built.append((node, self._build(node, built)))
             if fill:
-                self._fill(self.nodes[-1][1])
+                self._fill(built[-1][1])
         for field in self.ignored:
             info(f"{field} is another layer type's, ignored as in Caffe")
-        self._share()
+        share_parameters(built)
         self.loss_weights = {
             top: weight
-            for node, layer in self.nodes
-            for top, weight in zip(node.tops, self._weights(node, layer), strict=True)
+            for node, layer in built
+            for top, weight in zip(node.tops, loss_weights_of(node, layer), strict=True)
         }
-        facts = [Facts(self._learns(n, lay), self._weights(n, lay), lay.labels) for n, lay in self.nodes]
-        self.needs = needs_backward(self.graph, facts, force=source.net.force_backward)
+        self._places = [
+            Place(node.name, node.type, node.where, lay.dialect, lay.n_bottoms, lay.n_tops, lay.labels, type(lay))
+            for node, lay in built
+        ]
         for (_, layer), needed in zip(self.nodes, self.needs.params, strict=True):
             for blob, need in zip(layer.caffe_blobs, needed, strict=True):
                 if isinstance(blob, nn.Parameter):
                     blob.requires_grad_(need)
-        self._frozen_until = [
-            next((j for j in range(i, len(self.nodes)) if self.needs.layer[j]), len(self.nodes)) - 1
-            for i in range(len(self.nodes))
-        ]
         self.train(phase == "TRAIN")
-        self._plan: fast.Plan | None = None
-        self._low_memory: fast.Plan | None = None
-        self._shaped_for: dict[str, Shape] | None = None
         self.accounts = [self._load_first(f, not fill) if i == 0 else self.load(f) for i, f in enumerate(files)]
 
     # -- building ------------------------------------------------------------------------------------------------------
 
-    def _build(self, node: Node) -> None:
+    def _build(self, node: Node, built: Sequence[tuple[Node, Layer]]) -> Layer:
         layer = layers.create(node.message, self.dialect, node.where, self._unknown)
         # A layer without a phase of its own has the net's (net.cpp, Init).
         layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
-        if isinstance(layer, Python):
+        if isinstance(layer, RunsCode):
             layer.allowed = self._allows_python
         bottoms = [self.shapes[b] for b in node.bottoms]
         layer.train(self.phase == "TRAIN").setup(*bottoms)
         self.ignored += [f"{node.where}: {path} of layer {node.name} ({node.type})" for path in layer.check_fields()]
-        if getattr(layer, "aligns", False):
-            layer.align(self._alignment(node))
-        self.nodes.append((node, layer))
+        if layer.aligns:
+            layer.align(self._alignment(node, built))
         self._set_shapes(node, layer)
-        _register(self, node.key, layer)
+        register(self, node.key, layer)
+        return layer
 
     def _set_shapes(self, node: Node, layer: Layer) -> None:
         shapes = layer.reshape(*(self.shapes[b] for b in node.bottoms))
         for top, shape in zip(node.tops, shapes, strict=True):
             self.shapes[top] = blob_shape(shape, self.dialect)
 
-    def _alignment(self, node: Node) -> tuple[int, int]:
+    def _alignment(self, node: Node, built: Sequence[tuple[Node, Layer]]) -> tuple[int, int]:
         """Where in its first bottom a Crop of noh starts: both bottoms' ways from the blob they come from."""
         maps = []
         for path in path_between(self.graph, node):
             m = identity_map()
             for other in path:
-                layer = self.nodes[other.index][1]
-                step = layer.coord_map()
-                if step is None:
+                there = built[other.index][1].coord_map()
+                if there is None:
                     raise DefinitionError(
                         f"{node.where}: layer {node.name}",
                         f"layer {other.name} ({other.type}) on its way has no alignment",
                     )
-                m = compose(m, step)
+                m = compose(m, there)
             maps.append(m)
         crop = compose(maps[1], inverse(maps[0]))
         if any(scale != 1 or shift > 0 or shift.denominator != 1 for scale, shift in crop):
@@ -162,43 +164,6 @@ class Net(Named):
                 expected="scale 1 and whole offsets, not negative",
             )
         return int(-crop[0][1]), int(-crop[1][1])
-
-    def _weights(self, node: Node, layer: Layer) -> list[float]:
-        given = list(node.message.loss_weight)
-        n = len(node.tops)
-        if given and len(given) != n:
-            raise layer.error(f"{len(given)} loss_weight for {n} tops", expected="none, or one for each top")
-        return given or [float(layer.loss and i == 0) for i in range(n)]
-
-    def _learns(self, node: Node, layer: Layer) -> list[bool]:
-        specs = node.message.param
-        if len(specs) > len(layer.blob_names):
-            raise layer.error(f"{len(specs)} param for {len(layer.blob_names)} blobs", expected="no more than blobs")
-        return [
-            isinstance(blob, nn.Parameter) and (specs[i].lr_mult != 0 if i < len(specs) else True)
-            for i, blob in enumerate(layer.caffe_blobs)
-        ]
-
-    def _share(self) -> None:
-        """Make parameters of one name one tensor (net.cpp, AppendParam)."""
-        owners: dict[str, tuple[Layer, str]] = {}
-        for node, layer in self.nodes:
-            for spec, blob in zip(node.message.param, layer.blob_names, strict=False):
-                if not spec.name:
-                    continue
-                if spec.name not in owners:
-                    owners[spec.name] = layer, blob
-                    continue
-                owner, theirs = owners[spec.name]
-                mine, first = getattr(layer, blob), getattr(owner, theirs)
-                permissive = spec.share_mode == spec.PERMISSIVE
-                if mine.shape != first.shape and not (permissive and mine.numel() == first.numel()):
-                    raise layer.shape_error(
-                        f"{blob} of shape {tuple(mine.shape)} shared as {spec.name!r}",
-                        expected=f"the shape of {owner.name}'s {theirs}, {tuple(first.shape)}",
-                        remedy="share_mode: PERMISSIVE asks for equal counts only",
-                    )
-                layer.share(blob, first)
 
     def _fill(self, layer: Layer, names: Iterable[str] | None = None) -> None:
         """Draw a layer's parameters from their fillers: those named, or all, with what Caffe draws and drops."""
@@ -239,11 +204,11 @@ class Net(Named):
         Raises:
             WeightsError: what Caffe refuses, too: another number of blobs, or other shapes.
         """
-        return load(self, path, strict=strict, ignore_mismatched=ignore_mismatched)
+        return load((layer for _, layer in self.nodes), path, strict=strict, ignore_mismatched=ignore_mismatched)
 
     def _load_first(self, path: str | Path, fill: bool) -> Account:
         """Load into a net just built: its parameters become views of the file, and what the file lacks is drawn."""
-        account = load(self, path, adopt=True)
+        account = load((layer for _, layer in self.nodes), path, adopt=True)
         if fill:
             copied = set(account.copied)
             for _, layer in self.nodes:
@@ -264,7 +229,7 @@ class Net(Named):
             if source is None or source is layer:
                 continue
             mine, shared = ([tuple(b.shape) for b in one.caffe_blobs] for one in (layer, source))
-            if mine != shared:
+            if mine != shared or (mine and isinstance(layer, Foreign)):
                 raise WeightsError(
                     f"layer {layer.name}", f"blobs {shared} to share", expected=f"{mine} ({layer.where})"
                 )
@@ -284,15 +249,27 @@ class Net(Named):
         seen = set()
         if hdf5 is None:
             hdf5 = str(path).endswith(".h5")
+        for _, layer in self.nodes:
+            if isinstance(layer, Foreign) and layer.blob_names:
+                raise CaffeError(
+                    f"{layer.where}: layer {layer.name}",
+                    f"a {type(layer.module).__name__} in place of the definition's {layer.type}",
+                    expected="the definition's layers, which are what Caffe's files hold",
+                    remedy="torch.save(net.state_dict()), or change the prototxt and load that",
+                )
+
+        def host(blob: Tensor) -> np.ndarray:
+            blob = blob.detach().cpu()
+            return (blob.float() if blob.dtype in (torch.float16, torch.bfloat16) else blob).numpy()
 
         def array(blob: Tensor) -> np.ndarray | None:
             if hdf5 and id(blob) in seen:
                 return None  # shared with an earlier layer, which holds it
             seen.add(id(blob))
-            return blob.detach().cpu().numpy()
+            return host(blob)
 
         blobs = [[array(b) for b in layer.caffe_blobs] for _, layer in self.nodes]
-        kept = [[layer.diff(n).cpu().numpy() for n in layer.blob_names] for _, layer in self.nodes] if diffs else None
+        kept = [[host(layer.diff(n)) for n in layer.blob_names] for _, layer in self.nodes] if diffs else None
         form = "h5" if hdf5 else "caffemodel"
         write_net(path, self.definition, blobs, diffs=kept, format=form, overwrite=True, durable=durable)
 
@@ -300,14 +277,20 @@ class Net(Named):
 
     def reshape_for(self, inputs: Mapping[str, Shape]) -> None:
         """Work out every blob's shape for these input shapes; layers refuse what cannot be."""
+        count = len(self.nodes)  # a replaced layer has its shapes forgotten
         if self._shaped_for == inputs:
             return
-        for node, layer in self.nodes:
+        for node in self.graph.nodes:
             if node.type == "Input":
                 self.shapes.update((t, tuple(inputs[t])) for t in node.tops if t in inputs)
-            else:
-                self._set_shapes(node, layer)
+        self.reshape_nodes(range(count))
         self._shaped_for = dict(inputs)
+
+    def reshape_nodes(self, indices: Iterable[int]) -> None:
+        """Work out the shapes of these nodes' tops from those of their bottoms."""
+        for node, layer in (self.nodes[i] for i in indices):
+            if node.type != "Input":
+                self._set_shapes(node, layer)
 
     def forward(
         self, *given: Tensor | Mapping[str, Tensor], blobs: Iterable[str] | None = None, **inputs: Tensor
@@ -328,17 +311,22 @@ class Net(Named):
         """
         where = f"net {self.definition.net.name or self.definition.path}"
         tensors = named_inputs(self.graph.inputs, given, inputs, where)
-        ranks = {name: len(self.shapes[name]) if self.shapes[name] != (0,) else None for name in self.graph.inputs}
-        check_inputs(tensors, ranks, self._like(), where)
         keep = [*dict.fromkeys([*self.graph.outputs, *known_blobs(blobs or (), self.shapes, where)])]
-        self.reshape_for({k: tuple(v.shape) for k, v in tensors.items()})
-        if not torch.is_grad_enabled() and not self.training:
-            return self.plan.run(tensors, keep=keep)
-        values = dict(tensors)
-        for node, layer in self.nodes:
-            if node.type != "Input":
-                self.run_layer(node, layer, values)
-        return {name: values[name] for name in keep}
+        if recorded(tensors.values()):
+            mode = Mode.PLAIN
+        else:
+            ranks = {name: len(self.shapes[name]) if self.shapes[name] != (0,) else None for name in self.graph.inputs}
+            check_inputs(tensors, ranks, self._like(), where)
+            self.reshape_for({k: tuple(v.shape) for k, v in tensors.items()})
+            mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
+        self.executor.run(mode, tensors, keep=keep)
+        return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
+
+    def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:
+        """Run only these nodes, without gradients, on the blobs given; those to keep, in whatever memory format."""
+        blobs = dict(given)
+        self.executor.run(Mode.INFER, blobs, nodes, keep=keep)
+        return {name: blobs[name] for name in keep}
 
     def losses(self, **inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One pass: the weighted sum of the losses, to call ``backward()`` on with gradients, and every output blob.
@@ -347,64 +335,85 @@ class Net(Named):
         as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start
         anew.
         """
-        if self._low_memory is None:
-            self._low_memory = fast.Plan(self, low_memory=True)
-        plan, keep = self._low_memory, {*self.graph.outputs, *(t for t, w in self.loss_weights.items() if w)}
         self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
-        blobs, total, i = dict(inputs), torch.zeros((), device=self._like().device), 0
-        prepare, learns = plan.start(), torch.is_grad_enabled()
-        while i < len(self.nodes):
-            node, layer = self.nodes[i]
-            if learns and self.needs.layer[i]:
-                if layer.overwrites_diffs:
-                    for p in layer.parameters():
-                        p.grad = None
-                wanted = zip(node.bottoms, self.needs.bottoms[i], strict=True)
-                blobs.update({b: blobs[b].detach() for b, need in wanted if not need})
-                done = plan.learn(blobs, i)
-            else:
-                with torch.no_grad():
-                    done = plan.advance(
-                        blobs, i, self._frozen_until[i] if learns else len(self.nodes) - 1, prepare=prepare
-                    )
-            for name in node.tops:
-                if self.loss_weights[name]:
-                    total = total + blobs[name].sum() * self.loss_weights[name]
-            plan.free(blobs, i, done, keep)
-            i = done + 1
+        blobs, keep = dict(inputs), {*self.graph.outputs}
+        total = self.executor.run(Mode.TRAIN, blobs, keep=keep, low_memory=True)
+        total = torch.zeros((), device=self._like().device) if total is None else total
         return total, {name: blobs[name].detach() for name in self.graph.outputs}
 
     def _like(self) -> Tensor:
         """A tensor of the net's device and dtype."""
         return next(self.parameters(), self.get_buffer("_anchor"))
 
-    def run_layer(self, node: Node, layer: Layer, blobs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Run one layer from and into ``blobs``; returns its tops."""
-        tops = layer(*(blobs[b] for b in node.bottoms))
-        tops = tuple(self.blob_view(t) for t in (tops if isinstance(tops, tuple) else (tops,)))
-        blobs.update(zip(node.tops, tops, strict=True))
-        return tops
+    def call_layer(self, node: Node, layer: Layer, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A layer's tops, each in its blob's shape."""
+        tops = layer(*bottoms)
+        return tuple(self.blob_view(t) for t in (tops if isinstance(tops, tuple) else (tops,)))
 
     def blob_view(self, t: Tensor) -> Tensor:
         """What a layer gave, in the shape that its blob has in this dialect."""
         return t.view(blob_shape(tuple(t.shape), self.dialect)) if self.dialect.legacy_shapes and t.dim() < 4 else t
 
+    # -- what stands in the layers' places -----------------------------------------------------------------------------
+
     @property
-    def plan(self) -> fast.Plan:
-        """The way that forward takes when nobody asks for gradients."""
-        if self._plan is None:
-            self._plan = fast.Plan(self)
-        return self._plan
+    def nodes(self) -> list[tuple[Node, Layer]]:
+        """The graph's nodes, each with what stands in its place now."""
+        return self.executor.nodes
+
+    @property
+    def needs(self) -> Needs:
+        """What a backward pass computes."""
+        return self.executor.needs
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the layers; made anew when one has been replaced.
+
+        Raises:
+            CaffeError: a layer is gone, or has given its place to one with other bottoms or tops.
+        """
+        modules = [found_at(self, path) for path in self._paths]
+        kept = self._executor
+        if kept is None or any(a is not b for a, b in zip(modules, kept.modules, strict=True)):
+            kept = self._executor = self._compiled(modules)
+            self._shaped_for = None
+        return kept
+
+    def _compiled(self, modules: Sequence[nn.Module | None]) -> Executor:
+        found, standing = list[nn.Module](), list[Layer]()
+        for place, module in zip(self._places, modules, strict=True):
+            where = f"{place.where}: layer {place.name} ({place.type_name})"
+            if module is None:
+                raise CaffeError(where, "nothing in its place", remedy="torch.nn.Identity() leaves a layer out")
+            layer = module if isinstance(module, Layer) else Foreign(module, place)
+            if (layer.n_bottoms, layer.n_tops) != (place.n_bottoms, place.n_tops):
+                given = f"a layer of {layer.n_bottoms} bottoms and {layer.n_tops} tops in its place"
+                raise CaffeError(where, given, expected=f"{place.n_bottoms} and {place.n_tops}")
+            found.append(module)
+            standing.append(layer)
+        nodes = list(zip(self.graph.nodes, standing, strict=True))
+        weights = [[self.loss_weights[top] for top in node.tops] for node, _ in nodes]
+        facts = [Facts(learned_blobs(n, lay), w, lay.labels) for (n, lay), w in zip(nodes, weights, strict=True)]
+        return Executor(
+            self.graph,
+            found,
+            standing,
+            [place.kind for place in self._places],
+            call=self.call_layer,
+            shaped=self.blob_view,
+            needs=needs_backward(self.graph, facts, force=self.definition.net.force_backward),
+            loss_weights=self.loss_weights,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without prepared weights and other traces of earlier passes."""
+        return {**self.__dict__, "_executor": None}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica: Any = super()._replicate_for_data_parallel()
+        replica._executor, replica.shapes, replica._shaped_for = None, dict(self.shapes), None
+        return replica
 
     def extra_repr(self) -> str:
         return f"{self.definition.net.name}, dialect={self.dialect.name}, phase={self.phase}"
-
-
-def _register(net: nn.Module, key: str, layer: Layer) -> None:
-    """Make the layer a module of the net; a name with dots is a path, as torch has it."""
-    *path, last = key.split(".")
-    for part in path:
-        net = net._modules.setdefault(part, Named())  # type: ignore[assignment]
-    if last in net._modules:
-        layer._modules.update(net._modules[last]._modules)  # type: ignore[union-attr]
-    net._modules[last] = layer

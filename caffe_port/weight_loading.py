@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,11 +17,8 @@ from torch import Tensor
 
 from caffe_port.errors import WeightsError, nearest
 from caffe_port.formats import LayerWeights, open_weights
+from caffe_port.layers.base import Layer
 from caffe_port.log import info
-
-if TYPE_CHECKING:
-    from caffe_port.layers.base import Layer
-    from caffe_port.net import Net
 
 __all__ = ["Account", "load"]
 
@@ -58,9 +54,14 @@ def _some(names: Sequence[str], limit: int = 12) -> str:
 
 
 def load(
-    net: Net, path: str | Path, *, strict: bool = False, ignore_mismatched: bool = False, adopt: bool = False
+    layers: Iterable[Layer],
+    path: str | Path,
+    *,
+    strict: bool = False,
+    ignore_mismatched: bool = False,
+    adopt: bool = False,
 ) -> Account:
-    """Copy the blobs of a weight file into ``net`` by layer name.
+    """Copy the blobs of a weight file into a net's layers by their names.
 
     Says on stderr what it did, unless GLOG_minloglevel is above 0.
 
@@ -77,7 +78,7 @@ def load(
     weights = open_weights(path)
     account = Account(str(path))
     targets: dict[str, Layer] = {}
-    for _, target in net.nodes:
+    for target in layers:
         targets.setdefault(target.name, target)
     if not any(source.blobs for source in weights.layers):
         raise WeightsError(str(path), "a file without any parameter blob", expected="trained weights")
@@ -127,6 +128,13 @@ def _load_layer(account: Account, layer: Layer, source: LayerWeights, *, ignore_
         if array is None:
             continue
         target: Tensor = getattr(layer, name)
+        if not layer.holds(name):
+            raise WeightsError(
+                f"{layer.where}: layer {layer.name}",
+                f"{name} is computed from other parameters (parametrized, normalised or pruned)",
+                expected="a parameter to load into",
+                remedy="load before that, or remove it first",
+            )
         wanted = tuple(target.shape)
         if not fits(array.shape, wanted):
             if not ignore_mismatched:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from caffe_port.execution.executor import Mode
 from caffe_port.net import Net
 
 __all__ = ["Blobs", "definition", "passes", "settle"]
@@ -24,8 +25,7 @@ def passes(net: Net, count: int) -> Iterator[Blobs]:
     for _ in range(count):
         blobs: dict[str, torch.Tensor] = {}
         with torch.no_grad():
-            for node, layer in net.nodes:
-                net.run_layer(node, layer, blobs)
+            net.executor.run(Mode.PLAIN, blobs)
         yield {name: tensor.numpy().copy() for name, tensor in blobs.items()}
 
 

@@ -26,7 +26,6 @@ ROOMS = [  # a room imports only rooms above it
     "layers",
     "execution",
     "weight_loading",
-    "fast",
     "net",
     "pycaffe",
     "solver",
@@ -93,6 +92,47 @@ def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
     room = room_of(path)
     allowed = {*ROOMS[: ROOMS.index(room) + 1]} if room else set()
     assert rooms(path) <= allowed
+
+
+APART = ["execution", "graph", "layers", "net", "pycaffe", "weight_loading"]
+"""Rooms whose modules lie in no circle of imports."""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def all_imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that the code imports anywhere, those for types among them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_no_circles() -> None:
+    """Not even among imports for types or inside functions. A package's ``__init__`` only gathers what lies in it."""
+    modules = {name_of(path): path for path in MODULES if path.name != "__init__.py"}
+    needs: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = {name.removeprefix("caffe_port.") for name in all_imports(ast.parse(path.read_text(encoding="utf-8")))}
+        needs[module] = {m for name in found for m in (name, name.rpartition(".")[0]) if m in modules} - {module}
+
+    def reached(module: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [*needs[module]]
+        while todo:
+            one = todo.pop()
+            if one not in seen:
+                seen.add(one)
+                todo += needs[one]
+        return seen
+
+    mine = [m for m in modules if m.partition(".")[0] in APART]
+    assert len(mine) > 50
+    assert not [m for m in mine if m in reached(m)]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())

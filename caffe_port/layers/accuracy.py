@@ -116,7 +116,7 @@ class RedAccuracy(losses.RedAccuracy, _PixelAccuracy):
     """The same where ``class_num`` classes share the channels evenly: a class scores its channels' probabilities."""
 
     def score(self, x: Tensor) -> Tensor:
-        return grouped_sum(torch.softmax(x, 1), self.classes)
+        return grouped_sum(torch.softmax(x, 1), x.shape[1] if self.class_num is None else self.class_num)
 
 
 @layer("BinaryAccuracy")

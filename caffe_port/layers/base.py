@@ -39,7 +39,8 @@ class Named(nn.Module):
     """A module whose children may be called as its own attributes are: a layer named ``training`` is legal in Caffe."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_modules", ()) and not isinstance(value, nn.Module):
+        own = name in self.__dict__ or hasattr(type(self), name)
+        if own and name in self.__dict__.get("_modules", ()) and not isinstance(value, nn.Module):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -60,6 +61,8 @@ class Layer(Spec, Named):
     """Whether a pass leaves something behind that the next one finds."""
     overwrites_diffs: bool = False
     """Whether backward replaces the parameters' diffs instead of adding to them."""
+    rectifies: bool = False
+    """Whether the layer is max(x, 0) and nothing else."""
 
     def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
         super().__init__(message, dialect, where)
@@ -139,6 +142,14 @@ class Layer(Spec, Named):
     def blobs(self) -> BlobVec:
         """The parameter blobs as arrays that may be written to, as pycaffe shows them."""
         return BlobVec(self)
+
+    def holds(self, name: str) -> bool:
+        """Whether the blob is a parameter or buffer of its own, not computed from others (parametrized, pruned)."""
+        return name in self._parameters or name in self._buffers
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this process's arrays."""
+        return {**self.__dict__, "lent": {}, "copies": Copies()}
 
 
 def layer(

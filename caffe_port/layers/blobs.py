@@ -8,17 +8,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from caffe_port.dialects import Dialect
 from caffe_port.errors import LayerError, ShapeError
+from caffe_port.spec import Shape
 
-if TYPE_CHECKING:
-    from caffe_port.layers.base import Layer, Shape
-
-__all__ = ["ArrayBlob", "BlobVec", "Copies", "Parameter", "Shaped", "legacy"]
+__all__ = ["ArrayBlob", "BlobVec", "Copies", "Owner", "Parameter", "Shaped", "legacy"]
 
 
 def legacy(shape: Iterable[int]) -> Shape:
@@ -66,7 +66,10 @@ class Shaped:
 
 
 class Copies:
-    """Host copies of another device's tensors, handed out as arrays; what was written there comes back by ``flush``."""
+    """Copies, in host memory, of tensors that numpy cannot see, handed out as arrays; bfloat16 as float32.
+
+    What was written there comes back by :meth:`flush`.
+    """
 
     def __init__(self) -> None:
         self._copies: dict[str, _Copy] = {}
@@ -83,8 +86,8 @@ class Copies:
 
     @staticmethod
     def seen(tensor: Tensor) -> bool:
-        """Whether numpy can see the tensor's memory."""
-        return tensor.device.type == "cpu"
+        """Whether numpy can see the tensor's memory: it knows the CPU's, and no bfloat16."""
+        return tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16
 
     def flush(self) -> None:
         """Bring the copies back to their tensors, unless torch has written to these since, and forget them."""
@@ -97,16 +100,41 @@ class Copies:
 class _Copy:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.version = tensor, tensor._version
-        self.host = tensor.to("cpu", copy=True).contiguous()
+        host = tensor.to("cpu", copy=True).contiguous()
+        self.host = host.float() if host.dtype == torch.bfloat16 else host
 
     def outdated(self) -> bool:
         return self.tensor._version != self.version
 
 
+class Owner(Protocol):
+    """What parameter blobs ask of the layer that has them."""
+
+    type: ClassVar[str]
+    name: str
+    dialect: Dialect
+    filled: set[str]
+    copies: Copies
+    lent: dict[str, weakref.ref[Any]]
+
+    @property
+    def blob_names(self) -> list[str]:
+        """Its blobs' names."""
+
+    def diff(self, name: str) -> Tensor:
+        """A parameter's diff."""
+
+    def holds(self, name: str) -> bool:
+        """Whether the blob is a parameter or buffer of the layer, not computed from others."""
+
+    def blob(self, name: str, shape: Shape) -> None:
+        """Make the next blob."""
+
+
 class Parameter(Shaped):
     """A parameter blob of a layer: ``data`` and ``diff`` are arrays over its memory. It always has four axes in noh."""
 
-    def __init__(self, layer: Layer, name: str) -> None:
+    def __init__(self, layer: Owner, name: str) -> None:
         self._layer, self._name = layer, name
 
     @property
@@ -121,6 +149,9 @@ class Parameter(Shaped):
     @property
     def data(self) -> np.ndarray:
         array = self._seen("data", self.tensor)
+        if not self._layer.holds(self._name):
+            array.flags.writeable = False  # computed anew in every pass: what is written here would be lost
+            return array
         # Views of views keep their root alive, not one another.
         self._layer.lent[self._name] = weakref.ref(array.base if isinstance(array.base, np.ndarray) else array)
         return array
@@ -133,7 +164,7 @@ class Parameter(Shaped):
 class BlobVec(list[Any]):
     """A layer's parameter blobs."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Owner) -> None:
         super().__init__(Parameter(layer, name) for name in layer.blob_names)
         self._layer = layer
 
@@ -147,7 +178,7 @@ class BlobVec(list[Any]):
             raise LayerError(f"layer {self._layer.name}", f"add_blob on a layer of type {self._layer.type}")
         name = f"blob{len(self)}"
         self._layer.blob(name, tuple(int(n) for n in shape))
-        self._layer.get_parameter(name).data.zero_()
+        getattr(self._layer, name).data.zero_()
         self._layer.filled.add(name)
         self.append(Parameter(self._layer, name))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, layer
+from caffe_port.layers.capabilities import Filters, Fusible, PrefersChannelsLast, Product
 from caffe_port.spec import windows
 
 FEW_PIXELS = 64
@@ -22,6 +23,9 @@ FEW_PIXELS = 64
 
 LARGE_WEIGHT = 1 << 15
 """Numbers in a weight that is worth a matrix product of its own."""
+
+MANY_CHANNELS = 16
+"""From so many on a convolution that learns is quicker with them last."""
 
 
 class _Convolve(torch.autograd.Function):
@@ -93,7 +97,7 @@ def _convolve(
     return y if bias is None else y + bias.view(1, -1, *(1,) * len(windows))
 
 
-class _Windowed(Layer):
+class _Windowed(Layer, Fusible, PrefersChannelsLast):
     """What the two share; the weight is Caffe's in both: (conv out, conv in / group, *kernel)."""
 
     transposed = False
@@ -127,6 +131,17 @@ class _Windowed(Layer):
         """The layer as one product of rows with the weights; ``linear`` does it otherwise (packed, fused)."""
         raise NotImplementedError
 
+    def fusible(self) -> bool:
+        return len(self.kernel) == 2 and self.channel_axis == 1 and self.n_bottoms == 1
+
+    def form_key(self, x: Tensor) -> bool:
+        return self.as_product(x)
+
+    def prefers_channels_last(self, x: Tensor) -> bool:
+        if len(self.kernel) != 2 or self.group != 1 or self.channel_axis != 1 or self.n_bottoms != 1:
+            return False
+        return min(self.channels, self.num_output) >= MANY_CHANNELS and not self.as_product(x)
+
 
 @layer("Convolution")
 class Convolution(windows.Convolution, _Windowed):
@@ -140,7 +155,15 @@ class Convolution(windows.Convolution, _Windowed):
             columns = F.unfold(x.contiguous(), self.kernel, self.dilation, self.pad, self.stride)
         rows = columns.transpose(1, 2).flatten(0, 1).contiguous()
         y = linear(rows) if linear else F.linear(rows, self.weight.flatten(1), self.bias)
-        return y.view(len(x), *size, -1).permute(0, 3, 1, 2)
+        return y.view(x.shape[0], *size, -1).permute(0, 3, 1, 2)
+
+    def form(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Product | Filters:
+        weight = self.weight.detach()
+        weight = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
+        if self.as_product(x):
+            pixels = x.shape[0] * prod(self.reshape(tuple(x.shape))[0][2:])
+            return Product(weight.flatten(1), bias, pixels, self.by_product)
+        return Filters(weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
 @layer("Deconvolution")
@@ -154,9 +177,21 @@ class Deconvolution(windows.Deconvolution, _Windowed):
         size = self.reshape(tuple(x.shape))[0][2:]
         rows = x.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
         columns = linear(rows) if linear else rows @ self.weight.flatten(1)
-        columns = columns.view(len(x), prod(x.shape[2:]), -1).transpose(1, 2)
+        columns = columns.view(x.shape[0], prod(x.shape[2:]), -1).transpose(1, 2)
         y = F.fold(columns, size, self.kernel, self.dilation, self.pad, self.stride)
         return y if linear or self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+    def fusible(self) -> bool:
+        flips = all((k - 1) * d >= p for k, d, p in zip(self.kernel, self.dilation, self.pad, strict=True))
+        return super().fusible() and self.group == 1 and set(self.stride) == {1} and flips
+
+    def form(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Product | Filters:
+        weight = self.weight.detach()
+        weight = weight if scale is None else weight * scale.view(1, -1, 1, 1)
+        if self.as_product(x):
+            return Product(weight.flatten(1).t(), None, x.shape[0] * prod(x.shape[2:]), self.by_product, after=bias)
+        pad = tuple((k - 1) * d - p for k, d, p in zip(self.kernel, self.dilation, self.pad, strict=True))
+        return Filters(weight.flip(2, 3).transpose(0, 1), bias, self.stride, pad, self.dilation, self.group)
 
 
 @layer("Im2col")

@@ -6,16 +6,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, layer
+from caffe_port.layers.capabilities import Fusible, Product
 from caffe_port.spec import products
 
 
 @layer("InnerProduct")
-class InnerProduct(products.InnerProduct, Layer):
+class InnerProduct(products.InnerProduct, Layer, Fusible):
     """x W' + b; the axes from ``axis`` on are one vector. Weight: (num_output, K), turned with ``transpose``."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(self.from_axis) if self.from_axis < x.dim() else x.unsqueeze(-1)
         return F.linear(flat, self.weight.t() if self.transpose else self.weight, self.bias)
+
+    def fusible(self) -> bool:
+        return self.from_axis == 1
+
+    def form_key(self, x: Tensor) -> bool:
+        return True
+
+    def form(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Product:
+        matrix = self.weight.detach().t() if self.transpose else self.weight.detach()
+        matrix = matrix if scale is None else matrix * scale[:, None]
+        return Product(matrix, bias, x.shape[0], lambda x, linear: linear(x.flatten(1).contiguous()))
 
 
 @layer("Embed")

@@ -153,9 +153,10 @@ class _SoftmaxLoss(Loss):
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         outer, inner = prod(x.shape[: self.over]), prod(x.shape[self.over + 1 :])
         label, keep, count = self.kept(label.reshape(outer, inner), x.dtype)
-        check_labels(self, label, self.classes)
+        classes = self.classes(x.shape[self.over])
+        check_labels(self, label, classes)
         keep = self.weighted(label, keep, x.dtype)
-        total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, keep, self.classes)
+        total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, keep, classes)
         loss = total / self.normalizer(outer, outer * inner, count)
         return loss if self.n_tops == 1 else (loss, probability.view(x.shape))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port import random
-from caffe_port.layers.base import Layer, layer
+from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.comparisons import above
 from caffe_port.spec import elementwise
 
@@ -24,6 +24,10 @@ class Neuron(elementwise.Neuron, Layer):
 @layer("ReLU")
 class ReLU(elementwise.ReLU, Layer):
     """max(x, 0) + negative_slope * min(x, 0); in noh a second top gives the mask x > 0 as 0 and 1."""
+
+    def setup(self, x: Shape) -> None:
+        super().setup(x)
+        self.rectifies = not self.slope and self.n_tops == 1
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         y = F.leaky_relu(x, self.slope) if self.slope else F.relu(x)

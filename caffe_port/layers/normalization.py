@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.capabilities import FusesReLU
 from caffe_port.spec import elementwise
 
 
@@ -113,7 +114,7 @@ class _ByPixel(torch.autograd.Function):
 
 
 @layer("BN")
-class BN(elementwise.BN, Layer):
+class BN(elementwise.BN, Layer, FusesReLU):
     """Batch normalization as the fork has it.
 
     LEARN always normalises with the statistics of the batch at hand, in TEST too; tops two and three give its mean and
@@ -143,8 +144,7 @@ class BN(elementwise.BN, Layer):
             variance, mean = torch.var_mean(x.contiguous(), (0, 2, 3), correction=0, keepdim=True)
         return (y, mean, variance)[: self.n_tops]
 
-    def with_fused_relu(self, x: Tensor) -> Tensor | None:
-        """The layer and the ReLU on its top at once, if ``x`` lies so that this can be."""
+    def with_relu(self, x: Tensor) -> Tensor | None:
         if not self.learn or self.n_tops > 1 or not by_pixel(x):
             return None
         return _ByPixel.apply(x, self.scale.flatten(), self.shift.flatten(), self.eps, True)

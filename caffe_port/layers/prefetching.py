@@ -19,13 +19,14 @@ from caffe_port.data.shard import ALL, Share, share
 from caffe_port.errors import CaffeError
 from caffe_port.formats.meanfile import read_mean
 from caffe_port.layers.base import Layer, Shape
+from caffe_port.layers.capabilities import Positioned
 from caffe_port.random import Stream, default_stream
 from caffe_port.spec import sources
 
 __all__ = ["Prefetching", "Reading"]
 
 
-class Reading(sources.Source, Layer):
+class Reading(sources.Source, Layer, Positioned):
     """A layer that reads files and has no bottoms."""
 
     def __init__(self, *args: Any) -> None:

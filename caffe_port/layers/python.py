@@ -34,6 +34,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.blobs import ArrayBlob, BlobVec, Copies
+from caffe_port.layers.capabilities import RunsCode
 from caffe_port.schema.messages import TEST, TRAIN
 from caffe_port.schema.plugins import PYTHON_LAYERS
 
@@ -71,16 +72,14 @@ class PythonLayer:
 
 
 @layer("Python")
-class Python(Layer):
+class Python(Layer, RunsCode):
     """A user's layer: his object over numpy arrays, as one step of autograd's.
 
     Attributes:
-        allowed: whether its code may run; the net says so before ``setup``.
         user: the user's object.
     """
 
     keeps_state = True
-    allowed = False
 
     def setup(self, *shapes: Shape) -> None:
         p = self.p

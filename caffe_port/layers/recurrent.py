@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from caffe_port.data.position import pack, unpack
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.capabilities import Stateful
 from caffe_port.spec import products
 
 
@@ -36,7 +37,7 @@ class LSTMUnit(products.LSTMUnit, Layer):
         return lstm_unit(c, gates, cont.unsqueeze(-1))
 
 
-class _Recurrent(products.Recurrent, Layer):
+class _Recurrent(products.Recurrent, Layer, Stateful):
     """Bottoms: sequences (T, N, ...), continuation marks (T, N): 0 at a sequence's first step, else 1; a static input
     (N, ...) that every step sees (optional); with ``expose_hidden`` the states to start from. Tops: outputs (T, N, H),
     and with ``expose_hidden`` the last states, each (1, N, H).

@@ -5,15 +5,17 @@ Source: blob.cpp, python/caffe/_caffe.cpp (both programs).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from caffe_port.errors import CaffeError, ShapeError
 from caffe_port.layers.base import Shape
 from caffe_port.layers.blobs import Copies, Shaped
 
-__all__ = ["Blob", "BlobStore"]
+__all__ = ["Blob", "BlobStore", "fill", "shown_name"]
 
 
 class BlobStore(dict[str, Tensor]):
@@ -34,10 +36,11 @@ class BlobStore(dict[str, Tensor]):
         self[name] = self._like().new_zeros(self.shapes[name])
         return self[name]
 
-    def fitting(self, name: str) -> Tensor:
-        """The tensor, made anew where the net has been reshaped or moved since."""
-        if tuple(self[name].shape) != self.shapes[name]:
-            del self[name]
+    def fitting(self, name: str, like: Tensor | None = None) -> Tensor:
+        """The tensor, made anew where the net has been reshaped or moved since; or where ``like`` has another shape."""
+        shape = self.shapes[name] if like is None else tuple(like.shape)
+        if tuple(self[name].shape) != shape:
+            self[name] = self._like().new_zeros(shape)
         return self._moved(name, self._like())
 
     def _moved(self, name: str, like: Tensor) -> Tensor:
@@ -89,3 +92,35 @@ class Blob(Shaped):
         self._data.shapes[self.name] = tuple(int(n) for n in shape)
         self._data.reshaped = True
         self._data.fitting(self.name)
+
+
+def fill(
+    blobs: Mapping[str, Blob], what: str, given: Mapping[str, Any], names: Sequence[str], *, all_or_none: bool
+) -> None:
+    """Write to the ``what``, data or diff, of the inputs or outputs called ``names``.
+
+    Raises:
+        CaffeError: another blob, or, where pycaffe wants all of them or none, one is missing. ShapeError: what is given
+            does not fit.
+    """
+    noun = "input" if what == "data" else "output"
+    for name in given:
+        if name not in names:
+            raise CaffeError("net", f"no {noun} {name!r}", expected=", ".join(names) or f"no {noun}s")
+    missing = [name for name in names if name not in given]
+    if missing and all_or_none:
+        raise CaffeError("net", f"nothing for {', '.join(missing)}", expected=f"values for all {noun}s, or for none")
+    for name, value in given.items():
+        array, target = np.asarray(value), getattr(blobs[name], what)
+        try:
+            if array.shape[:1] != target.shape[:1]:
+                raise ValueError
+            target[...] = array
+        except ValueError:
+            where, fits, found = f"{noun} {name}", f"{target.shape}", f"shape {array.shape}"
+            raise ShapeError(where, found, expected=fits, remedy="reshape the blob first") from None
+
+
+def shown_name(blob: str) -> str:
+    """A blob's name for the user: that of a loss's unnamed top has no number in Caffe."""
+    return "(automatic)" if blob.startswith("(automatic") else blob

@@ -75,7 +75,7 @@ def _present(pixels: Array) -> tuple[int, ...]:
 
 
 class ScoreNet:
-    """A net from ``data`` to the classes' scores, run without gradients, with weights prepared from the first run on.
+    """A net from ``data`` to the classes' scores, run without gradients.
 
     Args:
         net: in TEST: input ``data``, one output (or ``seg-score`` among others) with a channel for each label.
@@ -101,7 +101,6 @@ class ScoreNet:
             raise DefinitionError(maker.where, f"the softmax {maker.name}", expected="scores", remedy="leave it out")
         self.net, self.classes, self._top = net, made[1] - 1, outputs[0]
         self.size, self.coarse = (data[2], data[3]), (made[2], made[3])
-        net.plan.expect_more()
 
     def __call__(self, data: Array) -> Array:
         """The scores, float32 (n, 1 + classes, ...), of inputs float32 (n, 3, height, width)."""

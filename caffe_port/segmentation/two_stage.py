@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffeError, ShapeError
@@ -31,7 +30,7 @@ class Begun:
 
 
 class Staged:
-    """Runs ``net`` without gradients in two stages, each with weights prepared from the first run on.
+    """Runs ``net`` without gradients in two stages.
 
     The numbers are those that ``net(**all_inputs)`` gives for one row after the other.
 
@@ -58,7 +57,6 @@ class Staged:
             made.update(node.tops)
         self._known = [name for name in net.graph.outputs if name not in made]
         self._unknown = [name for name in net.graph.outputs if name in made]
-        net.plan.expect_more()
 
     def first(self, **inputs: Tensor) -> Begun:
         """The first stage.
@@ -70,8 +68,7 @@ class Staged:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         rows = max((shape[0] for shape in shapes.values()), default=1)
         self.net.reshape_for({**{name: (rows, *self._declared[name][1:]) for name in self.later}, **shapes})
-        with torch.no_grad():
-            blobs = self.net.plan.run_nodes(inputs, self._first, {*self._known, *self._carried})
+        blobs = self.net.run_nodes(inputs, self._first, {*self._known, *self._carried})
         tops = {name: blobs[name].contiguous() for name in self._known}
         return Begun(tops, shapes, {name: blobs[name] for name in self._carried})
 
@@ -92,8 +89,7 @@ class Staged:
             raise ShapeError("second stage", f"{rows} rows", expected="those of the first, which had more than one")
         self.net.reshape_for({**{name: (rows, *shape[1:]) for name, shape in begun.shapes.items()}, **shapes})
         carried = {name: blob.expand(self.net.shapes[name]) for name, blob in begun.carried.items()}
-        with torch.no_grad():
-            blobs = self.net.plan.run_nodes({**carried, **inputs}, self._second, self._unknown)
+        blobs = self.net.run_nodes({**carried, **inputs}, self._second, self._unknown)
         return {name: blob.contiguous() for name, blob in blobs.items()}
 
     def _check(self, given: Collection[str], wanted: Collection[str]) -> None:

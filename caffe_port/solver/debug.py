@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffe_port.execution.executor import Mode
 from caffe_port.net import Net
 from caffe_port.solver.log import Log
 
@@ -26,23 +27,18 @@ def run(net: Net, log: Log, *, learns: bool) -> tuple[float, dict[str, Tensor]]:
         learns: whether to go backward, too.
     """
     blobs: dict[str, Tensor] = {}
-    total, passed = torch.zeros(()), []
-    for i, (node, layer) in enumerate(net.nodes):
-        goes_back = learns and net.needs.layer[i]
-        if goes_back:
+    passed: list[tuple[int, list[Tensor]]] = []
+
+    def before(i: int) -> None:
+        node = net.graph.nodes[i]
+        if learns and net.needs.layer[i]:
             needed = zip(node.bottoms, net.needs.bottoms[i], strict=True)
             blobs.update((name, _watched(blobs[name], need)) for name, need in needed)
-            if layer.overwrites_diffs:
-                for p in layer.parameters():
-                    p.grad = None
-        bottoms = [blobs[name] for name in node.bottoms]
-        with torch.set_grad_enabled(goes_back):
-            net.run_layer(node, layer, blobs)
-            for name in node.tops:
-                if net.loss_weights[name]:
-                    total = total + blobs[name].sum() * net.loss_weights[name]
-        passed.append((i, bottoms))
-        _tell_forward(net, i, blobs, log)
+        passed.append((i, [blobs[name] for name in node.bottoms]))
+
+    with torch.set_grad_enabled(learns):
+        found = net.executor.run(Mode.TRAIN, blobs, before=before, after=lambda i: _tell_forward(net, i, blobs, log))
+    total = torch.zeros(()) if found is None else found
     if learns:
         total.backward()
         for i, bottoms in reversed(passed):

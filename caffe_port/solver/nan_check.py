@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffeError
+from caffe_port.execution.executor import Mode
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
@@ -58,14 +59,24 @@ def _in_parameters(net: Net) -> str:
     return ""
 
 
+class _FoundError(Exception):
+    """Ends a pass at the first blob that is not finite."""
+
+
 def _in_passes(net: Net, passes: int) -> str:
     for i in range(passes):
         blobs: dict[str, Tensor] = {}
-        for node, layer in net.nodes:
-            for name, top in zip(node.tops, net.run_layer(node, layer, blobs), strict=False):
-                if found := _wrong(top):
-                    turn = f", pass {i + 1} of {passes}" if passes > 1 else ""
-                    return f"{found} in blob {name} of layer {node.name} ({node.type}, {node.where}){turn}"
+
+        def check(index: int, blobs: dict[str, Tensor] = blobs) -> None:
+            node = net.graph.nodes[index]
+            for name in node.tops:
+                if found := _wrong(blobs[name]):
+                    raise _FoundError(f"{found} in blob {name} of layer {node.name} ({node.type}, {node.where})")
+
+        try:
+            net.executor.run(Mode.PLAIN, blobs, after=check)
+        except _FoundError as found:
+            return f"{found}, pass {i + 1} of {passes}" if passes > 1 else str(found)
     return ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -29,8 +31,7 @@ class Bf16Net(Net):
     Layers that no gradient reaches stay in float32 on the CPU.
     """
 
-    def run_layer(self, node: Node, layer: Layer, blobs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        bottoms = [blobs[name] for name in node.bottoms]
+    def call_layer(self, node: Node, layer: Layer, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         given = bottoms[0].dtype if bottoms else torch.float32
         if node.type in _PRODUCTS:
             halves = {name: p.bfloat16() for name, p in layer.named_parameters(recurse=False)}
@@ -42,6 +43,4 @@ class Bf16Net(Net):
         tops = tops if isinstance(tops, tuple) else (tops,)
         if node.type in _NARROWED and given == torch.bfloat16:
             tops = (tops[0].bfloat16(), *tops[1:])
-        views = tuple(self.blob_view(t) for t in tops)
-        blobs.update(zip(node.tops, views, strict=True))
-        return views
+        return tuple(self.blob_view(t) for t in tops)

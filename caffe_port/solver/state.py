@@ -16,6 +16,7 @@ from torch import Tensor
 from caffe_port import random
 from caffe_port.data.position import pack, unpack
 from caffe_port.errors import CaffeError
+from caffe_port.layers.capabilities import Positioned, Stateful
 from caffe_port.solver.optimizers import Rule
 from caffe_port.solver.param_groups import Learnable, untouched_zeros
 from caffe_port.solver.parts import Part
@@ -106,10 +107,7 @@ class Position:
         self._layers = [_positioned(net) for net in nets]
         # Data layers' positions are arrays, which cost nothing to keep; others' states are text.
         self._positions: list[dict[str, Any]] = [
-            {
-                key: layer.get_position() if hasattr(layer, "get_position") else layer.state()
-                for key, layer in of.items()
-            }
+            {key: layer.get_position() if isinstance(layer, Positioned) else layer.state() for key, layer in of.items()}
             for of in self._layers
         ]
         self._statistics = [(b, b.clone()) for b in _statistics(nets[0])]
@@ -120,7 +118,7 @@ class Position:
         random.default_stream().set_state(self._stream)
         for layers, positions in zip(self._layers, self._positions, strict=True):
             for key, layer in layers.items():
-                (layer.set_position if hasattr(layer, "set_position") else layer.restore)(positions[key])
+                (layer.set_position if isinstance(layer, Positioned) else layer.restore)(positions[key])
         for blob, before in self._statistics:
             blob.copy_(before)
         self._smoothed_loss.back(self._average)
@@ -131,7 +129,7 @@ class Position:
             "stream": pack({"key": self._stream}),
             "average": self._average,
             "nets": [
-                {key: pack(p) if hasattr(layers[key], "get_position") else p for key, p in positions.items()}
+                {key: pack(p) if isinstance(layers[key], Positioned) else p for key, p in positions.items()}
                 for layers, positions in zip(self._layers, self._positions, strict=True)
             ],
         }
@@ -139,10 +137,10 @@ class Position:
 
 def _positioned(net: Net) -> dict[str, Any]:
     """The layers of a net that stand somewhere in data or in a sequence, by key."""
-    return {node.key: layer for node, layer in net.nodes if hasattr(layer, "state")}
+    return {node.key: layer for node, layer in net.nodes if isinstance(layer, Stateful)}
 
 
 def _statistics(net: Net) -> list[Tensor]:
     """The blobs that forward passes write to (BatchNorm's)."""
-    keepers = [layer for _, layer in net.nodes if layer.keeps_state and not hasattr(layer, "state")]
+    keepers = [layer for _, layer in net.nodes if layer.keeps_state and not isinstance(layer, Stateful)]
     return [getattr(layer, name) for layer in keepers for name in layer.blob_names]

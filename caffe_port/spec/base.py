@@ -105,6 +105,8 @@ class Spec:
     """Whether it computes something else in TRAIN than in TEST."""
     data_shaped: ClassVar[bool] = False
     """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
+    aligns: bool = False
+    """Whether the net is to tell :meth:`align` how the bottoms lie over one another."""
     exports: ClassVar[set[str]] = set()
     """Where layers of the type can be exported to; exporters add themselves."""
 
@@ -151,6 +153,10 @@ class Spec:
     def coord_map(self) -> CoordMap | None:
         """How the top's pixels lie over those of the first bottom; None if the dialect does not say."""
         return identity_map() if set(self.aligned).intersection(self.dialect.lineage) else None
+
+    def align(self, offset: tuple[int, int]) -> None:
+        """Take the offset (rows, columns) of the second bottom in the first."""
+        raise NotImplementedError
 
     def uses(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         """How often a pass multiplies by each number of the weights (blobs of two axes or more)."""

@@ -7,6 +7,7 @@ accuracy.py and deeplab_wssl.py name.
 from __future__ import annotations
 
 from math import prod
+from typing import ClassVar
 
 from caffe_port.spec.base import NOH, Shape, Spec, define, record
 
@@ -47,7 +48,10 @@ class SoftmaxLoss(Loss):
     def setup(self, x: Shape, label: Shape) -> None:
         self.read_loss_param("VALID")
         self.over = 1
-        self.classes = x[1]
+
+    def classes(self, channels: int) -> int:
+        """How many classes so many channels stand for."""
+        return channels
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
         self.refuse_shape(
@@ -65,14 +69,14 @@ class SoftmaxWithLoss(SoftmaxLoss):
     def setup(self, x: Shape, label: Shape) -> None:
         self.read_loss_param("VALID")
         self.over = self.axis(self.p.axis, x)
-        self.classes = x[self.over]
 
 
 @record("RedSoftmaxWithLoss", "red_softmax_loss_param", NOH)
 class RedSoftmaxWithLoss(SoftmaxLoss):
-    def setup(self, x: Shape, label: Shape) -> None:
-        super().setup(x, label)
-        self.classes = self.p.class_num if self.p.has("class_num") else x[1]
+    reads = ("class_num?",)
+
+    def classes(self, channels: int) -> int:
+        return channels if self.class_num is None else self.class_num
 
 
 @record("SigmoidCrossEntropyLoss")
@@ -216,7 +220,7 @@ class PixelAccuracy(Spec):
 
     bottoms = (2, 2)
     labels = (0, 1)
-    reads = ("top_k", "ignore=ignore_label?")
+    reads: ClassVar[tuple[str, ...]] = ("top_k", "ignore=ignore_label?")
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
         self.refuse_shape(
@@ -233,8 +237,7 @@ define("EltwiseAccuracy", PixelAccuracy, "eltwise_accuracy_param", NOH)
 
 @record("RedAccuracy", "red_accuracy_param", NOH)
 class RedAccuracy(PixelAccuracy):
-    def setup(self, x: Shape, label: Shape) -> None:
-        self.classes = self.p.class_num if self.p.has("class_num") else x[1]
+    reads = (*PixelAccuracy.reads, "class_num?")
 
 
 @record("BinaryAccuracy", "binary_accuracy_param", NOH)

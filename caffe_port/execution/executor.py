@@ -1,0 +1,268 @@
+"""One loop over a net's nodes, in one of four modes.
+
+PLAIN
+    every layer called as the module that it is, under the caller's grad mode: what autograd, tracers and hooks see
+INFER
+    without gradients: weights prepared, what follows in place done with them (:mod:`caffe_port.execution.fusion`)
+TRAIN
+    Caffe's pass for training: layers that no gradient reaches run without autograd, ``propagate_down`` is heeded, a
+    layer that overwrites its diffs starts anew, and the losses are summed by their weights
+RECORD
+    every layer keeps its own piece of autograd's graph, for a backward pass layer by layer
+
+In every mode a caller may observe: it is then told before and after each node, and no two run as one.
+
+Source: net.cpp, ForwardFromTo and BackwardFromTo (both programs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port.execution.fusion import InferStep, TrainStep, infer_steps, train_steps
+from caffe_port.execution.memory import keep_memory, last_uses
+from caffe_port.execution.observed import all_observed, observed
+from caffe_port.graph import Graph, Needs, Node
+from caffe_port.layers.base import Layer
+
+__all__ = ["Blobs", "Executor", "Mode", "Tape"]
+
+Blobs = MutableMapping[str, Tensor]
+Call = Callable[[Node, Layer, Sequence[Tensor]], tuple[Tensor, ...]]
+Observer = Callable[[int], object]
+Step = Callable[[int, int], int]
+"""Runs a node, and what goes with it as far as another; returns the last node done."""
+
+
+class Mode(Enum):
+    """How a run goes; see the module."""
+
+    PLAIN = "plain"
+    INFER = "infer"
+    TRAIN = "train"
+    RECORD = "record"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a layer keeps between forward and backward: its bottoms as leaves of a graph, and its tops."""
+
+    leaves: Sequence[Tensor]
+    tops: tuple[Tensor, ...]
+
+
+Tape = dict[int, Piece]
+"""The pieces of a pass by node."""
+
+
+class Executor:
+    """Runs the nodes of a graph.
+
+    Args:
+        modules: what stands in each node's place among the net's modules. layers: the same as layers.
+        kinds: the class that each was built with. call: how a layer is called: its tops, in their blobs' shapes.
+        shaped: a top of a step in its blob's shape.
+        needs: what a backward pass computes. loss_weights: by blob.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        modules: Sequence[nn.Module],
+        layers: Sequence[Layer],
+        kinds: Sequence[type[nn.Module]],
+        *,
+        call: Call,
+        shaped: Callable[[Tensor], Tensor],
+        needs: Needs,
+        loss_weights: Mapping[str, float],
+    ) -> None:
+        self.modules, self.needs, self.loss_weights = modules, needs, loss_weights
+        self.nodes = list(zip(graph.nodes, layers, strict=True))
+        self._kinds, self._call, self._shaped, self._last_use = kinds, call, shaped, last_uses(graph)
+        self._compiled: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
+        count = len(self.nodes)
+        self._frozen_until = [next((j for j in range(i, count) if needs.layer[j]), count) - 1 for i in range(count)]
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        mode: Mode,
+        blobs: Blobs,
+        nodes: Sequence[int] | None = None,
+        *,
+        keep: Collection[str] | None = None,
+        low_memory: bool = False,
+        tape: Tape | None = None,
+        weigh: Callable[[str, Tensor], Tensor] | None = None,
+        before: Observer | None = None,
+        after: Observer | None = None,
+    ) -> Tensor | None:
+        """Run nodes from and into ``blobs``.
+
+        Args:
+            nodes: which, in their order; all by default.
+            keep: the blobs that are wanted in the end: all others are dropped once nobody reads them. None: all are.
+            low_memory: make no second copy of large weights (those used as matrices), at some cost in time.
+            tape: where RECORD keeps its pieces.
+            weigh: what a blob that counts as a loss adds to the sum; by default its numbers times its weight.
+            before, after: called with each node's index as it runs.
+
+        Returns:
+            In TRAIN, or with ``weigh``, the sum of the losses; None without any.
+        """
+        nodes = range(len(self.nodes)) if nodes is None else nodes
+        if not nodes:
+            return None
+        alone = before is not None or after is not None
+        step = self._step(mode, blobs, low_memory=low_memory, alone=alone, tape=tape)
+        if mode is Mode.TRAIN and weigh is None:
+            weigh = self._weighted
+        total: Tensor | None = None
+        done, last = -1, nodes[-1]
+        for i in nodes:
+            if i <= done:
+                continue
+            if before is not None:
+                before(i)
+            done = step(i, last)
+            if weigh is not None:
+                for name in self.nodes[i][0].tops:
+                    if self.loss_weights[name]:
+                        loss = weigh(name, blobs[name])
+                        total = loss if total is None else total + loss
+            if after is not None:
+                after(i)
+            if keep is not None:
+                for j in range(i, done + 1):
+                    for name in self._last_use.get(j, ()):
+                        if name not in keep:
+                            blobs.pop(name, None)
+        return total
+
+    def _weighted(self, name: str, blob: Tensor) -> Tensor:
+        return blob.sum() * self.loss_weights[name]
+
+    def _step(self, mode: Mode, blobs: Blobs, *, low_memory: bool, alone: bool, tape: Tape | None) -> Step:
+        if mode is Mode.PLAIN:
+            return partial(self._plain, blobs)
+        if mode is Mode.RECORD:
+            return partial(self._record, blobs, {} if tape is None else tape)
+        keep_memory(low_memory=low_memory)
+        infer, train = ({}, {}) if alone else self._steps(low_memory)
+        if mode is Mode.INFER:
+            return partial(self._infer, blobs, infer)
+        return partial(self._train, blobs, infer, train)
+
+    def _steps(self, low_memory: bool) -> tuple[dict[int, InferStep], dict[int, TrainStep]]:
+        """What runs otherwise than by a layer's own call, as long as the same layers are observed or changed."""
+        if all_observed():
+            return {}, {}
+        plain = frozenset(i for i, (m, k) in enumerate(zip(self.modules, self._kinds, strict=True)) if observed(m, k))
+        key = low_memory, plain
+        if key not in self._compiled:
+            infer = infer_steps(self.nodes, plain, low_memory=low_memory)
+            for (low, _), (others, _) in self._compiled.items():  # what is prepared already stays so
+                if low == low_memory:
+                    infer.update((i, s) for i, s in others.items() if i in infer and infer[i].last == s.last)
+            self._compiled = {k: v for k, v in self._compiled.items() if k[0] != low_memory}
+            self._compiled[key] = infer, train_steps(self.nodes, plain, self.loss_weights)
+        return self._compiled[key]
+
+    # -- one step in each mode -----------------------------------------------------------------------------------------
+
+    def _plain(self, blobs: Blobs, i: int, last: int) -> int:
+        node, layer = self.nodes[i]
+        if node.type != "Input":
+            blobs.update(zip(node.tops, self._call(node, layer, [blobs[b] for b in node.bottoms]), strict=True))
+        return i
+
+    def _infer(self, blobs: Blobs, steps: Mapping[int, InferStep], i: int, last: int) -> int:
+        with torch.no_grad():
+            step = steps.get(i)
+            if step is None or step.last > last or (function := step.function(blobs[step.bottom])) is None:
+                return self._plain(blobs, i, last)
+            blobs[step.top] = self._shaped(function(blobs[step.bottom]))
+            return step.last
+
+    def _train(
+        self, blobs: Blobs, infer: Mapping[int, InferStep], train: Mapping[int, TrainStep], i: int, last: int
+    ) -> int:
+        node, layer = self.nodes[i]
+        if not torch.is_grad_enabled():
+            return self._infer(blobs, infer, i, last)
+        if not self.needs.layer[i]:
+            return self._infer(blobs, infer, i, min(last, self._frozen_until[i]))
+        if layer.overwrites_diffs:
+            for p in layer.parameters():
+                p.grad = None
+        for name, need in zip(node.bottoms, self.needs.bottoms[i], strict=True):
+            if not need:
+                blobs[name] = blobs[name].detach()
+        step = train.get(i)
+        if step is None:
+            return self._plain(blobs, i, last)
+        blobs[step.bottom] = x = step.channels_last(blobs[step.bottom])
+        if i < last and (y := step.with_relu(x)) is not None:
+            blobs[step.top] = y
+            return i + 1
+        return self._plain(blobs, i, last)
+
+    def _record(self, blobs: Blobs, tape: Tape, i: int, last: int) -> int:
+        node, layer = self.nodes[i]
+        tape.pop(i, None)
+        if node.type != "Input":
+            bottoms, needed = [blobs[b] for b in node.bottoms], self.needs.layer[i]
+            if needed:
+                bottoms = [b.detach().requires_grad_(n) for b, n in zip(bottoms, self.needs.bottoms[i], strict=True)]
+            with torch.set_grad_enabled(needed):
+                tops = self._call(node, layer, bottoms)
+            if needed:
+                tape[i] = Piece(bottoms, tops)
+            blobs.update((name, top.detach()) for name, top in zip(node.tops, tops, strict=True))
+        return i
+
+    # -- backward ------------------------------------------------------------------------------------------------------
+
+    def back(self, i: int, tape: Tape, seeds: Sequence[Tensor]) -> list[Tensor | None]:
+        """One node backward, from what RECORD kept of it; parameters' diffs are added where they are kept.
+
+        Args:
+            seeds: the tops' diffs.
+
+        Returns:
+            The bottoms' diffs; None for one that needs none.
+        """
+        layer, piece = self.nodes[i][1], tape[i]
+        wanted = [leaf for leaf in piece.leaves if leaf.requires_grad]
+        learned = [
+            name
+            for name, need in zip(layer.blob_names, self.needs.params[i], strict=True)
+            if need and getattr(layer, name).requires_grad
+        ]
+        inputs = [*wanted, *(getattr(layer, name) for name in learned)]
+        grads = iter(_gradients(list(zip(piece.tops, seeds, strict=True)), inputs))
+        found: list[Tensor | None] = []
+        for leaf in piece.leaves:
+            grad = next(grads) if leaf.requires_grad else None
+            found.append(torch.zeros_like(leaf) if grad is None and leaf.requires_grad else grad)
+        for name, grad in zip(learned, grads, strict=True):
+            if grad is not None:
+                layer.add_diff(name, grad)
+        return found
+
+
+def _gradients(paths: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradients of ``wanted``, given each top with its diff; None where no top depends on it."""
+    paths = [(top, seed) for top, seed in paths if top.requires_grad]
+    if not paths or not wanted:
+        return [None] * len(wanted)
+    tops, seeds = zip(*paths, strict=True)
+    return torch.autograd.grad(tops, wanted, seeds, retain_graph=True, allow_unused=True)

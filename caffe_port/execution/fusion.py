@@ -1,0 +1,121 @@
+"""The compiler's passes: which nodes are one step, without gradients and with them.
+
+A step keeps what it prepared. It follows the parameters: whatever replaces or writes them through torch is seen before
+the next run, and a layer whose parameters have been handed out as arrays (``net.params[...].data``) runs without
+prepared weights as long as such an array lives. Only a write through ``parameter.data`` that changes few numbers can go
+unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffe_port.execution.observed import ordinary
+from caffe_port.execution.packing import Packed, pack, state_of, suits
+from caffe_port.graph import Node
+from caffe_port.layers.base import Layer
+from caffe_port.layers.capabilities import FusesReLU, Fusible, PrefersChannelsLast
+
+__all__ = ["InferStep", "Nodes", "TrainStep", "infer_steps", "train_steps"]
+
+Nodes = Sequence[tuple[Node, Layer]]
+
+
+@dataclass
+class InferStep:
+    """A linear layer, what is affine in place on its top, and a ReLU there, as one call.
+
+    Attributes:
+        last: the last node's index. bottom, top: blob names. layers: all of them, the linear one first.
+        relu: whether the last one is a ReLU. packed: the prepared function, and ``state`` of what it was made from.
+    """
+
+    last: int
+    bottom: str
+    top: str
+    layers: list[Layer]
+    relu: bool
+    low_memory: bool
+    packed: Packed | None = None
+    state: Any = field(default=None, repr=False)
+
+    def function(self, x: Tensor) -> Packed | None:
+        """The prepared function for such a bottom, made anew if parameters changed; None where it cannot be used."""
+        if not suits(x):
+            return None
+        if any(ref() is not None for layer in self.layers for ref in layer.lent.values()):
+            self.packed = self.state = None
+            return None
+        linear, *affine = self.layers
+        assert isinstance(linear, Fusible)
+        blobs = [t for layer in self.layers for t in layer.caffe_blobs]
+        if not all(ordinary(t) and t.dtype == torch.float32 and t.device.type == "cpu" for t in blobs):
+            return None
+        state = (linear.form_key(x), *map(state_of, blobs))
+        if self.state != state:
+            affine = affine[:-1] if self.relu else affine
+            self.packed, self.state = pack(linear, affine, self.relu, x, low_memory=self.low_memory), state
+        return self.packed
+
+
+def infer_steps(nodes: Nodes, plain: Collection[int], *, low_memory: bool) -> dict[int, InferStep]:
+    """The steps of more than a layer's own forward, by their first node.
+
+    Args:
+        plain: nodes that are to run by themselves.
+    """
+    steps: dict[int, InferStep] = {}
+    for node, layer in nodes:
+        if node.index in plain or not isinstance(layer, Fusible) or not layer.fusible() or len(node.tops) != 1:
+            continue
+        (top,) = node.tops
+        step = InferStep(node.index, node.bottoms[0], top, [layer], relu=False, low_memory=low_memory)
+        for follower, other in nodes[node.index + 1 :]:
+            if follower.bottoms != (top,) or follower.tops != (top,) or follower.index in plain or step.relu:
+                break
+            if other.rectifies:
+                step.relu = True
+            elif other.channel_affine() is None:
+                break
+            step.last = follower.index
+            step.layers.append(other)
+        steps[node.index] = step
+    return steps
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """A layer that learns, its bottom laid with the channels last, or the ReLU on its top done with it."""
+
+    layer: PrefersChannelsLast | FusesReLU
+    bottom: str
+    top: str
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        """The bottom as oneDNN is quicker with; what follows keeps that."""
+        if isinstance(self.layer, PrefersChannelsLast) and suits(x) and self.layer.prefers_channels_last(x):
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    def with_relu(self, x: Tensor) -> Tensor | None:
+        """The layer's top and the ReLU on it, if that can be done at once."""
+        return self.layer.with_relu(x) if isinstance(self.layer, FusesReLU) else None
+
+
+def train_steps(nodes: Nodes, plain: Collection[int], loss_weights: Mapping[str, float]) -> dict[int, TrainStep]:
+    """The layers that learn in another way than by their own forward alone, by their node."""
+    steps: dict[int, TrainStep] = {}
+    for (node, layer), following in zip(nodes, [*nodes[1:], None], strict=True):
+        if isinstance(layer, PrefersChannelsLast):
+            steps[node.index] = TrainStep(layer, node.bottoms[0], node.tops[0])
+        elif isinstance(layer, FusesReLU) and following is not None and not {node.index, node.index + 1} & {*plain}:
+            follower, other = following
+            here = follower.bottoms == node.tops == follower.tops and not any(loss_weights[t] for t in node.tops)
+            if here and other.rectifies:
+                steps[node.index] = TrainStep(layer, node.bottoms[0], node.tops[0])
+    return steps

@@ -1,0 +1,43 @@
+"""Memory of a run: when a blob can go, and what the C library does with it then."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+
+from caffe_port.graph import Graph
+
+__all__ = ["keep_memory", "last_uses"]
+
+
+def last_uses(graph: Graph) -> dict[int, list[str]]:
+    """For each node the blobs that no later node touches."""
+    last: dict[str, int] = {}
+    for node in graph.nodes:
+        for name in (*node.bottoms, *node.tops):
+            last[name] = node.index
+    at: dict[int, list[str]] = {}
+    for name, i in last.items():
+        at.setdefault(i, []).append(name)
+    return at
+
+
+@cache
+def keep_memory(*, low_memory: bool) -> bool:
+    """Ask glibc to keep freed memory instead of giving it back to the system, so that activations reuse mapped pages.
+
+    With ``low_memory``, blocks over 32 MB (glibc's highest limit) still go back: kept, their holes add a quarter to a
+    training's memory. Holds for the whole process; CAFFE_PORT_KEEP_MEMORY=0 in the environment forbids it. Returns
+    whether it was done.
+    """
+    if os.environ.get("CAFFE_PORT_KEEP_MEMORY") == "0" or not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    kept = mallopt(mmap_threshold, 32 << 20) if low_memory else mallopt(mmap_max, 0)
+    return bool(kept and mallopt(trim_threshold, 2**31 - 1))

@@ -1,0 +1,138 @@
+"""The layers' places among a net's modules, and a module of torch in one: ``net.ip2 = torch.nn.Linear(500, 3)``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port.dialects import Dialect
+from caffe_port.errors import CaffeError, ShapeError
+from caffe_port.layers.base import Layer, Named, Shape
+from caffe_port.layers.blobs import Copies
+
+__all__ = ["Foreign", "Place", "found_at", "register"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stays true of a layer's place, whatever module stands there.
+
+    Attributes:
+        name, type_name: the definition's. where: "file:line". n_bottoms, n_tops: how many.
+        labels: bottoms that no gradient reaches. kind: the layer's class.
+    """
+
+    name: str
+    type_name: str
+    where: str
+    dialect: Dialect
+    n_bottoms: int
+    n_tops: int
+    labels: tuple[int, ...]
+    kind: type[nn.Module]
+
+
+class Foreign(Layer):
+    """What the net asks of a layer, answered for any module. Its blobs are the module's parameters.
+
+    It is not among the net's modules; the module itself is.
+    """
+
+    def __init__(self, module: nn.Module, place: Place) -> None:
+        nn.Module.__init__(self)
+        self.module, self.place = module, place
+        self.name, self.type, self.where, self.dialect = place.name, place.type_name, place.where, place.dialect  # type: ignore[misc]
+        self.n_bottoms, self.n_tops, self.labels = place.n_bottoms, place.n_tops, place.labels
+        self.blob_shapes = {name: tuple(blob.shape) for name, blob in module.named_parameters()}
+        self.fillers = dict.fromkeys(self.blob_shapes)
+        self.shared, self.aliases, self.filled, self.lent, self.copies = set(), {}, set(), {}, Copies()
+        self.drawn_again: list[str] = []
+        self._shapes: dict[tuple[Shape, ...], list[Shape]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return super().__getattr__("module").get_parameter(name)
+
+    def holds(self, name: str) -> bool:
+        return name in self.blob_names
+
+    def __call__(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        """The module's own call, hooks and all; what it gives is to be the layer's tops."""
+        try:
+            tops = self.module(*bottoms)
+        except CaffeError:
+            raise
+        except Exception as error:
+            raise self._error([tuple(b.shape) for b in bottoms], error) from error
+        return self._checked(tops)
+
+    def _checked(self, tops: Any) -> tuple[Tensor, ...]:
+        tops = tuple(tops) if isinstance(tops, (tuple, list)) else (tops,)
+        if len(tops) != self.n_tops or not all(isinstance(t, Tensor) for t in tops):
+            found = ", ".join(type(t).__name__ for t in tops)
+            raise CaffeError(self._where, f"it returned {found}", expected=f"{self.n_tops} tensor(s), the layer's tops")
+        return tops
+
+    def reshape(self, *shapes: Shape) -> Sequence[Shape]:
+        """The tops' shapes, found by running a copy of the module: without memory, or, where it cannot, on zeros."""
+        if shapes not in self._shapes:
+            try:
+                tops = self._probe(shapes, "meta")
+            except Exception:
+                try:
+                    tops = self._probe(shapes, None)
+                except Exception as error:
+                    raise self._error(shapes, error) from error
+            self._shapes = {shapes: [tuple(t.shape) for t in self._checked(tops)]}
+        return self._shapes[shapes]
+
+    @torch.no_grad()
+    def _probe(self, shapes: Sequence[Shape], device: str | None) -> Any:
+        own = [*self.module.parameters(), *self.module.buffers()]
+        moved = {id(t): torch.empty_like(t, device=device) for t in own} if device else {}
+        twin = copy.deepcopy(self.module, moved)
+        for part in twin.modules():
+            for hooks in (part._forward_hooks, part._forward_pre_hooks):
+                hooks.clear()
+        like = own[0] if own else torch.zeros(())
+        kind = like.dtype if like.dtype.is_floating_point else torch.float32
+        with torch.random.fork_rng(devices=[]):
+            return twin(*(torch.zeros(s, dtype=kind, device=device or like.device) for s in shapes))
+
+    @property
+    def _where(self) -> str:
+        kind = type(self.module).__name__
+        return f"{self.where}: layer {self.name} ({kind} in place of the definition's {self.type})"
+
+    def _error(self, shapes: Sequence[Shape], error: Exception) -> ShapeError:
+        text = " ".join(str(error).split())[:300]
+        return ShapeError(
+            self._where,
+            f"it fails on bottoms of shapes {', '.join(map(str, shapes))}: {type(error).__name__}: {text}",
+            remedy="a blob has Caffe's axes: torch.nn.Sequential(torch.nn.Flatten(), ...) flattens it",
+        )
+
+
+def register(net: nn.Module, key: str, layer: Layer) -> None:
+    """Make the layer a module of the net; a name with dots is a path, as torch has it."""
+    *path, last = key.split(".")
+    for part in path:
+        net = net._modules.setdefault(part, Named())  # type: ignore[assignment]
+    if last in net._modules:
+        layer._modules.update(net._modules[last]._modules)  # type: ignore[union-attr]
+    net._modules[last] = layer
+
+
+def found_at(net: nn.Module, path: Sequence[str]) -> nn.Module | None:
+    """The module of that path; None if there is none."""
+    found: nn.Module | None = net
+    for part in path:
+        found = None if found is None else found._modules.get(part)
+    return found

@@ -59,6 +59,9 @@ class Net(Named):
         proto: a fork's own caffe.proto whose fields are to be known too.
         allow_python: let layers of type Python run the code that they name; None asks
             :func:`caffe_port.schema.plugins.python_layers_allowed`.
+        mmap: let the parameters be pages of the (first) weight file, which takes no time and memory until a number is
+            used. The file must then stay as it is for as long as the net lives: writing into it changes the net's
+            numbers, and cutting it off ends the process (SIGBUS). Without it the net owns its numbers.
 
     Raises:
         CaffeError: any fault of the definition or the weights, see :mod:`caffe_port.errors`.
@@ -75,6 +78,7 @@ class Net(Named):
         stages: Iterable[str] = (),
         proto: str | Path | None = None,
         allow_python: bool | None = None,
+        mmap: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
@@ -118,7 +122,7 @@ class Net(Named):
                 if isinstance(blob, nn.Parameter):
                     blob.requires_grad_(need)
         self.train(phase == "TRAIN")
-        self.accounts = [self._load_first(f, not fill) if i == 0 else self.load(f) for i, f in enumerate(files)]
+        self.accounts = [self._load_first(f, not fill, mmap) if i == 0 else self.load(f) for i, f in enumerate(files)]
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -206,9 +210,9 @@ class Net(Named):
         """
         return load((layer for _, layer in self.nodes), path, strict=strict, ignore_mismatched=ignore_mismatched)
 
-    def _load_first(self, path: str | Path, fill: bool) -> Account:
-        """Load into a net just built: its parameters become views of the file, and what the file lacks is drawn."""
-        account = load((layer for _, layer in self.nodes), path, adopt=True)
+    def _load_first(self, path: str | Path, fill: bool, mmap: bool) -> Account:
+        """Load into a net just built and draw what the file lacks; with ``mmap`` parameters are views of the file."""
+        account = load((layer for _, layer in self.nodes), path, adopt=mmap)
         if fill:
             copied = set(account.copied)
             for _, layer in self.nodes:

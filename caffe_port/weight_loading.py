@@ -17,6 +17,7 @@ from torch import Tensor
 
 from caffe_port.errors import WeightsError, nearest
 from caffe_port.formats import LayerWeights, open_weights
+from caffe_port.formats.mapping import file_span, read_spans
 from caffe_port.layers.base import Layer
 from caffe_port.log import info
 
@@ -69,13 +70,15 @@ def load(
         strict: refuse a file that lacks blobs of the net, or has layers that the net lacks.
         ignore_mismatched: skip what does not fit instead of refusing it.
         adopt: let the net's parameters be the file's memory-mapped arrays themselves (a private, writable view); only
-            for a net whose parameters nobody has seen yet.
+            for a net whose parameters nobody has seen yet. Otherwise the numbers are read into the parameters' memory,
+            and the file may change afterwards.
 
     Raises:
         WeightsError: another number of blobs, other shapes; with ``strict`` also missing or unexpected layers.
         FormatError, FileError: the file cannot be read.
     """
-    weights = open_weights(path)
+    weights = open_weights(path, writable=adopt)
+    put = _Put(str(path), adopt)
     account = Account(str(path))
     targets: dict[str, Layer] = {}
     for target in layers:
@@ -88,7 +91,8 @@ def load(
             if source.blobs:
                 account.unexpected.append(source.name)
             continue
-        _load_layer(account, layer, source, ignore_mismatched=ignore_mismatched, adopt=adopt)
+        _load_layer(account, layer, source, ignore_mismatched=ignore_mismatched, put=put)
+    put.finish()
     done = {*account.copied, *(name for name, _, _ in account.mismatched)}
     account.missing = [
         f"{layer.name}.{blob}"
@@ -114,7 +118,7 @@ def load(
     return account
 
 
-def _load_layer(account: Account, layer: Layer, source: LayerWeights, *, ignore_mismatched: bool, adopt: bool) -> None:
+def _load_layer(account: Account, layer: Layer, source: LayerWeights, *, ignore_mismatched: bool, put: _Put) -> None:
     names = layer.blob_names
     blobs = _in_order(layer, source)
     if len(blobs) != len(names) and not ignore_mismatched:
@@ -146,7 +150,7 @@ def _load_layer(account: Account, layer: Layer, source: LayerWeights, *, ignore_
                 )
             account.mismatched.append((f"{layer.name}.{name}", wanted, tuple(array.shape)))
             continue
-        _put(target, array.reshape(wanted), adopt=adopt)
+        put(target, array.reshape(wanted))
         account.copied.append(f"{layer.name}.{name}")
         account.count += prod(wanted)
 
@@ -171,13 +175,38 @@ def fits(file: Sequence[int], net: Sequence[int]) -> bool:
     return (1,) * (n - len(file)) + tuple(file) == (1,) * (n - len(net)) + tuple(net)
 
 
-def _put(target: Tensor, array: np.ndarray, *, adopt: bool) -> None:
-    """The array into the tensor; float32 on the CPU without a copy if it may be adopted."""
-    if not array.dtype.isnative or not array.flags.writeable:
-        array = array.astype(array.dtype.newbyteorder("="))
-    tensor = torch.from_numpy(array)
-    if adopt and tensor.dtype == target.dtype and target.device.type == "cpu":
-        target.data = tensor
-    else:
-        with torch.no_grad():
-            target.copy_(tensor)
+class _Put:
+    """Arrays of a file into a net's tensors.
+
+    What lies in the file as the tensor has it is read at the end, all at once by several threads (a number shared by
+    several layers once, from the last that has it, as if they were taken in order).
+    """
+
+    def __init__(self, path: str, adopt: bool) -> None:
+        self.path, self.adopt = path, adopt
+        self.spans: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __call__(self, target: Tensor, array: np.ndarray) -> None:
+        self.spans.pop(target.data_ptr(), None)
+        same = target.device.type == "cpu" and target.is_contiguous() and _DTYPES.get(target.dtype) == array.dtype
+        if same and not self.adopt and file_span(array):
+            self.spans[target.data_ptr()] = (target.detach().numpy(), array)
+            return
+        if not array.dtype.isnative or not array.flags.writeable:
+            array = array.astype(array.dtype.newbyteorder("="))
+        tensor = torch.from_numpy(array)
+        if self.adopt and tensor.dtype == target.dtype and target.device.type == "cpu":
+            target.data = tensor
+        else:
+            with torch.no_grad():
+                target.copy_(tensor)
+
+    def finish(self) -> None:
+        read_spans(self.spans.values(), self.path)
+
+
+_DTYPES = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.float16: np.dtype(np.float16),
+}

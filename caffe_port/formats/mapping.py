@@ -1,11 +1,13 @@
-"""Files as memory, and memory to files, a little at a time."""
+"""Files as memory, files into memory, and memory to files."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +15,15 @@ import numpy as np
 
 from caffe_port.errors import FileError
 
-__all__ = ["map_file", "write_array"]
+__all__ = ["file_span", "map_file", "read_spans", "write_array"]
 
 _PIECE = 256 * 1024
+_TURN = 16 << 20
+"""Bytes that a thread of :func:`read_spans` reads at a time."""
+_HUGE = 2 << 20
+"""A huge page, on the processors whose kernels give them on request."""
+_LARGE = 1 << 20
+"""Bytes that are worth a thread."""
 
 
 class _ReadOnlyMap(mmap.mmap):
@@ -61,7 +69,7 @@ def write_array(file: BinaryIO, array: np.ndarray, progress: Callable[[int], obj
     much again.
     """
     view = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
-    source = _source(array)
+    source = file_span(array)
     buffer = memoryview(bytearray(_PIECE)) if source else view
     start = 0
     while start < len(view):
@@ -79,13 +87,65 @@ def write_array(file: BinaryIO, array: np.ndarray, progress: Callable[[int], obj
             progress(written)
 
 
-def _source(array: np.ndarray) -> tuple[int, int] | None:
-    """The file descriptor and the offset that ``array`` is a read-only view of."""
+def file_span(array: np.ndarray) -> tuple[int, int] | None:
+    """The file descriptor and the offset that ``array``, C-contiguous, is a read-only view of; None if it is none."""
     root: object = array
     while isinstance(root, np.ndarray):
         root = root.base
     if isinstance(root, memoryview):
         root = root.obj
-    if not isinstance(root, _ReadOnlyMap) or not hasattr(os, "preadv"):
+    if not isinstance(root, _ReadOnlyMap) or not hasattr(os, "preadv") or not array.flags.c_contiguous:
         return None
     return root.descriptor, array.ctypes.data - np.frombuffer(root, np.uint8).ctypes.data
+
+
+def read_spans(jobs: Iterable[tuple[np.ndarray, np.ndarray]], path: str) -> None:
+    """Reads views of a file into arrays, by several threads: as fast as the kernel copies.
+
+    The arrays' memory may be fresh, never touched: then huge pages are asked for, without which faulting it in takes
+    longer than copying.
+
+    Args:
+        jobs: C-contiguous arrays to fill, each with the view, of its size and dtype, that :func:`file_span` knows.
+        path: the file's name for messages.
+
+    Raises:
+        FileError: the file ends before an array is full.
+    """
+    turns: list[tuple[memoryview, int, int]] = []
+    views = list(jobs)  # they keep the file open
+    for array, source in views:
+        descriptor, offset = file_span(source) or (-1, 0)
+        view = array.reshape(-1).view(np.uint8)
+        _ask_for_huge_pages(view)
+        turns += [(view[at : at + _TURN].data, descriptor, offset + at) for at in range(0, view.size, _TURN)]
+
+    def read(turn: tuple[memoryview, int, int]) -> None:
+        into, descriptor, offset = turn
+        while len(into):
+            size = os.preadv(descriptor, [into], offset)
+            if not size:
+                raise FileError(path, "it has become shorter while it was read", remedy="begin again")
+            into, offset = into[size:], offset + size
+
+    threads = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    large = [turn for turn in turns if len(turn[0]) >= _LARGE]
+    for turn in turns:
+        if len(turn[0]) < _LARGE:
+            read(turn)
+    if threads < 2 or len(large) < 2:
+        for turn in large:
+            read(turn)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(read, large):
+            pass
+
+
+def _ask_for_huge_pages(view: np.ndarray) -> None:
+    """Asks the kernel for huge pages where whole ones lie inside ``view``; where it has none, nothing happens."""
+    if view.size < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    start = -(-view.ctypes.data // _HUGE) * _HUGE
+    size = (view.ctypes.data + view.size - start) // _HUGE * _HUGE
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)

@@ -33,7 +33,7 @@ def read_mean(path: str | os.PathLike) -> np.ndarray:
     shape = mean.shape[1:] if mean.ndim == 4 and mean.shape[0] == 1 else mean.shape
     if len(shape) != 3:
         raise FormatError(name, f"the shape {mean.shape}", expected="1 x channels x height x width")
-    return mean.reshape(shape)
+    return mean.reshape(shape).copy()  # the file may change under a net that lives
 
 
 def write_mean(path: str | os.PathLike, mean: np.ndarray, *, overwrite: bool = False) -> None:

@@ -43,7 +43,8 @@ class Net(core.Net):
     Every blob has ``data`` and ``diff``, views that may be written to. Of an in-place blob, data is the last version
     and diff, after backward, the first version's, as in Caffe, where all versions share their memory.
 
-    The net lives where :func:`caffe_port.pycaffe.mode.device` says when it is built, and moves by ``net.to(device)``.
+    It lives where :func:`caffe_port.pycaffe.mode.device` says when it is built; ``net.to(device)`` moves it.
+    ``allow_python`` and ``mmap`` are as in :class:`caffe_port.net.Net`.
 
     Raises:
         CaffeError: any fault of the definition or the weights.
@@ -59,9 +60,9 @@ class Net(core.Net):
         *args: Any,
         dialect: str | Dialect | None = None,
         proto: str | Path | None = None,
-        allow_python: bool | None = None,
         **named: Any,
     ) -> None:
+        options = {name: named.pop(name) for name in ("allow_python", "mmap") if name in named}
         given = arguments(args, named)
         phase = given.get("phase", "TEST")
         if not isinstance(source, Definition):
@@ -71,9 +72,8 @@ class Net(core.Net):
                 for layer in source.net.layer:
                     if not layer.bottom:
                         layer.phase = TRAIN
-        super().__init__(source, given.get("weights"), phase, allow_python=allow_python)
+        super().__init__(source, given.get("weights"), phase, **options)
         self.to(mode.device())
-        # Attributes of its own, whatever layers are called.
         self.__dict__.update(_passes=Passes(self), _pictures=Preprocessing(self._shape_of_input))
         self.__dict__.update(_by_name=OrderedDict(zip(self._blob_names, self._blobs, strict=True)))
         self.register_state_dict_pre_hook(_sync)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import caffe_port
 from caffe_port.formats import LayerWeights, open_weights, save_state_dict
 from caffe_port.schema import SCHEMA
 from caffe_port.tools import caffe2torch, cli, torch2caffe
@@ -185,41 +184,6 @@ def test_shared_parameters_are_taken_from_their_owner(here: Path) -> None:
     held = {layer.name: layer.blobs for layer in open_weights("w.caffemodel.h5").layers}
     assert held["b"] == []
     assert len(held["a"]) == 1
-
-
-PLUGIN = """
-from caffe_port.layers import Layer, layer
-
-@layer("{type}", param="power_param")
-class {type}(Layer):
-    def setup(self, x):
-        self.blob("slope", (x[1], 2))
-        self.blob("angle", (x[1],))
-
-    def forward(self, x):
-        return x * self.angle[:, None, None] + self.slope.sum()
-"""
-
-
-def test_blobs_of_a_plugins_layer_reach_the_file(here: Path, capsys: pytest.CaptureFixture) -> None:
-    """In the order in which setup makes them, though the file has them in another."""
-    Path("plugin.py").write_text(PLUGIN.format(type="Sloped"))
-    Path("net.prototxt").write_text(
-        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 5 dim: 7 } } }\n'
-        'layer { name: "s" type: "Sloped" bottom: "data" top: "s" }\n'
-    )
-    state = {"s.angle": np.arange(3, dtype=np.float32), "s.slope": np.arange(6, dtype=np.float32).reshape(3, 2)}
-    save_state_dict("w.safetensors", state)
-    argv = ["w.safetensors", "--prototxt", "net.prototxt", "-o", "w.caffemodel"]
-    assert call(torch2caffe.main, *argv) == 2
-    assert "s: expected blob0, blob1 ..., or weight and bias, found blobs angle, slope of a Sloped, a type whose" in (
-        capsys.readouterr().err
-    )
-    assert not Path("w.caffemodel").exists()
-    assert call(torch2caffe.main, *argv, "--plugin", "plugin.py") == 0
-    (layer,) = (layer for layer in open_weights("w.caffemodel").layers if layer.blobs)
-    assert [blob.tolist() for blob in layer.blobs] == [state["s.slope"].tolist(), state["s.angle"].tolist()]
-    assert caffe_port.Net("net.prototxt", "w.caffemodel").params["s"][1].data.tolist() == [0, 1, 2]
 
 
 def test_a_blob_that_a_layer_lacks_is_refused(here: Path, capsys: pytest.CaptureFixture) -> None:

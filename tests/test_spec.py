@@ -174,20 +174,28 @@ def test_multiply_adds_of_recurrence() -> None:
 # -- one place for each fact -------------------------------------------------------------------------------------------
 
 
+OWN_RECORDS = {"deeplab2"}
+"""Forks whose layers are their own records: inference knows them once their modules, and so torch, are loaded."""
+
+
 def test_layers_have_their_facts_from_the_records() -> None:
     """The record of every type is free of torch; a layer computes, and what it may say anew is what its files tell."""
     from caffe_port.layers import REGISTRY
 
     assert set(REGISTRY) == set(spec.RECORDS)
     own = set()
-    for name, of_type in REGISTRY.items():
-        for dialect, cls in of_type.items():
-            record = spec.RECORDS[name][dialect]
-            assert record.__module__.startswith("caffe_port.spec."), name
-            for fact in spec.Spec.__annotations__:
-                assert getattr(cls, fact) == getattr(record, fact), f"{name}.{fact}"
-            if inspect.unwrap(cls.reshape) is not record.reshape:
-                own.add(name)
+    ours = [(name, *item) for name, of_type in REGISTRY.items() for item in of_type.items()]
+    ours = [item for item in ours if item[2].__module__.startswith("caffe_port.")]  # not what other tests registered
+    assert len(ours) > 100
+    for name, dialect, cls in ours:
+        record = spec.RECORDS[name][dialect]
+        if record is cls:
+            assert cls.dialects[0] in OWN_RECORDS, f"{name} has no record in caffe_port/spec (docs/development.md)"
+            continue
+        for fact in spec.Spec.__annotations__:
+            assert getattr(cls, fact) == getattr(record, fact), f"{name}.{fact}"
+        if inspect.unwrap(cls.reshape) is not record.reshape:
+            own.add(name)
     files = {*("Data", "DenseImageData", "HDF5Data", "ImageData", "ImageSegData", "SelectSegBinary", "WindowClsData")}
     files |= {"WindowData", "WindowInstSegData", "WindowSegBinary", "WindowSegData", "Python"}
     assert own == files

@@ -66,8 +66,6 @@ class Layer(Spec, Named):
 
     def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
         super().__init__(message, dialect, where)
-        self.shared: set[str] = set()
-        """Blobs that are another layer's."""
         self.drawn_again: list[str] = []
         """Blobs that Caffe draws again, and drops, when it has filled the layer (a recurrent layer's, once a step)."""
         self.filled: set[str] = set()

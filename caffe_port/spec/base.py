@@ -76,6 +76,7 @@ class Spec:
         p: the layer's own parameter block (``convolution_param`` ...) as :class:`Fields`.
         blob_shapes: name to shape of the parameter blobs in Caffe's order, once ``setup`` has run.
         fillers: name to the filler's message, None for a constant 0.
+        shared: blobs that are another layer's, by ``param { name }``.
     """
 
     type: ClassVar[Any]
@@ -103,6 +104,8 @@ class Spec:
     """The dialects whose coordinate maps know this layer's tops to lie exactly over its first bottom."""
     by_phase: ClassVar[bool] = False
     """Whether it computes something else in TRAIN than in TEST."""
+    told: ClassVar[bool] = True
+    """Whether a definition tells its blobs and shapes; a Python layer's are known to its code alone."""
     data_shaped: ClassVar[bool] = False
     """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
     aligns: bool = False
@@ -123,6 +126,7 @@ class Spec:
         self.fields.skip(*_NET_FIELDS)
         self.blob_shapes: dict[str, Shape] = {}
         self.fillers: dict[str, Any] = {}
+        self.shared: set[str] = set()
         for what, n, (low, high) in (("bottom", self.n_bottoms, self.bottoms), ("top", self.n_tops, self.tops)):
             wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
             wrong = n < low or (high is not None and n > high)

@@ -23,7 +23,8 @@ class LayerShapes:
     """A layer and the shapes around it.
 
     Attributes:
-        message: its LayerParameter. spec: its record; None of a type that has none.
+        message: its LayerParameter. where: its place. spec: its record; None if its blobs cannot be known, because its
+            type has no record, or because they depend on shapes that are not known.
         bottoms, tops: the blobs' shapes. params: name to shape of its parameter blobs in Caffe's order.
         macs: multiply-adds of a forward pass with the weights.
     """
@@ -50,7 +51,7 @@ class Inferred:
     Attributes:
         layers: in running order.
         blobs: name to shape; of a blob that is written in place its last one.
-        unknown: the types of layers that have no record, and so unknown tops and parameters.
+        unknown: the types of layers that no record tells of, and so unknown tops and parameters.
     """
 
     layers: list[LayerShapes] = field(default_factory=list)
@@ -68,20 +69,26 @@ def infer(definition: Any, *, check: bool = True) -> Inferred:
         LayerError, ShapeError: what the layers refuse, too, as far as all shapes are known.
     """
     found = Inferred()
+    owned: set[str] = set()
     for i, message in enumerate(definition.net.layer):
         bottoms = [found.blobs.get(name, unknown_shape()) for name in message.bottom]
         record = RECORDS.find(message.type, definition.dialect)
         spec, tops = None, [unknown_shape()] * len(message.top)
-        if record is None:
+        if record is None or not record.told:
             found.unknown.append(message.type)
         else:
-            spec = record(message, definition.dialect, definition.where(i))
+            made = record(message, definition.dialect, definition.where(i))
             try:
-                spec.setup(*bottoms)
+                made.setup(*bottoms)
+                spec = made
                 tops = [blob_shape(shape, definition.dialect) for shape in spec.reshape(*bottoms)]
             except ShapeError:
                 if check and all(map(is_known, bottoms)):
                     raise
+        for param, blob in zip(message.param, spec.blob_names if spec else (), strict=False):
+            if spec and param.name in owned:
+                spec.shared.add(blob)
+            owned.update(filter(None, [param.name]))
         found.blobs.update(zip(message.top, tops, strict=False))
         found.layers.append(LayerShapes(message, spec, bottoms, tops))
     return found

@@ -185,6 +185,4 @@ class Python(Spec):
     bottoms = (0, None)
     tops = (0, None)
     data_shaped = True
-
-    def reshape(self, *shapes: Shape) -> list[Shape]:
-        return [unknown_shape()] * self.n_tops
+    told = False

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from caffe_port.errors import WeightsError
 from caffe_port.formats import Weights, open_weights, save_state_dict
 from caffe_port.formats.atomic import check_output
+from caffe_port.formats.fitting import fit, some
 from caffe_port.formats.statedict import STATE_FORMATS, format_of
+from caffe_port.log import info
+from caffe_port.schema import Definition, read_net
+from caffe_port.spec import infer, is_known
 from caffe_port.tools.cli import Parser, print_json, read_options, run, table
 from caffe_port.tools.progress import progress
 
@@ -46,13 +51,14 @@ def _convert(arguments: argparse.Namespace) -> None:
     weights = open_weights(arguments.weights, writable=False)
     types = {layer.name: layer.type for layer in weights.layers}
     options = read_options(arguments)
-    if arguments.prototxt:
-        types.update(_types(arguments.prototxt, options))
+    definition = read_net(arguments.prototxt, **options) if arguments.prototxt else None
+    if definition:
+        types.update((layer.name, layer.type) for layer in definition.net.layer)
     arrays = weights.state_dict(types)
     if not arrays:
         raise WeightsError(arguments.weights, "no layer with blobs", expected="trained weights")
-    if arguments.prototxt:
-        check(arguments.prototxt, arguments.weights, options)
+    if definition:
+        check(definition, weights)
     if arguments.json:
         blobs = {key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in arrays.items()}
         print_json({"file": arguments.weights, "output": None if arguments.list else output, "blobs": blobs})
@@ -75,21 +81,31 @@ def _target(arguments: argparse.Namespace) -> tuple[str, str]:
     return arguments.weights[: len(arguments.weights) - len(suffix)] + "." + format, format
 
 
-def _types(prototxt: str, options: dict[str, Any]) -> dict[str, str]:
-    from caffe_port.schema import read_net
+def check(definition: Definition, weights: Weights) -> None:
+    """Compares the blobs' numbers and shapes with the net's; says on stderr what fits, what is missing and unexpected.
 
-    return {layer.name: layer.type for layer in read_net(prototxt, **options).net.layer}
-
-
-def check(prototxt: str, weights: str, options: dict[str, Any]) -> None:
-    """Builds the net and loads the weights into it, which says on stderr what was copied, missing and unexpected.
+    Neither the net nor its data is needed: what only the data tells is not compared, and is named.
 
     Raises:
         WeightsError: a shape or a number of blobs does not fit, or nothing does.
     """
-    from caffe_port.net import Net
-
-    Net(prototxt, weights, **options)
+    layers = infer(definition).layers
+    known = {layer.spec.name: layer.spec for layer in reversed(layers) if layer.spec}
+    unknown = {layer.message.name for layer in layers} - known.keys()
+    unchecked = [source.name for source in weights.layers if source.blobs and source.name in unknown]
+    rest = [source for source in weights.layers if source.name not in unchecked]
+    if not unchecked or any(source.blobs for source in rest):
+        remedy = "is it the right net? Without --prototxt nothing is compared"
+        info(fit(replace(weights, layers=rest), known.values(), remedy=remedy))
+    partly = [
+        f"{layer.name}.{name} {shape}"
+        for layer in known.values()
+        for name, shape in layer.blob_shapes.items()
+        if not is_known(shape)
+    ]
+    for what, names in (("compared in part, the data tells the rest", partly), ("of unknown types", unchecked)):
+        if names:
+            info(f"  {what} ({len(names)}): {some(names)}")
 
 
 def _listing(weights: Weights, arrays: dict[str, np.ndarray], types: dict[str, str]) -> str:

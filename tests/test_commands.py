@@ -27,7 +27,7 @@ from caffe_port.tools.make_shapes import main as make_shapes
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [command.name for group in COMMANDS.values() for command in group]
 READS_NETS = [
-    *("parity", "caffe2torch", "torch2caffe", "fp-bp", "test", "time", "segment", "train", "fold"),
+    *("info", "parity", "caffe2torch", "torch2caffe", "fp-bp", "test", "time", "segment", "train", "fold"),
     *("train-classifier", "train-segmentation"),
 ]
 """Commands whose errors about a definition name --proto and --plugin."""

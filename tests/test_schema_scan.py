@@ -13,7 +13,7 @@ from caffe_port.layers import REGISTRY
 from caffe_port.net import Net
 from caffe_port.schema import SCHEMA, parse_text, scan
 from caffe_port.schema.forks import fork_of
-from caffe_port.schema.layer_types import known_type
+from caffe_port.schema.layer_types import known_names, known_type
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = SCHEMA.NetParameter.DESCRIPTOR
@@ -28,6 +28,7 @@ layer: [ { type: "MyOwn" }, < type: 'ReLU' bottom: "x" "y" > ]
 EXPECTED = {
     "field LayerParameter.zz": [2, 5],
     "field ConvolutionParameter.num_outputs": [3],
+    "value FillerParameter.type.x": [3],
     "value VarianceNorm.SIDEWAYS": [3],
     "type CenterLoss": [4],
     "field LayerParameter.center_loss_param": [4],
@@ -37,7 +38,7 @@ EXPECTED = {
 
 
 def names(text: str) -> list[scan.Unknown]:
-    return scan.unknown(scan.fields(text), NET, known_type)
+    return scan.unknown(scan.fields(text), NET, known_names())
 
 
 def test_all_unknown_names_with_their_lines() -> None:
@@ -48,7 +49,9 @@ def test_what_is_left_is_what_protobuf_reads_of_it() -> None:
     """Protobuf's own lenient parse, of the text whose wrong values are taken out by hand."""
     by_hand = MANY.replace("variance_norm: SIDEWAYS", "").replace("pool: MEDIAN", "")
     expected = text_format.Parse(by_hand, SCHEMA.NetParameter(), allow_unknown_field=True)
-    assert parse_text(scan.strip(MANY, scan.fields(MANY), NET), SCHEMA.NetParameter, "t") == expected
+    built = SCHEMA.NetParameter()
+    scan.build(scan.fields(MANY), built)
+    assert built == expected
 
 
 def test_one_error_names_them_all() -> None:
@@ -132,9 +135,11 @@ def counted(fields: list[scan.Field]) -> int:
 )
 def test_fields_are_those_that_protobuf_reads(text: str) -> None:
     fields = scan.fields(text)
-    assert counted(fields) == count(parse_text(text, SCHEMA.NetParameter, "t"))
-    assert scan.unknown(fields, NET, known_type) == []
-    assert scan.strip(text, fields, NET) == text
+    expected, built = parse_text(text, SCHEMA.NetParameter, "t"), SCHEMA.NetParameter()
+    assert counted(fields) == count(expected)
+    scan.build(fields, built)
+    assert built.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    assert scan.unknown(fields, NET, known_names()) == []
 
 
 def test_messages_too_deep_are_one_error() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from caffe_port.dialects import DIALECTS, NOH, Dialect
 
 __all__ = [
     "DEEPLAB_V1",
+    "FILLERS",
     "FORK_V1",
+    "POLICIES",
     "REGISTERED_TYPES",
+    "SOLVERS",
     "V0_TO_V1",
     "V1_TO_V2",
     "V2_TO_V1",
+    "known_names",
     "known_type",
     "v2_type",
 ]
@@ -125,3 +129,20 @@ def known_type(name: str, dialect: Dialect | None = None) -> bool:
     if dialect is None:
         return True
     return what not in dialect.lacks and (not marked or bool(set(marked) & set(dialect.lineage)))
+
+
+FILLERS = ("bilinear", "constant", "gaussian", "msra", "positive_unitball", "uniform", "xavier")
+POLICIES = ("exp", "fixed", "inv", "multistep", "poly", "sigmoid", "step")
+SOLVERS = ("AdaDelta", "AdaGrad", "Adam", "Nesterov", "RMSProp", "SGD")
+
+
+def known_names(dialect: Dialect | None = None) -> dict[str, Callable[[str], bool]]:
+    """By ``Message.field`` what says whether a string there names something known; what the modules that compute have,
+    without importing them."""
+    return {
+        "LayerParameter.type": lambda name: known_type(name, dialect),
+        "V0LayerParameter.type": lambda name: name in (*V0_TO_V1, "padding"),
+        "FillerParameter.type": lambda name: name in FILLERS,
+        "SolverParameter.lr_policy": lambda name: name in POLICIES,
+        "SolverParameter.type": lambda name: name in SOLVERS,
+    }

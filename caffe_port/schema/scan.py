@@ -7,14 +7,18 @@ it needs.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
+
+from google.protobuf.text_encoding import CUnescape
 
 from caffe_port.errors import DefinitionError, nearest
 from caffe_port.schema.forks import fork_of
 
-__all__ = ["Field", "Unknown", "fields", "line_of", "listed", "strip", "template_error", "unknown"]
+__all__ = ["Field", "Unknown", "build", "fields", "line_of", "listed", "template_error", "unknown"]
 
 _S = r"(?:\s|\#[^\n]*(?:\n|\Z))*"
 _STRING = r""""(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'"""
@@ -112,11 +116,11 @@ def _syntax(text: str, path: str, at: int, found: str, expected: str) -> Definit
     return template_error(text, path) or DefinitionError(place(text, path, at), found, expected=expected)
 
 
-def unknown(found: list[Field], root: Any, known_type: Callable[[str], bool] | None = None) -> list[Unknown]:
+def unknown(found: list[Field], root: Any, known: Mapping[str, Callable[[str], bool]] | None = None) -> list[Unknown]:
     """Every name that the messages below ``root`` (a descriptor) do not have, in the order of the text, each once.
 
     Args:
-        known_type: whether a layer type of the V2 form is known; None takes all for known.
+        known: by ``Message.field`` whether a string that names something is known, such as a layer's type.
     """
     names: dict[tuple[str, str], Unknown] = {}
 
@@ -128,28 +132,30 @@ def unknown(found: list[Field], root: Any, known_type: Callable[[str], bool] | N
 
     def look(fields: list[Field], message: Any) -> None:
         of = message.fields_by_name
-        for field in fields:
-            name, value = field.name, field.value
-            if name not in of:
-                add("field", message.name, name, field.start, lambda n=name: _near_field(n, message))  # type: ignore[misc]
-                continue
-            known = of[name]
-            if known.message_type is not None:
-                if isinstance(value, list):
-                    look(value, known.message_type)
-            elif known.enum_type is not None and isinstance(value, str):
-                enum = known.enum_type
-                if value in enum.values_by_name or value.lstrip("-").isdigit():
-                    continue
-                kind, owner = ("type", "") if enum.name == "LayerType" else ("value", enum.name)
-                add(kind, owner, value.strip("\"'"), field.start, lambda v=value, e=enum: nearest(v, e.values_by_name))  # type: ignore[misc]
-            elif name == "type" and message.name == "LayerParameter" and known_type and isinstance(value, str):
-                bare = value.strip("\"'")
-                if not known_type(bare):
-                    add("type", "", bare, field.start, lambda: "")
+        for name, start, _, value in fields:
+            field = of.get(name)
+            if field is None:
+                add("field", message.name, name, start, partial(_near_field, name, message))
+            elif isinstance(value, list):
+                if field.message_type is not None:
+                    look(value, field.message_type)
+            elif field.enum_type is not None:
+                enum = field.enum_type
+                if value not in enum.values_by_name and not value.lstrip("-").isdigit():
+                    layer_type = enum.name == "LayerType"
+                    near = partial(nearest, value, enum.values_by_name)
+                    add("type" if layer_type else "value", "" if layer_type else enum.name, _bare(value), start, near)
+            elif known and f"{message.name}.{name}" in known and not known[f"{message.name}.{name}"](_bare(value)):
+                layer_type = message.name == "LayerParameter"
+                owner = "" if layer_type else f"{message.name}.{name}"
+                add("type" if layer_type else "value", owner, _bare(value), start, str)
 
     look(found, root)
     return list(names.values())
+
+
+def _bare(value: str) -> str:
+    return value.strip("\"'")
 
 
 def _near_field(name: str, message: Any) -> str:
@@ -158,26 +164,73 @@ def _near_field(name: str, message: Any) -> str:
     return f"inside {', '.join(inside[:3])}" if inside else nearest(name, message.fields_by_name)
 
 
-def strip(text: str, found: list[Field], root: Any) -> str:
-    """The text with blanks where a field or an enum's value is not known: what remains, protobuf reads."""
-    spans: list[tuple[int, int]] = []
+def build(found: list[Field], message: Any) -> None:
+    """Sets the fields of ``message`` from the text's, and passes over what it does not know.
 
-    def look(fields: list[Field], message: Any) -> None:
-        for field in fields:
-            known = message.fields_by_name.get(field.name)
-            if known is None:
-                spans.append((field.start, field.end))
-            elif known.message_type is not None and isinstance(field.value, list):
-                look(field.value, known.message_type)
-            elif known.enum_type is not None and isinstance(field.value, str):
-                value = field.value
-                if value not in known.enum_type.values_by_name and not value.lstrip("-").isdigit():
-                    spans.append((field.start, field.end))
+    The same as protobuf's own parser does, in a third of its time.
 
-    look(found, root)
-    for start, end in spans:
-        text = text[:start] + re.sub(r"[^\n]", " ", text[start:end]) + text[end:]
-    return text
+    Raises:
+        ValueError: a value that the field cannot have, a field twice: protobuf's parser says it best.
+    """
+    of = message.DESCRIPTOR.fields_by_name
+    seen = set()
+    for name, _, _, value in found:
+        field = of.get(name)
+        if field is None:
+            continue
+        many = hasattr(getattr(message, name), "extend")
+        if not many and name in seen:
+            raise ValueError(f"{name} a second time")
+        seen.add(name)
+        if field.message_type is not None:
+            if not isinstance(value, list):
+                raise ValueError(f"{name} is a message")
+            inner = getattr(message, name).add() if many else getattr(message, name)
+            if not many:
+                inner.SetInParent()
+            build(value, inner)
+            continue
+        if isinstance(value, list):
+            raise ValueError(f"{name} is no message")
+        known = _value(field, value)
+        if known is None:
+            continue
+        if many:
+            getattr(message, name).append(known)
+        else:
+            setattr(message, name, known)
+
+
+def _value(field: Any, text: str) -> Any:
+    """A scalar as its field has it; None for a value that an enum does not know."""
+    if field.cpp_type == field.CPPTYPE_STRING:
+        pieces = [piece[1:-1] for piece in re.findall(_STRING, text)]
+        if not pieces or text[0] not in "\"'":
+            raise ValueError(f"{field.name} without quotes")
+        raw = b"".join(piece.encode() if "\\" not in piece else CUnescape(piece) for piece in pieces)
+        return raw.decode() if field.type == field.TYPE_STRING else raw
+    if field.cpp_type == field.CPPTYPE_ENUM:
+        values = field.enum_type.values_by_name
+        if text in values:
+            return values[text].number
+        return int(text, 0) if text.lstrip("-").isdigit() else None
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return _BOOLS[text] if text in _BOOLS else _refuse(field, text)
+    if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+        if _NUMBER.fullmatch(text):
+            return float(text.rstrip("fF"))
+        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}.get(text.lower()) or _refuse(field, text)
+    base = next((base for base, form in _WHOLE.items() if form.fullmatch(text)), 0)
+    return int(text, base) if base else _refuse(field, text)
+
+
+def _refuse(field: Any, text: str) -> Any:
+    raise ValueError(f"{field.name}: {text}")
+
+
+_BOOLS = {"true": True, "false": False, "True": True, "False": False, "t": True, "f": False, "1": True, "0": False}
+_NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fF]?")
+_WHOLE = {10: re.compile(r"-?(?:0|[1-9]\d*)"), 16: re.compile(r"-?0[xX][\da-fA-F]+"), 8: re.compile(r"-?0[0-7]+")}
 
 
 def listed(names: Sequence[Unknown], text: str, where: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from caffe_port.errors import DefinitionError
 
-__all__ = ["filter_net", "meets", "merge_state", "set_state"]
+__all__ = ["filter_net", "included", "meets", "merge_state", "set_state"]
 
 
 def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) -> None:
@@ -43,6 +43,13 @@ def meets(state: Any, rule: Any) -> bool:
     )
 
 
+def included(layer: Any, state: Any) -> bool:
+    """Whether a net in ``state`` has a layer, by its include or its exclude rules."""
+    if layer.include:
+        return any(meets(state, rule) for rule in layer.include)
+    return not any(meets(state, rule) for rule in layer.exclude)
+
+
 def filter_net(net: Any, where: Callable[[int], str]) -> tuple[int, ...]:
     """Remove the layers that the net's state leaves out.
 
@@ -60,11 +67,7 @@ def filter_net(net: Any, where: Callable[[int], str]) -> tuple[int, ...]:
     for i, layer in enumerate(net.layer):
         if layer.include and layer.exclude:
             raise DefinitionError(where(i), "include and exclude rules", expected="only one kind", remedy="remove one")
-        if layer.include:
-            included = any(meets(net.state, rule) for rule in layer.include)
-        else:
-            included = not any(meets(net.state, rule) for rule in layer.exclude)
-        if included:
+        if included(layer, net.state):
             kept.append(i)
     for i in reversed(range(len(net.layer))):
         if i not in kept:

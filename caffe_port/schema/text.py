@@ -10,7 +10,7 @@ from google.protobuf import text_format
 
 from caffe_port.errors import CaffeError, DefinitionError, FileError, FormatError, nearest
 from caffe_port.schema import scan
-from caffe_port.schema.layer_types import V1_TO_V2, V2_TO_V1, known_type, v2_type
+from caffe_port.schema.layer_types import V1_TO_V2, V2_TO_V1, known_names, v2_type
 
 __all__ = ["field_lines", "parse_text", "read_text", "to_text"]
 
@@ -129,7 +129,7 @@ def _with_others(error: DefinitionError, text: str, root: Any) -> DefinitionErro
         found = scan.fields(text)
     except DefinitionError:
         return error
-    names = scan.unknown(found, root, known_type if root.name == "NetParameter" else None)
+    names = scan.unknown(found, root, known_names())
     if not names:
         return error
     told = scan.listed(names, text, error.where)

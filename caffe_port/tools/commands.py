@@ -32,6 +32,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, tuple[Command, ...]] = {
     "look": (
+        Command("info", "What a definition or weight file holds, and what of it is not known"),
         Command("parity", "A net beside what another Caffe computed, layer by layer"),
         Command("layers-table", "Every layer type: bottoms, tops, gradient, what it was compared with"),
     ),

@@ -1,0 +1,134 @@
+"""info: what definitions and weight files hold, without building a net."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from caffe_port.errors import CaffeError
+from caffe_port.schema import scan
+from caffe_port.tools.cli import Parser, print_json, read_options, run, table
+from caffe_port.tools.summary import Summary, summarize
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 if a file could not be read."""
+    parser = Parser(
+        "info",
+        "Show what definitions and weight files hold: the dialect and why, phases and stages, layers with the shapes of"
+        " their tops, parameters, multiply-adds and memory, and everything that is not known, by the fork that has it."
+        " Builds no net and loads no torch.",
+        example="net.prototxt model.caffemodel",
+    )
+    add = parser.add_argument
+    add("files", metavar="FILE", nargs="+", help="a prototxt (a net or a solver), or weights of any format")
+    add("--phase", choices=("TEST", "TRAIN"), help="default: TEST, or TRAIN where there is no net in TEST")
+    add("--level", type=int, default=0, metavar="N", help="the net's level")
+    add("--stage", metavar="A,B", default="", help="the net's stages")
+    parser.add_json("print a line of JSON for each file: file, kind, dialect, layers, parameters, unknown and more")
+    parser.add_quiet("print no table of layers")
+    parser.add_dialect()
+    run(_info, parser, argv)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    options = read_options(arguments)
+    stages = [stage for stage in arguments.stage.split(",") if stage]
+    status = 0
+    for i, file in enumerate(arguments.files):
+        try:
+            found = summarize(file, phase=arguments.phase, level=arguments.level, stages=stages, **options)
+        except CaffeError as error:
+            if len(arguments.files) == 1 and not arguments.json:
+                raise
+            found = Summary(file, "unreadable", parameters=None, problems=[str(error)])
+        status = 2 if found.kind == "unreadable" else status
+        if arguments.json:
+            print_json(found.as_json())
+        else:
+            print(("\n" if i else "") + _as_text(found, quiet=arguments.quiet))
+    return status
+
+
+def _as_text(found: Summary, *, quiet: bool) -> str:
+    layers = f", {len(found.lines)} layers" if found.lines else ""
+    lines = [f"{found.file}: {found.kind}{f' {found.name}' if found.name else ''}{layers}"]
+    if found.dialect or found.why:
+        lines.append(f"  dialect: {found.dialect or 'not told'}: {found.why}")
+    if found.phases:
+        lines.append(f"  phases: {', '.join(f'{name} with {n} layers' for name, n in found.phases.items())}")
+    for what, values in (("stages", found.stages), ("levels", found.levels)):
+        if values:
+            lines.append(f"  {what}: {', '.join(map(str, values))}")
+    lines += [f"  note: {note}" for note in found.notes]
+    if found.lines and not quiet:
+        lines += ["", _layers(found), ""]
+    if found.kind in ("net", "weights"):
+        lines.append(f"  parameters: {_number(found.parameters)}")
+    if found.kind == "net" and found.lines:
+        lines.append(f"  multiply-adds: {_number(found.macs)} a pass in {found.phase}")
+        lines.append(f"  memory: {_bytes(found.memory)} of blobs, {_bytes(_times4(found.parameters))} of parameters")
+    for target, lacking in found.exports.items():
+        lines.append(f"  export to {target}: " + (f"all but {', '.join(lacking)}" if lacking else "every layer"))
+    lines += _unknown(found)
+    lines += [f"  problem: {problem}" for problem in found.problems]
+    return "\n".join(lines)
+
+
+def _layers(found: Summary) -> str:
+    if found.kind == "weights":
+        rows: list[Sequence[Any]] = [
+            (line.name, line.type or "?", ", ".join(_shape(shape) for _, shape in line.tops), _number(line.parameters))
+            for line in found.lines
+        ]
+        return table(("layer", "type", "blobs", "parameters"), rows, right=(3,))
+    rows = [
+        (
+            line.name,
+            line.type,
+            ", ".join(f"{name} {_shape(shape)}" for name, shape in line.tops),
+            _number(line.parameters) if line.parameters != 0 else "",
+            _number(line.macs) if line.macs != 0 else "",
+        )
+        for line in found.lines
+    ]
+    return table(("layer", "type", "tops", "parameters", "multiply-adds"), rows, right=(3, 4))
+
+
+def _unknown(found: Summary) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for one in found.unknown:
+        lines = sorted({scan.line_of(found.text, at) for at in one.at})
+        where = f" (line {lines[0]}{f' and {len(lines) - 1} more' if lines[1:] else ''})" if lines else ""
+        near = f", near: {one.near}" if one.near and not one.fork else ""
+        groups.setdefault(one.fork, []).append(f"{one}{where}{near}")
+    told = []
+    for fork, names in groups.items():
+        told.append(f"  unknown{f', of {fork}' if fork else ''}:")
+        told += [f"    {name}" for name in names]
+    return told
+
+
+def _shape(shape: Sequence[Any]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _number(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def _times4(number: int | None) -> int | None:
+    return None if number is None else 4 * number
+
+
+def _bytes(number: int | None) -> str:
+    if number is None:
+        return "? bytes"
+    return f"{number / 1e6:,.1f} MB" if number >= 100_000 else f"{number:,} bytes"
+
+
+if __name__ == "__main__":
+    main()

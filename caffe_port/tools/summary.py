@@ -1,0 +1,316 @@
+"""What a definition or a weight file holds, without building a net: dialect, layers, shapes, and what is not known."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from caffe_port.dialects import DIALECTS, Dialect
+from caffe_port.dialects import dialect as dialect_of
+from caffe_port.errors import CaffeError
+from caffe_port.schema import TEST, TRAIN, load_proto, parse_text, read_net, scan
+from caffe_port.schema.detect import detect_dialect, evidence_of_text, knows
+from caffe_port.schema.forks import fork_of
+from caffe_port.schema.layer_types import known_names, known_type
+from caffe_port.schema.merge import schema_of
+from caffe_port.schema.state import included
+from caffe_port.schema.text import read_text
+from caffe_port.spec import infer, is_known
+
+__all__ = ["LayerLine", "Summary", "summarize"]
+
+_PATH = re.compile(r"""["'][A-Za-z]:\\[^\\]""")
+
+
+class LayerLine(NamedTuple):
+    """A layer in a summary; ``parameters`` and ``macs`` are None where the definition does not tell."""
+
+    name: str
+    type: str
+    tops: list[tuple[str, tuple[Any, ...]]]
+    parameters: int | None
+    macs: int | None
+
+
+@dataclass
+class Summary:
+    """What a file holds.
+
+    Attributes:
+        kind: "net", "solver" or "weights". why: the reason for the dialect.
+        phases: number of layers by phase. stages, levels: those that rules name.
+        parameters, macs, memory: numbers of the parameters, multiply-adds of a pass, bytes of its blobs as float32;
+            None where the definition does not tell (data whose files are not read).
+        unknown: types, fields and values that the dialect does not know. lines: the first line of each.
+        problems: what else keeps the net from being built.
+    """
+
+    file: str
+    kind: str
+    name: str = ""
+    dialect: str | None = None
+    why: str = ""
+    phase: str = ""
+    phases: dict[str, int] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=list)
+    levels: list[int] = field(default_factory=list)
+    lines: list[LayerLine] = field(default_factory=list)
+    parameters: int | None = 0
+    macs: int | None = None
+    memory: int | None = None
+    unknown: list[scan.Unknown] = field(default_factory=list)
+    where: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    text: str = field(default="", repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as a program reads it; ``unknown`` also names what keeps the file from being read at all."""
+        unread = [f"syntax: {problem}" for problem in self.problems] if self.kind == "unreadable" else []
+        return {
+            **{"file": self.file, "kind": self.kind, "name": self.name, "dialect": self.dialect, "why": self.why},
+            **{"phase": self.phase, "phases": self.phases, "stages": self.stages, "levels": self.levels},
+            **{"layers": len(self.lines), "parameters": self.parameters, "macs": self.macs, "memory": self.memory},
+            "types": dict(Counter(line.type for line in self.lines)),
+            "unknown": [*map(str, self.unknown), *unread],
+            "forks": sorted({one.fork for one in self.unknown if one.fork}),
+            "export": self.exports,
+            "problems": self.problems,
+            "notes": self.notes,
+        }
+
+    @property
+    def exports(self) -> dict[str, list[str]]:
+        """By format to which layers can be exported: the types of this net that cannot."""
+        from caffe_port.spec import RECORDS
+
+        if self.dialect is None:
+            return {}
+        targets = {target for of_type in RECORDS.values() for record in of_type.values() for target in record.exports}
+        types = dict.fromkeys(line.type for line in self.lines)
+        dialect = DIALECTS[self.dialect]
+
+        def lacks(name: str, target: str) -> bool:
+            record = RECORDS.find(name, dialect)
+            return record is None or target not in record.exports
+
+        return {target: [name for name in types if lacks(name, target)] for target in sorted(targets)}
+
+
+def summarize(
+    path: str | Path,
+    *,
+    phase: str | None = None,
+    level: int = 0,
+    stages: Iterable[str] = (),
+    dialect: str | None = None,
+    proto: str | None = None,
+) -> Summary:
+    """What a prototxt or a weight file holds.
+
+    Args:
+        phase: of the net; by default TEST, or TRAIN where the net cannot be built in TEST.
+
+    Raises:
+        CaffeError: the file cannot be read, or is something else.
+    """
+    if _holds_text(path):
+        text = read_text(path)
+        return _definition(text, str(path), phase, level, tuple(stages), dialect, proto)
+    return _weights(str(path))
+
+
+def _holds_text(path: str | Path) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return True  # whose reader says what is wrong
+    return not any(byte < 9 or 13 < byte < 32 for byte in head)
+
+
+def _definition(
+    text: str, path: str, phase: str | None, level: int, stages: tuple[str, ...], choice: str | None, proto: str | None
+) -> Summary:
+    try:
+        fields = scan.fields(text, path)
+    except CaffeError as error:
+        return Summary(path, "unreadable", parameters=None, problems=[str(error)])
+    found = Summary(path, "net", text=text, notes=_notes(text))
+    chosen = _dialect(found, text, choice, proto)
+    schema = schema_of(chosen)
+    if proto:
+        schema = load_proto(proto, schema)
+    message_class: Any = schema.NetParameter
+    if _is_solver(fields, schema):
+        found.kind, message_class = "solver", schema.SolverParameter
+    root = message_class.DESCRIPTOR
+    found.unknown = scan.unknown(fields, root, known_names(chosen))
+    message = message_class()
+    try:
+        scan.build(fields, message)
+        if not message.IsInitialized():
+            raise ValueError
+    except ValueError:  # what is wrong, protobuf's parser says
+        try:
+            parse_text(text, message_class, path)
+        except CaffeError as error:
+            found.problems.append(str(error))
+        found.kind = "unreadable"
+        return found
+    if found.kind == "net":
+        _net(found, message, chosen, phase, level, stages)
+    return found
+
+
+def _dialect(found: Summary, text: str, choice: str | None, proto: str | None) -> Dialect:
+    evidence = evidence_of_text(text, found.file)
+    if choice is not None:
+        found.dialect, found.why = choice, "asked for"
+        return dialect_of(choice)
+    try:
+        chosen, found.why = detect_dialect(evidence, load_proto(proto).displaced if proto else frozenset())
+        found.dialect = chosen.name
+    except CaffeError as error:  # several could be meant, which the reason names
+        chosen = max(DIALECTS.values(), key=lambda d: (sum(knows(d, what) for what in evidence), not d.fallback))
+        found.why = str(error)
+    return chosen
+
+
+def _is_solver(fields: list[scan.Field], schema: Any) -> bool:
+    names = {one.name for one in fields}
+    if names & {"layer", "layers"}:
+        return False
+    net, solver = (set(m.DESCRIPTOR.fields_by_name) for m in (schema.NetParameter, schema.SolverParameter))
+    return len(names & solver) > len(names & net)
+
+
+def _notes(text: str) -> list[str]:
+    return [
+        f"line {scan.line_of(text, match.start())}: a Windows path: in prototxt \\ begins an escape, as in real Caffe; "
+        "write / or \\\\"
+        for match in _PATH.finditer(text)
+    ]
+
+
+def _net(
+    found: Summary, message: Any, dialect: Dialect, phase: str | None, level: int, stages: tuple[str, ...]
+) -> None:
+    """Fills in what follows from the net's layers."""
+    found.name = message.name
+    rules = [rule for layer in message.layer or message.layers for rule in (*layer.include, *layer.exclude)]
+    found.stages = sorted({stage for rule in rules for stage in (*rule.stage, *rule.not_stage)})
+    found.levels = sorted({n for rule in rules for n in _levels(rule)})
+    found.phases = {one: _count(message, one, level, stages) for one in ("TEST", "TRAIN")}
+    found.phase = phase or "TEST"
+    try:
+        definition = read_net(message, phase=found.phase, level=level, stages=stages, dialect=dialect)
+    except CaffeError as error:
+        try:
+            if phase:
+                raise
+            definition = read_net(message, phase="TRAIN", level=level, stages=stages, dialect=dialect)
+            found.phase = "TRAIN"
+        except CaffeError:
+            found.problems.append(_said(error, found.file))
+            found.parameters = None
+            return
+    definition = replace(definition, path=found.file)
+    found.phases[found.phase] = len(definition.net.layer) - len(definition.inserted)
+    try:
+        _fill(found, infer(definition, check=False), set(definition.inserted))
+    except CaffeError as error:
+        found.problems.append(_said(error, found.file))
+        found.parameters = None
+        found.lines = [LayerLine(layer.name, layer.type, [], None, None) for layer in definition.net.layer]
+
+
+def _count(message: Any, phase: str, level: int, stages: tuple[str, ...]) -> int:
+    """How many layers the net has in a phase, its inputs as one."""
+    state = type(message.state)()
+    state.CopyFrom(message.state)
+    state.phase, state.level = {"TRAIN": TRAIN, "TEST": TEST}[phase], level
+    state.stage.extend(stages)
+    return bool(message.input) + sum(included(layer, state) for layer in message.layer or message.layers)
+
+
+def _levels(rule: Any) -> list[int]:
+    return [getattr(rule, name) for name in ("min_level", "max_level") if rule.HasField(name)]
+
+
+def _said(error: CaffeError, path: str) -> str:
+    return str(error).replace("<message>", path, 1)
+
+
+def _fill(found: Summary, inferred: Any, inserted: set[int]) -> None:
+    owned: set[str] = set()
+    blobs: dict[str, int | None] = {}
+    total: int | None = 0
+    macs: int | None = 0
+    for i, layer in enumerate(inferred.layers):
+        if i in inserted:
+            continue
+        parameters: int | None = 0
+        for shared, shape in _parameters(layer):
+            if shared and shared in owned:
+                continue
+            owned.add(shared)
+            parameters = _plus(parameters, prod(shape) if is_known(shape) else None)
+        if layer.spec is None:
+            parameters = None
+        multiplied = layer.macs if layer.spec and all(map(is_known, (*layer.bottoms, *layer.tops))) else None
+        total, macs = _plus(total, parameters), _plus(macs, multiplied)
+        tops = list(zip(layer.message.top, layer.tops, strict=False))
+        blobs.update({name: 4 * prod(shape) if is_known(shape) else None for name, shape in tops})
+        found.lines.append(LayerLine(layer.message.name, layer.message.type, tops, parameters, multiplied))
+    found.parameters, found.macs = total, macs
+    memory: int | None = 0
+    for size in blobs.values():
+        memory = _plus(memory, size)
+    found.memory = memory
+
+
+def _parameters(layer: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """The name under which each parameter blob is shared, "" if it is not, and its shape."""
+    specs = layer.message.param
+    return [(specs[i].name if i < len(specs) else "", shape) for i, shape in enumerate(layer.params.values())]
+
+
+def _plus(total: int | None, more: int | None) -> int | None:
+    return None if total is None or more is None else total + more
+
+
+def _weights(path: str) -> Summary:
+    from caffe_port.formats import open_weights
+
+    weights = open_weights(path, writable=False)
+    size = os.stat(path).st_size  # noqa: PTH116
+    found = Summary(path, "weights", weights.name, notes=[f"{weights.kind}, {size:,} bytes"])
+    if weights.kind == "caffemodel":
+        found.notes[0] += f", generation {weights.generation}"
+    found.parameters = 0
+    types = [layer.type for layer in weights.layers if layer.type]
+    unknown = dict.fromkeys(name for name in types if not known_type(name))
+    found.unknown = [scan.Unknown("type", name, [], "", fork_of(name)) for name in unknown]
+    evidence = {f"type {name}": path for name in types}
+    try:
+        chosen, found.why = detect_dialect(evidence)
+        found.dialect = chosen.name
+    except CaffeError as error:
+        found.why = str(error)
+    if weights.kind != "caffemodel":
+        found.dialect, found.why = None, "the file holds no layer types"
+    for layer in weights.layers:
+        blobs = [blob for blob in layer.blobs if blob is not None]
+        count = sum(int(blob.size) for blob in blobs)
+        found.parameters += count
+        if blobs:
+            tops = [(name, tuple(b.shape)) for name, b in zip(layer.names or map(str, range(99)), blobs, strict=False)]
+            found.lines.append(LayerLine(layer.name, layer.type, tops, count, None))
+    return found

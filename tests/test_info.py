@@ -1,0 +1,172 @@
+"""caffe-port info: what a definition or a weight file holds, beside what the built net has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from reference import EMBEDDED
+
+from caffe_port.net import Net
+from caffe_port.random.fillers import FILLERS as FILLED
+from caffe_port.schema.layer_types import FILLERS, POLICIES, SOLVERS
+from caffe_port.solver.optimizers import RULES
+from caffe_port.solver.schedule import POLICIES as SCHEDULED
+from caffe_port.tools.info import main
+from caffe_port.tools.summary import summarize
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = sorted(p for p in (ROOT / "prototxt").glob("*/*deploy*.prototxt"))
+DEMO = EMBEDDED / "demo"
+NET = """\
+name: "small"
+input: "x" input_shape { dim: [2, 3, 8, 8] }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "c" param { name: "w" } param { name: "b" }
+        convolution_param { num_output: 4 kernel_size: 3 } }
+layer { name: "again" type: "Convolution" bottom: "x" top: "d" param { name: "w" } param { name: "b" }
+        convolution_param { num_output: 4 kernel_size: 3 } }
+layer { name: "relu" type: "ReLU" bottom: "c" top: "c" include { stage: "deep" min_level: 2 } }
+layer { name: "sum" type: "Eltwise" bottom: "c" bottom: "d" top: "e" exclude { phase: TRAIN } }
+"""
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return int(end.value.code or 0), capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", DEPLOY, ids=lambda p: p.name)
+def test_shapes_and_parameters_are_those_of_the_net_built(path: Path) -> None:
+    found = summarize(path)
+    net = Net(path)
+    shapes = {name: shape for line in found.lines for name, shape in line.tops}
+    for name, shape in shapes.items():
+        assert shape == tuple(net.shapes[next(t for n, _ in net.nodes for t in n.tops if t.split("@")[0] == name)])
+    assert found.parameters == sum(
+        p.numel() for p in {id(p): p for p in net.state_dict(keep_vars=True).values()}.values()
+    )
+    assert found.dialect == net.dialect.name
+    assert not found.unknown
+    assert not found.problems
+
+
+def test_a_small_net_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "n.prototxt"
+    path.write_text(NET)
+    found = summarize(path)
+    assert (found.name, found.phases, found.stages, found.levels) == ("small", {"TEST": 4, "TRAIN": 3}, ["deep"], [2])
+    assert found.parameters == 4 * 3 * 9 + 4, "shared blobs count once"
+    assert found.macs == 2 * (2 * 4 * 6 * 6 * 27)
+    assert found.memory == 4 * (2 * 3 * 64 + 3 * 2 * 4 * 36)
+    assert len(summarize(path, stages=["deep"], level=3).lines) == 5
+
+
+def test_what_data_decides_is_not_told(tmp_path: Path) -> None:
+    path = tmp_path / "n.prototxt"
+    path.write_text(
+        'layer { name: "d" type: "Data" top: "d" data_param { source: "nowhere" batch_size: 2 backend: LMDB } }'
+        'layer { name: "c" type: "InnerProduct" bottom: "d" top: "c" inner_product_param { num_output: 4 } }'
+    )
+    found = summarize(path)
+    assert (found.parameters, found.macs, found.unknown, found.problems) == (None, None, [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "unknown"),
+    [
+        (NET, "net", []),
+        (NET.replace("ReLU", "Mish"), "net", ["type Mish"]),
+        (NET.replace("stage:", "stages:"), "net", ["field NetStateRule.stages"]),
+        (NET.replace("TRAIN", "DEPLOY"), "net", ["value Phase.DEPLOY"]),
+        (NET.replace("kernel_size: 3", 'weight_filler { type: "he" }'), "net", ["value FillerParameter.type.he"]),
+        ('net: "n" base_lr: 1 lr_policy: "cosine" type: "LAMB"', "solver", [
+            "value SolverParameter.lr_policy.cosine", "value SolverParameter.type.LAMB",
+        ]),
+        ('layers { type: CONVOLUTON } layers { type: RELU }', "net", ["type CONVOLUTON"]),
+        ('layers { layer { type: "convo" name: "c" } }', "net", ["value V0LayerParameter.type.convo"]),
+    ],
+)  # fmt: skip
+def test_everything_unknown_is_told(text: str, kind: str, unknown: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "n.prototxt"
+    path.write_text(text)
+    found = summarize(path).as_json()
+    assert (found["kind"], found["unknown"]) == (kind, unknown)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("layer { name: ${N} }", "a template's placeholder"),
+        ("layer {", "nothing closes"),
+        ("name: 'a' name: 'b'", "name a second time"),
+        ("force_backward: 7", "expected"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_known(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "n.prototxt"
+    path.write_text(text)
+    status, out = call(capsys, "--json", str(path))
+    found = json.loads(out)
+    assert status == 2
+    assert found["unknown"]
+    assert said in found["problems"][0]
+
+
+def test_one_line_of_json_a_file_also_for_files_that_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "page.prototxt").write_text("<html>")
+    files = [str(DEMO / "net.prototxt"), str(DEMO / "weights.caffemodel"), str(tmp_path / "page.prototxt"), "nowhere"]
+    status, out = call(capsys, "--json", *files)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert status == 2
+    assert [one["file"] for one in found] == files
+    assert [one["kind"] for one in found] == ["net", "weights", "unreadable", "unreadable"]
+    assert found[0]["parameters"] == found[1]["parameters"] > 0
+    assert (found[0]["dialect"], found[1]["dialect"]) == ("noh", "noh")
+    assert all({"file", "dialect", "layers", "parameters", "unknown"} <= one.keys() for one in found)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_the_page_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "n.prototxt"
+    text = NET.replace("ReLU", "CenterLoss").replace("num_output", "zz: 1 num_output") + '# a\nlayer { name: "C:\\d" }'
+    path.write_text(text)
+    status, out = call(capsys, str(path))
+    assert status == 0
+    assert f"{path}: net small" in out
+    assert "conv Convolution c 2 x 4 x 6 x 6 112 7,776" in " ".join(out.split())
+    assert "  unknown, of Center loss (ydwen/caffe-face):\n    type CenterLoss (line 7)" in out
+    assert "    field ConvolutionParameter.zz (line 4 and 1 more)" in out
+    assert "note: line 10: a Windows path" in out
+
+
+def test_it_starts_quickly_and_loads_no_torch() -> None:
+    files = [str(p) for p in DEPLOY[:2]]
+    code = (
+        f"from caffe_port.tools.info import main\ntry: main({['--json', *files]!r})\nexcept SystemExit: pass\n"
+        "import sys, time; print(time.process_time(), *{m.split('.')[0] for m in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    seconds, *modules = done.stdout.splitlines()[-1].split()
+    assert not {"torch", "numpy", "h5py", "scipy", "PIL"} & set(modules)
+    assert float(seconds) < 1.0
+
+
+def test_a_file_takes_little_time() -> None:
+    summarize(DEPLOY[0])
+    start = time.process_time()
+    for path in DEPLOY:
+        summarize(path)
+    assert (time.process_time() - start) / len(DEPLOY) < 0.1
+
+
+def test_names_that_are_known_are_those_that_compute() -> None:
+    assert set(FILLERS) == set(FILLED)
+    assert set(POLICIES) == set(SCHEDULED)
+    assert set(SOLVERS) == set(RULES)

@@ -14,8 +14,8 @@ from reference import EMBEDDED
 from caffe_port.net import Net
 from caffe_port.random.fillers import FILLERS as FILLED
 from caffe_port.schema.layer_types import FILLERS, POLICIES, SOLVERS
-from caffe_port.solver.optimizers import RULES
-from caffe_port.solver.schedule import POLICIES as SCHEDULED
+from caffe_port.solver.optimizers import rule
+from caffe_port.solver.schedule import policy
 from caffe_port.tools.info import main
 from caffe_port.tools.summary import summarize
 
@@ -168,5 +168,5 @@ def test_a_file_takes_little_time() -> None:
 
 def test_names_that_are_known_are_those_that_compute() -> None:
     assert set(FILLERS) == set(FILLED)
-    assert set(POLICIES) == set(SCHEDULED)
-    assert set(SOLVERS) == set(RULES)
+    assert set(POLICIES) == set(policy.classes)
+    assert set(SOLVERS) == set(rule.classes)

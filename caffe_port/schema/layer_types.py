@@ -132,7 +132,7 @@ def known_type(name: str, dialect: Dialect | None = None) -> bool:
 
 
 FILLERS = ("bilinear", "constant", "gaussian", "msra", "positive_unitball", "uniform", "xavier")
-POLICIES = ("exp", "fixed", "inv", "multistep", "poly", "sigmoid", "step")
+POLICIES = ("exp", "fixed", "inv", "multistep", "plateau", "poly", "sigmoid", "step")
 SOLVERS = ("AdaDelta", "AdaGrad", "Adam", "Nesterov", "RMSProp", "SGD")
 
 

@@ -34,6 +34,7 @@ ROWS: list[Row] = [
 
 LEFT_OUT: dict[str, str] = {
     "DenseCRF": "the lattice of segmentation's CRF, which docs/segmenting.md times",
+    "DetectionEvaluate": "it counts, on the CPU",
     "DomainTransform": "a recursion along every row and column: torch has nothing to compare it with",
     "DomainTransformForwardOnly": "as DomainTransform",
     "MatRead": "it reads files",

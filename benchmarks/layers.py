@@ -2,9 +2,9 @@
 
     python benchmarks/layers.py [--rounds 15] [--threads 2] [--only WORD] [--markdown] [--cpu-time]
 
-A row is a net of one layer (benchmarks/layer_rows.py, fork_rows.py). Values and gradients are checked to be plain
-PyTorch's before anything is timed. Then, round by round, each contestant in turn, every time after a run that is not
-counted:
+A row is a net of one layer (benchmarks/layer_rows.py, fork_rows.py, detection_rows.py). Values and gradients are
+checked to be plain PyTorch's before anything is timed. Then, round by round, each contestant in turn, every time after
+a run that is not counted:
 
     forward   the layer and the plain function without gradients
     both      forward and backward: the gradients of every bottom that has one and of every parameter
@@ -42,7 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import caffe_port  # noqa: E402
-from benchmarks import fork_rows, layer_rows  # noqa: E402
+from benchmarks import detection_rows, fork_rows, layer_rows  # noqa: E402
 from benchmarks.layer_rows import Row  # noqa: E402
 from caffe_port.execution.memory import keep_memory  # noqa: E402
 from caffe_port.tools.cli import table  # noqa: E402
@@ -211,7 +211,7 @@ class Benchmark:
     def _net(self, threads: int) -> None:
         inputs = {f"x{i}": b for i, b in enumerate(self.bottoms)}
         self.runs["net"] = ours = no_gradients(lambda: self.net(**inputs))
-        if self.row.phase == "TEST" and self.row.dialect == "bvlc":
+        if self.row.phase == "TEST" and self.row.dialect in ("bvlc", "ssd"):
             theirs = opencv(self.net, prototxt(self.row), {n: t.numpy() for n, t in inputs.items()}, threads)
             if theirs is not None and differ([ours()["y0"]], [torch.from_numpy(theirs())], draws=False) < TOLERANCE:
                 self.runs["OpenCV"] = theirs
@@ -367,7 +367,8 @@ def main() -> None:
     keep_memory(low_memory=False)  # for all contestants, as every run of a net would
     clock = time.process_time if args.cpu_time else time.perf_counter
     speed = ceiling(clock)
-    rows = [row for row in [*layer_rows.ROWS, *fork_rows.ROWS] if args.only.lower() in row.type.lower()]
+    every = [*layer_rows.ROWS, *fork_rows.ROWS, *detection_rows.ROWS]
+    rows = [row for row in every if args.only.lower() in row.type.lower()]
     results = [compete(row, args.rounds, args.threads, clock) for row in tqdm(rows, unit="row", disable=None)]
     lines = [result.cells(speed) for result in results]
     print(markdown(lines) if args.markdown else table(HEADER, lines, right=range(2, len(HEADER) - 1)))

@@ -60,6 +60,21 @@ def switches(shape: tuple[int, ...]) -> Tensor:
     return ((2 * rows + torch.randint(0, 2, shape)) * 2 * shape[3] + 2 * columns + torch.randint(0, 2, shape)).double()
 
 
+def priors(shape: tuple[int, ...]) -> Tensor:
+    """Boxes side by side, over variances."""
+    n = shape[2] // 4
+    x = torch.arange(n, dtype=torch.float64) / n
+    boxes = torch.stack((x, torch.full_like(x, 0.2), x + 0.3, torch.full_like(x, 0.7)), 1)
+    return torch.stack((boxes.flatten(), torch.full((4 * n,), 0.2, dtype=torch.float64)))[None]
+
+
+def true_boxes(shape: tuple[int, ...]) -> Tensor:
+    """Of two items, none at the edge of a prior."""
+    corners = ((0.03, 0.25, 0.35, 0.72), (0.5, 0.1, 0.77, 0.66), (0.3, 0.3, 0.6, 0.8))
+    rows = [(i // 2, 1 + i % 2, 0, *corners[i], 0) for i in range(shape[2])]
+    return torch.tensor([[rows]], dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Row:
     """A layer in one way of use. ``holds``: what makes each bottom's numbers, the last one for all that follow."""
@@ -184,9 +199,28 @@ ROWS = [
     ),
     Row("LSTMUnit", ((1, 3, 2), (1, 3, 8), (1, 3)), holds=(normal, normal, ones_and_zeros), tops=2),
     Row("Log", X, "log_param { base: 3 scale: 2 shift: 0.5 }", holds=(positive,)),
+    *(
+        Row(
+            "MultiBoxLoss",
+            ((2, 24), (2, 18), (1, 2, 24), (1, 1, 3, 8)),
+            f"multibox_loss_param {{ num_classes: 3 {body} }}",
+            (normal, normal, priors, true_boxes),
+            kink="predictions 1 from their targets; other matches",
+            dialect="ssd",
+        )
+        for body in (
+            "code_type: CENTER_SIZE",
+            "mining_type: NONE loc_loss_type: L2 conf_loss_type: LOGISTIC",
+            "mining_type: HARD_EXAMPLE sample_size: 5 loc_weight: 3 code_type: CORNER_SIZE",
+        )
+    ),
     Row("MVN", X),
     Row("MVN", X, "mvn_param { across_channels: true normalize_variance: false }"),
     Row("MultinomialLogisticLoss", ((4, 5), (4,)), holds=(positive, labels(5))),
+    Row("Normalize", X, dialect="ssd"),
+    Row("Normalize", X, "norm_param { across_spatial: false eps: 0.1 }", dialect="ssd"),
+    Row("Permute", X, "permute_param { order: 2 order: 0 }", dialect="ssd"),
+    Row("Permute", X, "permute_param { order: 0 order: 1 }", dialect="ssd"),
     Row("PReLU", X, holds=(off_halves,), kink="0"),
     Row("PReLU", X, "prelu_param { channel_shared: true }", holds=(off_halves,), kink="0"),
     Row("Parameter", (), "parameter_param { shape { dim: 2 dim: 3 } }"),
@@ -230,6 +264,7 @@ ROWS = [
         body="loss_param { normalization: VALID ignore_label: 1 }",
     ),
     Row("Slice", ((2, 7, 3),), "slice_param { slice_point: 1 slice_point: 3 }", tops=3),
+    Row("SmoothL1Loss", XY, kink="differences of 1", dialect="ssd"),
     Row("Softmax", X, "softmax_param { axis: 2 }"),
     Row("SoftmaxWithLoss", PIXELS, "loss_param { ignore_label: 3 }", (normal, labels(5)), tops=2),
     Row("Split", X, tops=3),
@@ -281,6 +316,20 @@ ROWS = [
 
 UNTRUE = [
     (
+        Row("Normalize", X, "norm_param { channel_shared: false }", dialect="ssd"),
+        "the channels' scales are put before the sum over channels instead of inside",
+    ),
+    (
+        Row(
+            "MultiBoxLoss",
+            ((2, 24), (2, 18), (1, 2, 24), (1, 1, 3, 8)),
+            "multibox_loss_param { num_classes: 3 encode_variance_in_target: true }",
+            (normal, normal, priors, true_boxes),
+            dialect="ssd",
+        ),
+        "predictions are divided by the variances, and their gradients are not",
+    ),
+    (
         Row(
             "Unpooling",
             X,
@@ -308,6 +357,9 @@ UNTRUE = [
 
 EXEMPT = {
     "Accuracy": "it counts",
+    "DetectionEvaluate": "it counts",
+    "DetectionOutput": "it tells objects",
+    "PriorBox": "it lays boxes by shapes",
     "AdaptiveBiasChannel": "its scores are for estimating labels",
     "ArgMax": "it tells places",
     "BinaryAccuracy": "it counts",

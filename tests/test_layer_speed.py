@@ -21,7 +21,7 @@ from caffe_port.schema.messages import LayerParameter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import fork_rows
+from benchmarks import detection_rows, fork_rows
 from benchmarks.layer_rows import LEFT_OUT, ROWS
 
 
@@ -195,7 +195,7 @@ def test_training_goes_on_from_states_that_inference_mode_left() -> None:
 def test_the_benchmark_has_a_row_for_every_layer_or_a_reason() -> None:
     ours = {t for t, of in REGISTRY.items() for cls in of.values() if cls.__module__.startswith("caffe_port.")}
     data = {name for name in ours if name.endswith("Data") or name in ("WindowSegBinary", "SelectSegBinary")}
-    rows, left_out = [*ROWS, *fork_rows.ROWS], LEFT_OUT | fork_rows.LEFT_OUT
+    rows, left_out = [*ROWS, *fork_rows.ROWS, *detection_rows.ROWS], LEFT_OUT | fork_rows.LEFT_OUT
     assert ours - data - {row.type for row in rows} == left_out.keys() - {
         "Data layers",
         "DummyData",

@@ -13,7 +13,10 @@ from caffe_port.tools.replay import replay
 LAYERS = cases("noh_layers", "noh") + cases("bvlc_layers", "bvlc")
 CORNERS = cases("noh_corners", "noh") + cases("bvlc_corners", "bvlc")
 """Ties, kinks, states, bounds, negative axes and other corners, each with its "why" in the manifest."""
+NOISY = ("mobilenet_ssd_bn_train", "mobilenet_ssd_bn_test")
+"""Nets that tests/test_ssd_nets.py compares."""
 FORKS = [case for fork in ("segnet", "deeplab2") for suite in (fork, f"{fork}_nets") for case in cases(suite, fork)]
+FORKS += [case for suite in ("ssd", "ssd_more", "ssd_nets") for case in cases(suite, "ssd") if case.name not in NOISY]
 """The further forks, as far as their numbers are here."""
 NETS = cases("noh_nets", "noh")
 

@@ -21,6 +21,7 @@ from caffe_port.spec.unknown import UNKNOWN
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ("bvlc", "bvlc_layers"), ("bvlc", "bvlc_corners"), ("noh", "noh_layers"), ("noh", "noh_corners")
 SUITES += ("noh", "noh_nets"), ("segnet", "segnet"), ("segnet", "segnet_nets")
+SUITES += ("ssd", "ssd"), ("ssd", "ssd_more"), ("ssd", "ssd_nets")
 ALL = [case for dialect, suite in SUITES for case in cases(suite, dialect)]
 
 INPUT = 'layer { name: "x" type: "Input" top: "x" input_param { shape { %s } } }\n'

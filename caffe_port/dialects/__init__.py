@@ -6,5 +6,6 @@ from caffe_port.dialects.deeplab2 import DEEPLAB2
 from caffe_port.dialects.mixed import MIXED
 from caffe_port.dialects.noh import NOH
 from caffe_port.dialects.segnet import SEGNET
+from caffe_port.dialects.ssd import SSD
 
-__all__ = ["BVLC", "DEEPLAB2", "DIALECTS", "MIXED", "NOH", "SEGNET", "Dialect", "dialect", "names", "register"]
+__all__ = ["BVLC", "DEEPLAB2", "DIALECTS", "MIXED", "NOH", "SEGNET", "SSD", "Dialect", "dialect", "names", "register"]

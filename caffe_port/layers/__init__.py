@@ -32,6 +32,10 @@ from caffe_port.layers import (  # noqa: F401
     reduction,
     segnet,
     shape,
+    ssd_evaluate,
+    ssd_features,
+    ssd_loss,
+    ssd_output,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer, layer_class, layer_types
 from caffe_port.schema import net_spec

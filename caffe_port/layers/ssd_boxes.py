@@ -1,0 +1,118 @@
+"""Arithmetic of boxes (xmin, ymin, xmax, ymax): coding against priors, overlap, suppression.
+
+Source: bbox_util.cpp (ssd). Boxes are tensors (..., 4). Operations are rounded in the order of the original, so that
+comparisons fall the same way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["areas", "decode", "encode", "inside", "overlaps", "suppress"]
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """Width times height; 0 for a box whose far edge lies before its near one."""
+    width, height = (boxes[..., 2] - boxes[..., 0]), (boxes[..., 3] - boxes[..., 1])
+    return (width * height).masked_fill_((width < 0) | (height < 0), 0)
+
+
+def overlaps(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection by union of each box of ``a`` (N, 4) with each of ``b`` (M, 4): (N, M). 0 where they only touch."""
+    low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    width, height = (high - low).unbind(2)
+    common = width * height
+    meet = (width > 0) & (height > 0)
+    return (common / (areas(a)[:, None] + areas(b)[None, :] - common)).masked_fill_(~meet, 0)
+
+
+def inside(boxes: Tensor) -> Tensor:
+    """For each coordinate whether it lies in [0, 1]."""
+    return (boxes >= 0) & (boxes <= 1)
+
+
+def _centres(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres and sizes, (..., 2) each."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+
+
+def decode(code: str, priors: Tensor, variances: Tensor | None, offsets: Tensor) -> Tensor:
+    """The boxes that predicted ``offsets`` (..., 4) mean.
+
+    Args:
+        code: CORNER, CENTER_SIZE or CORNER_SIZE.
+        priors, variances: what broadcasts with the offsets; None: the variances are in the targets already.
+    """
+    if code == "CORNER":
+        return priors + (offsets if variances is None else variances * offsets)
+    centre, size = _centres(priors)
+    if code == "CORNER_SIZE":
+        scaled = offsets if variances is None else variances * offsets
+        return priors + scaled * torch.cat((size, size), -1)
+    scaled = offsets if variances is None else variances * offsets
+    centre, size = scaled[..., :2] * size + centre, scaled[..., 2:].exp() * size
+    half = size / 2
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def encode(code: str, priors: Tensor, variances: Tensor | None, boxes: Tensor) -> Tensor:
+    """The offsets that mean ``boxes``: the inverse of :func:`decode`."""
+    if code == "CORNER":
+        offsets = boxes - priors
+    else:
+        centre, size = _centres(priors)
+        if code == "CORNER_SIZE":
+            offsets = (boxes - priors) / torch.cat((size, size), -1)
+        else:
+            of_box, its_size = _centres(boxes)
+            offsets = torch.cat(((of_box - centre) / size, (its_size / size).log()), -1)
+    return offsets if variances is None else offsets / variances
+
+
+_BLOCK = 128
+"""Boxes that are compared with one another at a time."""
+
+
+def suppress(boxes: Tensor, threshold: float, eta: float = 1.0) -> Tensor:
+    """Which of ``boxes`` (N, 4), best first, stay: those that overlap no earlier one that stays by more than allowed.
+
+    Args:
+        threshold: the overlap allowed. eta: below 1, what the threshold is multiplied with after each box that stays,
+            as long as it is above 0.5.
+
+    Returns:
+        Their indices, rising.
+    """
+    if eta < 1 and threshold > 0.5:
+        return _suppress_one_by_one(boxes, threshold, eta)
+    kept = [boxes.new_empty(0, dtype=torch.int64)]
+    for start in range(0, len(boxes), _BLOCK):
+        index = torch.arange(start, min(start + _BLOCK, len(boxes)), device=boxes.device)
+        for earlier in kept:
+            if len(earlier) and len(index):
+                clear = (overlaps(boxes[earlier], boxes[index]) <= threshold).all(0)
+                index = index[clear]
+        if not len(index):
+            continue
+        hits = (~(overlaps(boxes[index], boxes[index]) <= threshold)).triu_(1)  # nan is a hit
+        stays = torch.ones(len(index), dtype=torch.bool, device=boxes.device)
+        while True:  # each turn settles at least the next box, and most all of them
+            after = ~(hits & stays[:, None]).any(0)
+            if torch.equal(after, stays):
+                break
+            stays = after
+        kept.append(index[stays])
+    return torch.cat(kept)
+
+
+def _suppress_one_by_one(boxes: Tensor, threshold: float, eta: float) -> Tensor:
+    single = np.float32
+    limit, kept = single(threshold), list[int]()
+    for i in range(len(boxes)):
+        if not kept or bool((overlaps(boxes[kept], boxes[i : i + 1]) <= float(limit)).all()):
+            kept.append(i)
+            if limit > 0.5:
+                limit = single(limit * single(eta))
+    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)

@@ -1,6 +1,7 @@
 # make demo    trains DecoupledNet on drawn pictures for a minute or two, converts it, segments, scores
 # make test    all tests
 # make fuzz    100,000 hostile files for every reader, which takes hours; make fuzz CASES=1000 takes minutes
+# make oracle  the single-layer references run live in kendryte-caffe (needs a Python 3.6 to 3.9 too); a minute
 # make lint    style and types
 # make clean   removes what these made
 #
@@ -12,7 +13,7 @@ PYTHON = $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 py
 # An interpreter named on the command line gets a .venv of its own making.
 READY := $(VENV)/ready$(if $(filter command,$(origin PYTHON)),-$(notdir $(PYTHON)))
 
-.PHONY: demo test fuzz lint clean
+.PHONY: demo test fuzz oracle lint clean
 
 demo: $(READY)
 	@$(VENV)/bin/python -m caffe_port.tools.demo
@@ -26,13 +27,29 @@ CASES := 100000
 fuzz: $(READY)
 	$(VENV)/bin/python benchmarks/fuzz.py --cases $(CASES)
 
+# kendryte-caffe has wheels for Python 3.6 to 3.9 only, and a venv of its own. Another: make ORACLE_PYTHON=... oracle
+ORACLE := .venv-oracle
+ORACLE_PYTHON = $(shell for p in python3.9 python3.8 python3.7 python3.6 \
+	$(wildcard $(HOME)/.pyenv/versions/3.9.*/bin/python $(HOME)/.pyenv/versions/3.[678].*/bin/python); do \
+	$$p -c 'import sys; sys.exit(not (3, 6) <= sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+
+oracle: $(READY) $(ORACLE)/ready
+	GLOG_minloglevel=2 $(VENV)/bin/python benchmarks/oracle.py --python $(ORACLE)/bin/python
+
+$(ORACLE)/ready:
+	@test -n "$(ORACLE_PYTHON)" || { \
+		echo "make: kendryte-caffe needs Python 3.6 to 3.9, none found; name one: make ORACLE_PYTHON=python3.8 oracle" >&2; exit 2; }
+	@$(ORACLE_PYTHON) -m venv --clear $(ORACLE)
+	@$(ORACLE)/bin/python -m pip install -q --disable-pip-version-check "kendryte-caffe==1.0.0.20210829" "protobuf<3.21"
+	@touch $@
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) build dist demo_output demo_parity *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLE) build dist demo_output demo_parity *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): requirements.lock setup.py

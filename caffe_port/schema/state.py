@@ -28,7 +28,7 @@ def merge_state(net: Any, phase: int | None, state: Any) -> None:
     if phase is not None:
         merged.phase = phase
     merged.MergeFrom(net.state)
-    merged.MergeFrom(state)
+    merged.MergeFromString(state.SerializeToString())  # a solver's may be of another schema than a dialect's net
     net.state.CopyFrom(merged)
 
 

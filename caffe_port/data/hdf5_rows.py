@@ -13,7 +13,7 @@ from caffe_port.data.batches import Array, State
 from caffe_port.data.files import Places, lines
 from caffe_port.data.shard import ALL, Share
 from caffe_port.errors import CaffeError, FormatError, ShapeError
-from caffe_port.formats.hdf5 import open_hdf5
+from caffe_port.formats.hdf5_access import open_hdf5
 from caffe_port.random import CRand
 
 __all__ = ["Rows"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from caffe_port.errors import FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_path
+from caffe_port.formats.hdf5_access import dataset_array, datasets, find, members, open_hdf5, text_of
 from caffe_port.formats.naming import layers_of
 from caffe_port.formats.weights import LayerWeights, Weights
 from caffe_port.formats.wire import Buffer
@@ -22,31 +23,7 @@ from caffe_port.formats.wire import Buffer
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["dataset_array", "open_hdf5", "read_hdf5", "write_caffe_hdf5", "write_state_hdf5"]
-
-
-def open_hdf5(path: str) -> h5py.File:
-    """The HDF5 file ``path``, for reading.
-
-    Raises:
-        FormatError: h5py finds it damaged.
-    """
-    import h5py
-
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        why = "it is truncated" if "truncated" in str(error) else str(error)
-        raise FormatError(path, f"an HDF5 file that cannot be read: {why}", remedy="fetch it again") from None
-
-
-def dataset_array(dataset: h5py.Dataset, buffer: Buffer) -> np.ndarray:
-    """The numbers of ``dataset``: a view of ``buffer``, its mapped file, where they lie in one piece; else a copy."""
-    offset = dataset.id.get_offset()
-    plain = dataset.chunks is None and dataset.external is None and dataset.compression is None
-    if offset is None or not plain or not dataset.size or dataset.file.userblock_size:
-        return dataset[()] if dataset.shape else np.asarray(dataset[()])
-    return np.frombuffer(buffer, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
+__all__ = ["read_hdf5", "write_caffe_hdf5", "write_state_hdf5"]
 
 
 def read_hdf5(buffer: Buffer, path: str) -> Weights:
@@ -62,45 +39,45 @@ def read_hdf5(buffer: Buffer, path: str) -> Weights:
 
     with open_hdf5(path) as file:
         if "history" in file and "iter" in file:
-            learned = file["learned_net"][()].decode() if "learned_net" in file else "a .caffemodel.h5"
+            learned = text_of(file, "learned_net") if "learned_net" in file else "a .caffemodel.h5"
             remedy = f"its weights are in {learned}: give that file"
             raise FormatError(path, "a solverstate", expected="a net's weights", remedy=remedy)
-        if isinstance(file.get("data"), h5py.Group):
-            return Weights(path, "hdf5", layers=_caffe_layers(file, buffer))
-        arrays = [(key, dataset_array(dataset, buffer)) for key, dataset in _datasets(file)]
+        data = find(file, "data")
+        if isinstance(data, h5py.Group):
+            return Weights(path, "hdf5", layers=_caffe_layers(data, find(file, "diff"), buffer))
+        arrays = [(key, dataset_array(dataset, buffer)) for key, dataset in datasets(file)]
         if not arrays:
             raise FormatError(path, "an HDF5 file without arrays", expected="a net's weights")
         return Weights(path, "h5", layers=layers_of(arrays, path))
 
 
-def _datasets(group: h5py.Group) -> Iterable[tuple[str, h5py.Dataset]]:
+_MOST_BLOBS = 1000
+"""Of a layer. An index is a place in a list, which is no longer than this whatever the file says."""
+
+
+def _caffe_layers(data: h5py.Group, diff: h5py.Group | h5py.Dataset | None, buffer: Buffer) -> list[LayerWeights]:
     import h5py
 
-    found: list[tuple[str, h5py.Dataset]] = []
-    group.visititems(lambda key, item: found.append((key, item)) if isinstance(item, h5py.Dataset) else None)
-    return found
-
-
-def _caffe_layers(file: h5py.File, buffer: Buffer) -> list[LayerWeights]:
     layers: dict[str, LayerWeights] = {}
-
-    for name, group in file["data"].items():
-        if not len(group):  # a layer without blobs
+    for name, group in members(data):
+        if isinstance(group, h5py.Group) and not len(group):  # a layer without blobs
             layers[name] = LayerWeights(name)
 
     def collect(group: h5py.Group, into: str) -> None:
-        for key, dataset in _datasets(group):
+        for key, dataset in datasets(group):
             name, _, index = key.rpartition("/")
-            if not name or not index.isdecimal():
-                where = f"{file.filename}: {group.name}/{key}"
-                raise FormatError(where, "an array of that name", expected="LAYER/0, LAYER/1 ...")
+            number = int(index) if index.isdecimal() and len(index) < 9 else -1
+            if not name or str(number) != index or number >= _MOST_BLOBS:
+                where = f"{group.file.filename}: {group.name}/{key}"
+                expected = f"LAYER/0, LAYER/1 ... and at most {_MOST_BLOBS} of them"
+                raise FormatError(where, "an array of that name", expected=expected)
             blobs = getattr(layers.setdefault(name, LayerWeights(name)), into)
-            blobs += [None] * (int(index) + 1 - len(blobs))
-            blobs[int(index)] = dataset_array(dataset, buffer)
+            blobs += [None] * (number + 1 - len(blobs))
+            blobs[number] = dataset_array(dataset, buffer)
 
-    collect(file["data"], "blobs")
-    if "diff" in file:
-        collect(file["diff"], "diffs")
+    collect(data, "blobs")
+    if isinstance(diff, h5py.Group):
+        collect(diff, "diffs")
     for layer in layers.values():
         count = max(len(layer.blobs), len(layer.diffs))
         layer.blobs += [None] * (count - len(layer.blobs))

@@ -104,10 +104,12 @@ def layers_of(arrays: Iterable[tuple[str, np.ndarray]], path: str) -> list[Layer
     """The layers that a state_dict's keys speak of, in order of first appearance, each with its blobs in Caffe's order.
 
     Raises:
-        WeightsError: a key without a dot: it names no layer.
+        WeightsError: a key without a dot: it names no layer; or numbers that are not real.
     """
     found: dict[str, list[tuple[str, np.ndarray]]] = {}
     for key, array in arrays:
+        if array.dtype.kind not in "fiub":
+            raise WeightsError(f"{path}: {key}", f"an array of {array.dtype}", expected="real numbers")
         layer, dot, blob = key.rpartition(".")
         if not (dot and layer and blob):
             raise WeightsError(

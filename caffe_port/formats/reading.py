@@ -40,4 +40,4 @@ def open_weights(path: str | os.PathLike, *, writable: bool = True) -> Weights:
         from caffe_port.formats.hdf5 import read_hdf5
 
         return read_hdf5(buffer, name)
-    return read_zip(name)
+    return read_zip(buffer, name)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,8 @@ _DTYPES: dict[str, np.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BF16 = "BF16"
+_STORED = {**_DTYPES, _BF16: np.dtype("<u2")}
+_MOST_AXES = 32
 _ALIGNMENT = 64
 
 
@@ -42,34 +45,61 @@ def read_safetensors(buffer: Buffer, path: str) -> Weights:
     """The state_dict in ``buffer``, each array a view of it; bfloat16 is widened to float32, which is exact.
 
     Raises:
-        FormatError: the header is damaged, or an array runs past the end of the file.
+        FormatError: the header is damaged, or arrays lie in one another or past the end of the file.
         WeightsError: a key is not of the form LAYER.BLOB.
     """
     start = 8 + int.from_bytes(bytes(buffer[:8]), "little")
     if start > len(buffer):
         raise _truncated(path, len(buffer), start)
     try:
-        header = json.loads(bytes(buffer[8:start]))
-        entries = [(key, entry) for key, entry in header.items() if key != "__metadata__"]
-        layout = [(k, e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"])) for k, e in entries]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        header = json.loads(bytes(buffer[8:start]), object_pairs_hook=lambda pairs: _once(pairs, path))
+    except (ValueError, RecursionError) as error:
         raise FormatError(
             path, f"a header that is no safetensors header ({error})", remedy="the file is damaged: fetch it again"
         ) from None
-    arrays = []
-    for key, dtype, shape, begin, end in sorted(layout, key=lambda item: item[3]):
-        stored = np.dtype("<u2") if dtype == _BF16 else _DTYPES.get(dtype)
-        if stored is None:
-            raise FormatError(f"{path}: {key}", f"the dtype {dtype}", expected="one of " + ", ".join([*_DTYPES, _BF16]))
-        if not 0 <= begin <= end or end - begin != prod(shape) * stored.itemsize:
-            raise FormatError(f"{path}: {key}", f"{end - begin} bytes", expected=f"{dtype} numbers of shape {shape}")
+    if not isinstance(header, dict):
+        raise FormatError(path, "a header that is no safetensors header", remedy="the file is damaged: fetch it again")
+    layout = [(key, *_entry(entry, f"{path}: {key}")) for key, entry in header.items() if key != "__metadata__"]
+    arrays, last = [], 0
+    for key, stored, shape, begin, end in sorted(layout, key=lambda item: item[3:]):
+        if begin < last:
+            raise FormatError(f"{path}: {key}", f"an array at {begin}", expected=f"{last}, where the one before ends")
         if start + end > len(buffer):
             raise _truncated(path, len(buffer), start + end)
-        array = np.frombuffer(buffer, stored, prod(shape), start + begin).reshape(shape)
-        if dtype == _BF16:
+        last = end
+        array = np.frombuffer(buffer, _STORED[stored], prod(shape), start + begin).reshape(shape)
+        if stored == _BF16:
             array = (array.astype("<u4") << 16).view("<f4")
         arrays.append((key, array))
     return Weights(path, "safetensors", layers=layers_of(arrays, path))
+
+
+def _once(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
+    """A JSON object whose keys stand once each."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for i, key in enumerate(names) if key in set(names[:i]))
+        raise FormatError(path, f"the key {twice!r} twice", expected="each once", remedy="save it again")
+    return found
+
+
+def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
+    """Dtype, shape, begin and end of an array, as its header has them."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise FormatError(where, "a header that is no safetensors header", expected="dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _STORED:
+        raise FormatError(where, f"the dtype {dtype!r}", expected="one of " + ", ".join(_STORED))
+    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise FormatError(where, f"the {what} {numbers!r}", expected="whole numbers, not negative")
+    if len(shape) > _MOST_AXES or len(offsets) != 2:
+        raise FormatError(where, f"{len(shape)} axes and {len(offsets)} offsets", expected=f"up to {_MOST_AXES} and 2")
+    size = offsets[1] - offsets[0]
+    if size != prod(shape) * _STORED[dtype].itemsize:
+        raise FormatError(where, f"{size} bytes", expected=f"{dtype} numbers of shape {tuple(shape)}")
+    return dtype, tuple(shape), offsets[0], offsets[1]
 
 
 def _truncated(path: str, size: int, need: int) -> FormatError:

@@ -102,24 +102,33 @@ def _checked(state: SolverHistory, path: str) -> SolverHistory:
 
 
 def _read_hdf5(buffer: Buffer, path: str) -> SolverHistory:
-    from caffe_port.formats.hdf5 import dataset_array, open_hdf5
+    import h5py
+
+    from caffe_port.formats.hdf5_access import (
+        dataset_array,
+        find,
+        members,
+        open_hdf5,
+        single_number,
+        text_of,
+        whole_number,
+    )
 
     with open_hdf5(path) as file:
-        if "history" not in file or "iter" not in file:
+        history = find(file, "history")
+        if not isinstance(history, h5py.Group) or "iter" not in file:
             raise FormatError(path, "an HDF5 file without `iter` and `history`", expected="a solverstate")
-        history = file["history"]
-        missing = [str(i) for i in range(len(history)) if str(i) not in history]
-        if missing:
-            raise FormatError(
-                f"{path}: history", f"no array {missing[0]} among {len(history)}", remedy="fetch it again"
-            )
+        arrays = dict(members(history))
+        for i in range(len(arrays)):
+            if not isinstance(arrays.get(str(i)), h5py.Dataset):
+                raise FormatError(f"{path}: history", f"no array {i} among {len(arrays)}", remedy="fetch it again")
         state = SolverHistory(
-            iter=int(file["iter"][0]),
-            learned_net=file["learned_net"][()].decode() if "learned_net" in file else "",
-            current_step=int(file["current_step"][0]) if "current_step" in file else 0,
-            minimum_loss=float(file["minimum_loss"][0]) if "minimum_loss" in file else None,
-            iter_last_event=int(file["iter_last_event"][0]) if "iter_last_event" in file else None,
-            history=[dataset_array(history[str(i)], buffer) for i in range(len(history))],
+            iter=whole_number(file, "iter"),
+            learned_net=text_of(file, "learned_net") if "learned_net" in file else "",
+            current_step=whole_number(file, "current_step") if "current_step" in file else 0,
+            minimum_loss=single_number(file, "minimum_loss") if "minimum_loss" in file else None,
+            iter_last_event=whole_number(file, "iter_last_event") if "iter_last_event" in file else None,
+            history=[dataset_array(arrays[str(i)], buffer, floats=True) for i in range(len(arrays))],
         )
         return _checked(state, path)
 

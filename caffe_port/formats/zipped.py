@@ -2,76 +2,77 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import zipfile
 from collections.abc import Callable, Mapping
+from math import prod
 
 import numpy as np
 
 from caffe_port.errors import FormatError
+from caffe_port.formats.archive import Archive, open_archive
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.naming import layers_of
+from caffe_port.formats.pth import read_pth
 from caffe_port.formats.weights import Weights
+from caffe_port.formats.wire import Buffer
 
 __all__ = ["read_zip", "write_npz", "write_pth"]
 
 _Progress = Callable[[int], object] | None
 
 
-def read_zip(path: str) -> Weights:
+def read_zip(buffer: Buffer, path: str) -> Weights:
     """The state_dict in a .pth or .npz file.
+
+    Args:
+        buffer: the memory map of the file, which a .pth's arrays view.
 
     Raises:
         FormatError: the archive is damaged, holds something else, or objects other than arrays.
         WeightsError: a key is not of the form LAYER.BLOB.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile:
-        raise FormatError(path, "a damaged or truncated zip archive", remedy="fetch it again") from None
-    if any(name.endswith("/data.pkl") for name in names):
-        return _read_pth(path)
-    if names and all(name.endswith(".npy") for name in names):
-        return _read_npz(path)
+    with open_archive(buffer, path) as archive:
+        names = archive.names()
+        if any(name.endswith("/data.pkl") for name in names):
+            return Weights(path, "pth", layers=layers_of(read_pth(archive), path))
+        if names and all(name.endswith(".npy") for name in names):
+            arrays = [(name.removesuffix(".npy"), _npy(archive, name)) for name in names]
+            return Weights(path, "npz", layers=layers_of(arrays, path))
     first = ", ".join(names[:3]) or "nothing"
     raise FormatError(
         path, f"a zip archive that holds {first}", expected="a net's weights", remedy="unpack it with unzip"
     )
 
 
-def _read_npz(path: str) -> Weights:
+_LONGEST_HEADER = 10_000
+_MOST_AXES = 32
+
+
+def _npy(archive: Archive, name: str) -> np.ndarray:
+    """The array in a .npy member. Source: NumPy Enhancement Proposal 1, "A Simple File Format for NumPy Arrays"."""
+    where = f"{archive.path}: {name}"
+    content = archive.read(name)
+    head = content[:12].tobytes()
+    wide = head[6:7] in (b"\x02", b"\x03")
+    start = 12 if wide else 10
+    size = int.from_bytes(head[8:start], "little")
+    if not head.startswith(b"\x93NUMPY") or head[6:7] not in (b"\x01", b"\x02", b"\x03") or size > _LONGEST_HEADER:
+        raise FormatError(where, "no .npy", expected="plain arrays")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = [(key, archive[key]) for key in archive.files]
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise FormatError(path, f"an .npz that cannot be read: {error}", expected="plain arrays") from None
-    return Weights(path, "npz", layers=layers_of(arrays, path))
-
-
-def _read_pth(path: str) -> Weights:
-    import pickle
-
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).partition("\n")[0].partition(". ")[0]
-        remedy = "save model.state_dict() alone: pickled objects are never read"
-        raise FormatError(path, f"more than tensors ({first})", expected="a state_dict", remedy=remedy) from None
-    if not isinstance(content, Mapping):
-        raise FormatError(
-            path, f"a {type(content).__name__}", expected="a state_dict", remedy="save model.state_dict()"
-        )
-    arrays = []
-    for key, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            found = f"{key!r} that holds a {type(value).__name__}"
-            raise FormatError(path, found, expected="tensors only", remedy="save model.state_dict() alone")
-        tensor = value.detach()
-        arrays.append((str(key), (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()))
-    return Weights(path, "pth", layers=layers_of(arrays, path))
+        said = ast.literal_eval(content[start : start + size].tobytes().decode("utf-8").strip())
+        kind, order, shape = said["descr"], said["fortran_order"], said["shape"]
+        dtype = np.dtype(kind) if isinstance(kind, str) else None
+    except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, IndexError) as error:
+        raise FormatError(where, f"a header that cannot be read ({error})", expected="plain arrays") from None
+    if dtype is None or dtype.kind not in "fiubc" or not isinstance(order, bool):
+        raise FormatError(where, f"an array of {kind}", expected="plain arrays of numbers")
+    good = isinstance(shape, tuple) and len(shape) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
+    if not good or prod(shape) * dtype.itemsize != content.size - start - size:
+        raise FormatError(where, f"{content.size - start - size} bytes", expected=f"{dtype} numbers of shape {shape}")
+    flat = content[start + size :].view(dtype)
+    return flat.reshape(shape[::-1]).T if order else flat.reshape(shape)
 
 
 def write_pth(

@@ -28,6 +28,7 @@ ROOMS = [  # a room imports only rooms above it
     "weight_loading",
     "net",
     "pycaffe",
+    "detection",
     "solver",
     "segmentation",
     "tools",

@@ -22,7 +22,7 @@ from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.pycaffe import Net
 from caffe_port.schema import read_solver, to_text
-from caffe_port.solver import debug, optimizers
+from caffe_port.solver import debug, evaluation, optimizers
 from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.distributed import Group
 from caffe_port.solver.log import Log
@@ -117,6 +117,7 @@ class Solver:
             raise CaffeError(self.path, f"iter_size {param.iter_size}", expected="1 or more")
         self.log.line(f"Initializing solver from parameters: \n{to_text(param)}".rstrip())
         check_prefix(param, self.path)
+        self._evaluation = evaluation.kind_of(param, self.path)
         if param.random_seed >= 0:
             random.set_random_seed(param.random_seed + group.rank)
         self._nets = Nets(param, self.path, dialect, proto)
@@ -334,11 +335,12 @@ class Solver:
                 self.test(i)
 
     def test(self, i: int) -> list[Scores]:
-        """Score test net ``i`` over its ``test_iter`` batches: the means of its outputs."""
+        """Score test net ``i`` over its ``test_iter`` batches: the means of its outputs, or (``eval_type: detection``)
+        the precision of what it detects."""
         self.log.line(f"Iteration {self.iter}, Testing net (#{i})")
         net, param = self.test_nets[i], self.param
         net.share_parameters(self.net)
-        sums: list[np.float32] = []
+        told = self._evaluation(param, self.log)
         loss = np.float32(0)
         for _ in range(param.test_iter[i]):
             if self._asked_to_stop():
@@ -346,15 +348,12 @@ class Solver:
                 return []
             batch_loss, outputs = self._test_pass(net)
             loss += np.float32(batch_loss)
-            found = scores(net, outputs)
-            sums = [a + np.float32(s.value) for a, s in zip(sums or [np.float32(0)] * len(found), found, strict=True)]
-        n = np.float32(param.test_iter[i])
+            told.add(scores(net, outputs), outputs)
         if param.test_compute_loss:
-            self.log.line(f"Test loss: {self.log.number(float(loss / n))}")
-        means = [Scores(s.name, s.weight, float(total / n)) for s, total in zip(found, sums, strict=True)]
-        self.log.scores("Test", means)
-        self._tell("on_test", i, means)
-        return means
+            self.log.line(f"Test loss: {self.log.number(float(loss / np.float32(param.test_iter[i])))}")
+        found = told.finish(Scores)
+        self._tell("on_test", i, found)
+        return found
 
     @torch.no_grad()
     def _test_pass(self, net: Net) -> tuple[float, dict[str, Tensor]]:

@@ -1,0 +1,51 @@
+"""Average precision of ranked detections. Source: bbox_util.cpp (ssd), ComputeAP."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffe_port.errors import CaffeError
+
+__all__ = ["VERSIONS", "average_precision"]
+
+VERSIONS = ("11point", "MaxIntegral", "Integral")
+"""The mean of the best precisions at 11 recalls (VOC 2007); the area under them at all recalls (VOC 2010 on); the area
+under the precisions themselves."""
+
+_EPS = np.float32(1e-6)
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray, positives: int, version: str = "Integral") -> float:
+    """The average precision of one class, in single precision as SSD computes it.
+
+    Args:
+        scores: (n,) of any order; of equal ones the earlier counts as the better.
+        right: (n,) whether each is right.
+        positives: how many there were to find.
+
+    Raises:
+        CaffeError: the version is none of :data:`VERSIONS`.
+    """
+    if version not in VERSIONS:
+        raise CaffeError("ap_version", repr(version), expected=f"one of {', '.join(VERSIONS)}")
+    if not len(scores) or not positives:
+        return 0.0
+    hits = np.cumsum(np.asarray(right, bool)[np.argsort(-np.asarray(scores), kind="stable")])
+    precision = hits.astype(np.float32) / np.arange(1, len(hits) + 1, dtype=np.float32)
+    recall = hits.astype(np.float32) / np.float32(positives)
+    if version == "11point":
+        wide = recall.astype(np.float64)  # 0.7 in single precision is not 0.7 yet
+        best = [precision[wide >= j / 10].max(initial=np.float32(0)) for j in range(10, -1, -1)]
+        return _sum(np.array(best, np.float32) / np.float32(11))
+    if version == "Integral":
+        steps = np.abs(np.diff(recall, prepend=np.float32(0)))
+        return _sum(np.where(steps > _EPS, precision * steps, np.float32(0)))
+    best_from = np.maximum.accumulate(precision[::-1])
+    steps = np.abs(np.diff(recall))[::-1]
+    parts = np.where(steps > _EPS, best_from[1:] * steps, np.float32(0))
+    return _sum(np.append(parts, recall[0] * best_from[-1]))
+
+
+def _sum(parts: np.ndarray) -> float:
+    """One addition after the other, each rounded to single precision."""
+    return float(np.add.accumulate(parts.astype(np.float32))[-1])

@@ -15,7 +15,21 @@ from typing import Any
 from caffe_port.errors import DefinitionError, nearest
 from caffe_port.schema import Definition
 
-__all__ = ["Facts", "Graph", "Needs", "Node", "connect", "dependents", "needs_backward", "path_between"]
+__all__ = [
+    "Facts",
+    "Graph",
+    "Needs",
+    "Node",
+    "Overwritten",
+    "Reads",
+    "connect",
+    "dependents",
+    "memory_of",
+    "needs_backward",
+    "overwritten",
+    "overwritten_besides",
+    "path_between",
+]
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
         losses: the types that make a top of their own when the definition names none; no output, but it counts.
 
     Raises:
-        DefinitionError: a bottom that no earlier layer makes, a top that two layers make.
+        DefinitionError: a bottom that no earlier layer makes, a top that two layers make, a wrong number of
+            propagate_down.
     """
     makers: dict[str, int] = {}
     unread: set[str] = set()
@@ -99,6 +114,12 @@ def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
             makers.setdefault(top, i)
             if message is definition.net.layer[i]:
                 unread.add(top)
+        if len(message.propagate_down) not in (0, len(message.bottom)):
+            raise DefinitionError(
+                f"{where}: layer {message.name}",
+                f"{len(message.propagate_down)} propagate_down for {len(message.bottom)} bottoms",
+                expected="none, or one for each bottom",
+            )
         key = message.name or message.type
         if key in keys:
             key = f"{key}#{i}"
@@ -177,6 +198,92 @@ def needs_backward(graph: Graph, facts: Sequence[Facts], *, force: bool) -> Need
             if f < len(node.bottoms):
                 bottoms[node.index][f] = False
     return Needs(tuple(layer), tuple(map(tuple, bottoms)), tuple(map(tuple, params)))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a layer's backward pass reads of its blobs in Caffe: the attributes of ``caffe_port.layers.base.Layer``."""
+
+    bottoms: Sequence[int] = ()
+    tops: Sequence[int] = ()
+    signs: bool = False
+    keeps_signs: bool = False
+    shares_memory: bool = False
+    spoils_diffs: bool = False
+
+
+@dataclass(frozen=True)
+class Overwritten:
+    """A layer whose gradient in Caffe is not its derivative, for others have written over what it reads.
+
+    Attributes:
+        bottoms, tops: for each blob that it reads, by position, the node and top that last wrote there: (index, name).
+        by: the nodes that do so; the layer itself where top and bottom share a diff that it spoils.
+    """
+
+    bottoms: dict[int, tuple[int, str]]
+    tops: dict[int, tuple[int, str]]
+    by: tuple[int, ...]
+
+
+def memory_of(graph: Graph, shares: Sequence[bool]) -> dict[str, str]:
+    """For each blob the one whose memory it lies in, in Caffe: its own, or that of the layer's first bottom.
+
+    Args:
+        shares: for each layer whether its tops lie in its first bottom's memory.
+    """
+    memory: dict[str, str] = {}
+    for node, shared in zip(graph.nodes, shares, strict=True):
+        for top in node.tops:
+            memory.setdefault(top, memory[node.bottoms[0]] if shared else top)
+    return memory
+
+
+def overwritten_besides(graph: Graph, shares: Sequence[bool]) -> dict[int, tuple[str, ...]]:
+    """What else an in-place layer writes over: the earlier blobs in its first top's memory, by its index."""
+    memory, made, found = memory_of(graph, shares), set[str](), dict[int, tuple[str, ...]]()
+    for node in graph.nodes:
+        if node.tops and node.bottoms[:1] == node.tops[:1]:
+            top = node.tops[0]
+            others = tuple(b for b in graph.blobs if b in made and b != top and memory[b] == memory[top])
+            if others:
+                found[node.index] = others
+        made.update(node.tops)
+    return found
+
+
+def overwritten(graph: Graph, reads: Sequence[Reads]) -> dict[int, Overwritten]:
+    """The layers whose gradient in Caffe is another than calculus would give, by index.
+
+    Caffe reads a blob backward as it lies then. Layers that work in place have changed it, also through the top of a
+    Split, Flatten or Reshape, which lies in its bottom's memory.
+    """
+    memory = memory_of(graph, [fact.shares_memory for fact in reads])
+    writes: dict[str, list[tuple[int, str]]] = {}
+    for node in graph.nodes:
+        for j, top in enumerate(node.tops):
+            if node.bottoms[j : j + 1] == (top,):
+                writes.setdefault(memory[top], []).append((node.index, top))
+    found: dict[int, Overwritten] = {}
+    for node, fact in zip(graph.nodes, reads, strict=True):
+        i, by = node.index, set[int]()
+
+        def later(blob: str, since: int) -> list[tuple[int, str]]:
+            return [write for write in writes.get(memory[blob], ()) if write[0] >= since]
+
+        bottoms = {k: later(node.bottoms[k], i) for k in fact.bottoms if k < len(node.bottoms)}
+        tops = {k: later(node.tops[k], i + 1) for k in fact.tops if k < len(node.tops)}
+        for writers in bottoms.values():
+            if not (fact.signs and all(reads[j].keeps_signs for j, _ in writers)):
+                by.update(j for j, _ in writers)
+        for writers in tops.values():
+            by.update(j for j, _ in writers)
+        if fact.spoils_diffs and node.bottoms[:1] == node.tops[:1]:
+            by.add(i)
+        if by:
+            last = [{k: writers[-1] for k, writers in side.items() if writers} for side in (bottoms, tops)]
+            found[i] = Overwritten(last[0], last[1], tuple(sorted(by)))
+    return found
 
 
 def dependents(graph: Graph, inputs: Collection[str]) -> list[int]:

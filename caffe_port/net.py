@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from caffe_port import layers, random
 from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError, DefinitionError, WeightsError
+from caffe_port.execution.caffe_gradients import CaffeGradients, check_choice
 from caffe_port.execution.executor import Executor, Mode
 from caffe_port.execution.facts import learned_blobs, loss_weights_of, share_parameters
 from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs
@@ -62,6 +63,9 @@ class Net(Named):
         mmap: let the parameters be pages of the (first) weight file, which takes no time and memory until a number is
             used. The file must then stay as it is for as long as the net lives: writing into it changes the net's
             numbers, and cutting it off ends the process (SIGBUS). Without it the net owns its numbers.
+        gradients: where a layer working in place has written over what another's backward pass reads, "caffe" gives
+            what Caffe computes then, "true" the derivative. None: Caffe's in pycaffe's ``backward()`` and in the
+            solver, derivatives where the net is used as a module.
 
     Raises:
         CaffeError: any fault of the definition or the weights, see :mod:`caffe_port.errors`.
@@ -79,8 +83,10 @@ class Net(Named):
         proto: str | Path | None = None,
         allow_python: bool | None = None,
         mmap: bool = False,
+        gradients: str | None = None,
     ) -> None:
         super().__init__()
+        self.gradients = check_choice(gradients)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         if not isinstance(source, Definition):
             source = read_net(source, phase=phase, level=level, stages=tuple(stages), dialect=dialect, proto=proto)
@@ -323,7 +329,7 @@ class Net(Named):
             check_inputs(tensors, ranks, self._like(), where)
             self.reshape_for({k: tuple(v.shape) for k, v in tensors.items()})
             mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
-        self.executor.run(mode, tensors, keep=keep)
+        self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe")
         return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
 
     def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:
@@ -341,7 +347,7 @@ class Net(Named):
         """
         self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
         blobs, keep = dict(inputs), {*self.graph.outputs}
-        total = self.executor.run(Mode.TRAIN, blobs, keep=keep, low_memory=True)
+        total = self.executor.run(Mode.TRAIN, blobs, keep=keep, low_memory=True, as_caffe=self.gradients != "true")
         total = torch.zeros((), device=self._like().device) if total is None else total
         return total, {name: blobs[name].detach() for name in self.graph.outputs}
 
@@ -369,6 +375,11 @@ class Net(Named):
     def needs(self) -> Needs:
         """What a backward pass computes."""
         return self.executor.needs
+
+    @property
+    def caffe_gradients(self) -> CaffeGradients:
+        """The layers whose gradient in Caffe is not their derivative."""
+        return self.executor.caffe_gradients
 
     @property
     def executor(self) -> Executor:

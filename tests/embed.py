@@ -29,6 +29,12 @@ CHOSEN = {
     "normalize_across_false_shared_false normalize_eps permute_5d permute_short smoothl1",
     "ssd_more": "accuracy_ties deteval_ multibox_background_two multibox_image_without multibox_match_predictions "
     "multibox_nms_ multibox_no_boxes_at_all normalize_zero_cell permute_identity",
+    # each kind of lower layer, and each kind of upper one a few times
+    "bvlc_inplace": "absval_under_relu. bias_in_under_sigmoid. bn_under_elu. bnll_in_under_relu. clip_in_under_bn. "
+    "clip_under_power. elu_in_under_sigmoid. elu_under_bn. exp_under_relu. leaky_in_under_elu. log_under_tanh. "
+    "lrn_under_sigmoid. lrn_within_under_bn. maxpool_under_scale. mvn_under_relu. power_under_elu. prelu_under_tanh. "
+    "relu_in_under_bn. scale_in_under_sigmoid. sigmoid_in_under_power. sigmoid_under_elu. softmax_under_bn. "
+    "swish_under_scale. tanh_under_relu.",
 }
 """Suites of which the cases are embedded whose names begin like one of these."""
 

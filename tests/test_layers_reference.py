@@ -31,8 +31,6 @@ def wrong(case: Case, *, own_switches: bool = False) -> list[str]:
 
 
 WAITING = {
-    "segnet/bn_inference_inplace": "gradients of blobs that are overwritten",
-    "segnet/bn_inference_inplace_relu": "gradients of blobs that are overwritten",
     "segnet/shared_params": "diffs that layers which share a parameter keep for themselves",
     "segnet/silence_shared_blob": "data cleared in a backward pass",
 }

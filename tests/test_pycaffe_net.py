@@ -23,7 +23,7 @@ layer { name: "data" type: "Input" top: "data" top: "aim"
   input_param { shape { dim: 2 dim: 3 } shape { dim: 2 dim: 4 } } }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4
   weight_filler { type: "gaussian" std: 1 } bias_filler { type: "uniform" min: -1 max: 1 } } }
-layer { name: "scale" type: "Power" bottom: "ip" top: "ip" power_param { scale: 3 } }
+layer { name: "scale" type: "Scale" bottom: "ip" top: "ip" scale_param { filler { value: 3 } } }
 layer { name: "sum" type: "Eltwise" bottom: "ip" bottom: "aim" top: "sum" }
 layer { name: "half" type: "Power" bottom: "sum" top: "half" power_param { scale: 0.5 } }
 layer { name: "twice" type: "Power" bottom: "sum" top: "twice" power_param { scale: 2 } }
@@ -123,9 +123,9 @@ def test_wrong_arguments(arguments: tuple[Any, ...], named: dict[str, Any]) -> N
 def test_names(net: Any) -> None:
     assert net._layer_names == ["data", "ip", "scale", "sum", "sum_sum_0_split", "half", "twice"]
     assert list(net.layer_dict) == net._layer_names
-    assert [layer.type for layer in net.layers][:3] == ["Input", "InnerProduct", "Power"]
+    assert [layer.type for layer in net.layers][:3] == ["Input", "InnerProduct", "Scale"]
     assert net.layer_dict["ip"].blobs[1].data.shape == (4,)
-    assert list(net.params) == ["ip"]
+    assert list(net.params) == ["ip", "scale"]
     assert (net.inputs, net.outputs) == (["data", "aim"], ["half", "twice"])
     names = net._blob_names
     assert names == ["data", "aim", "ip", "sum", "sum_sum_0_split_0", "sum_sum_0_split_1", "half", "twice"]

@@ -100,6 +100,10 @@ class Dialect:
     mvn_mean_gradient: bool = True
     """MVN's gradient without normalize_variance is less its mean; otherwise it passes as it is (noh: mvn_layer.cpp)."""
 
+    mvn_measures_again: bool = False
+    """MVN's backward pass takes the variance of what its bottom holds by then (noh: mvn_layer.cpp); otherwise forward's
+    own is kept."""
+
     bn_overwrites_diffs: bool = False
     """BN writes its parameter diffs where every other layer adds to them (noh: bn_layer.cpp)."""
 

@@ -60,6 +60,7 @@ NOH = register(
         exp_shift_raises_minus_one=True,
         mvn_eps=1e-10,
         mvn_mean_gradient=False,
+        mvn_measures_again=True,
         bn_overwrites_diffs=True,
         data_seeded_each_batch=True,
         data_skips_at_random=True,

@@ -17,7 +17,7 @@ Source: net.cpp, ForwardFromTo and BackwardFromTo (both programs).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -25,16 +25,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from caffe_port.execution.caffe_gradients import Blobs, CaffeGradients, Call, Pass
 from caffe_port.execution.fusion import InferStep, TrainStep, infer_steps, train_steps
 from caffe_port.execution.memory import keep_memory, last_uses
 from caffe_port.execution.observed import all_observed, observed
-from caffe_port.graph import Graph, Needs, Node
+from caffe_port.graph import Graph, Needs
 from caffe_port.layers.base import Layer
 
 __all__ = ["Blobs", "Executor", "Mode", "Tape"]
 
-Blobs = MutableMapping[str, Tensor]
-Call = Callable[[Node, Layer, Sequence[Tensor]], tuple[Tensor, ...]]
 Observer = Callable[[int], object]
 Step = Callable[[int, int], int]
 """Runs a node, and what goes with it as far as another; returns the last node done."""
@@ -86,6 +85,7 @@ class Executor:
         self.modules, self.needs, self.loss_weights = modules, needs, loss_weights
         self.nodes = list(zip(graph.nodes, layers, strict=True))
         self._kinds, self._call, self._shaped, self._last_use = kinds, call, shaped, last_uses(graph)
+        self.caffe_gradients = CaffeGradients(graph, layers, call)
         self._compiled: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
         count = len(self.nodes)
         self._frozen_until = [next((j for j in range(i, count) if needs.layer[j]), count) - 1 for i in range(count)]
@@ -101,6 +101,7 @@ class Executor:
         keep: Collection[str] | None = None,
         low_memory: bool = False,
         tape: Tape | None = None,
+        as_caffe: bool = False,
         weigh: Callable[[str, Tensor], Tensor] | None = None,
         before: Observer | None = None,
         after: Observer | None = None,
@@ -112,6 +113,8 @@ class Executor:
             keep: the blobs that are wanted in the end: all others are dropped once nobody reads them. None: all are.
             low_memory: make no second copy of large weights (those used as matrices), at some cost in time.
             tape: where RECORD keeps its pieces.
+            as_caffe: make gradients Caffe's own where layers work in place, see
+                :mod:`caffe_port.execution.caffe_gradients`.
             weigh: what a blob that counts as a loss adds to the sum; by default its numbers times its weight.
             before, after: called with each node's index as it runs.
 
@@ -122,7 +125,10 @@ class Executor:
         if not nodes:
             return None
         alone = before is not None or after is not None
-        step = self._step(mode, blobs, low_memory=low_memory, alone=alone, tape=tape)
+        special = self.caffe_gradients
+        learns = mode is Mode.RECORD or torch.is_grad_enabled()
+        run = Pass(special) if as_caffe and learns and (special or special.besides) else None
+        step = self._step(mode, blobs, low_memory=low_memory, alone=alone, tape=tape, run=run)
         if mode is Mode.TRAIN and weigh is None:
             weigh = self._weighted
         total: Tensor | None = None
@@ -133,6 +139,10 @@ class Executor:
             if before is not None:
                 before(i)
             done = step(i, last)
+            if special.besides:
+                special.spread(i, done, blobs)
+            if run is not None and mode is not Mode.RECORD:
+                run.note(i, done, blobs)
             if weigh is not None:
                 for name in self.nodes[i][0].tops:
                     if self.loss_weights[name]:
@@ -150,16 +160,18 @@ class Executor:
     def _weighted(self, name: str, blob: Tensor) -> Tensor:
         return blob.sum() * self.loss_weights[name]
 
-    def _step(self, mode: Mode, blobs: Blobs, *, low_memory: bool, alone: bool, tape: Tape | None) -> Step:
+    def _step(
+        self, mode: Mode, blobs: Blobs, *, low_memory: bool, alone: bool, tape: Tape | None, run: Pass | None
+    ) -> Step:
         if mode is Mode.PLAIN:
-            return partial(self._plain, blobs)
+            return partial(self._plain, blobs, run=run)
         if mode is Mode.RECORD:
-            return partial(self._record, blobs, {} if tape is None else tape)
+            return partial(self._record, blobs, {} if tape is None else tape, run)
         keep_memory(low_memory=low_memory)
         infer, train = ({}, {}) if alone else self._steps(low_memory)
         if mode is Mode.INFER:
             return partial(self._infer, blobs, infer)
-        return partial(self._train, blobs, infer, train)
+        return partial(self._train, blobs, infer, train, run)
 
     def _steps(self, low_memory: bool) -> tuple[dict[int, InferStep], dict[int, TrainStep]]:
         """What runs otherwise than by a layer's own call, as long as the same layers are observed or changed."""
@@ -173,14 +185,19 @@ class Executor:
                 if low == low_memory:
                     infer.update((i, s) for i, s in others.items() if i in infer and infer[i].last == s.last)
             self._compiled = {k: v for k, v in self._compiled.items() if k[0] != low_memory}
-            self._compiled[key] = infer, train_steps(self.nodes, plain, self.loss_weights)
+            self._compiled[key] = (
+                infer,
+                train_steps(self.nodes, plain.union(self.caffe_gradients.of), self.loss_weights),
+            )
         return self._compiled[key]
 
     # -- one step in each mode -----------------------------------------------------------------------------------------
 
-    def _plain(self, blobs: Blobs, i: int, last: int) -> int:
+    def _plain(self, blobs: Blobs, i: int, last: int, run: Pass | None = None) -> int:
         node, layer = self.nodes[i]
-        if node.type != "Input":
+        if run is not None and i in self.caffe_gradients:
+            run.run(i, blobs)
+        elif node.type != "Input":
             blobs.update(zip(node.tops, self._call(node, layer, [blobs[b] for b in node.bottoms]), strict=True))
         return i
 
@@ -193,7 +210,13 @@ class Executor:
             return step.last
 
     def _train(
-        self, blobs: Blobs, infer: Mapping[int, InferStep], train: Mapping[int, TrainStep], i: int, last: int
+        self,
+        blobs: Blobs,
+        infer: Mapping[int, InferStep],
+        train: Mapping[int, TrainStep],
+        run: Pass | None,
+        i: int,
+        last: int,
     ) -> int:
         node, layer = self.nodes[i]
         if not torch.is_grad_enabled():
@@ -208,21 +231,21 @@ class Executor:
                 blobs[name] = blobs[name].detach()
         step = train.get(i)
         if step is None:
-            return self._plain(blobs, i, last)
+            return self._plain(blobs, i, last, run)
         blobs[step.bottom] = x = step.channels_last(blobs[step.bottom])
         if i < last and (y := step.with_relu(x)) is not None:
             blobs[step.top] = y
             return i + 1
-        return self._plain(blobs, i, last)
+        return self._plain(blobs, i, last, run)
 
-    def _record(self, blobs: Blobs, tape: Tape, i: int, last: int) -> int:
+    def _record(self, blobs: Blobs, tape: Tape, run: Pass | None, i: int, last: int) -> int:
         node, layer = self.nodes[i]
         tape.pop(i, None)
         if node.type != "Input":
             bottoms, needed = [blobs[b] for b in node.bottoms], self.needs.layer[i]
             if needed:
                 bottoms = [b.detach().requires_grad_(n) for b, n in zip(bottoms, self.needs.bottoms[i], strict=True)]
-            with torch.set_grad_enabled(needed):
+            with torch.set_grad_enabled(needed and not (run is not None and i in self.caffe_gradients)):
                 tops = self._call(node, layer, bottoms)
             if needed:
                 tape[i] = Piece(bottoms, tops)
@@ -231,11 +254,18 @@ class Executor:
 
     # -- backward ------------------------------------------------------------------------------------------------------
 
-    def back(self, i: int, tape: Tape, seeds: Sequence[Tensor]) -> list[Tensor | None]:
+    def back(
+        self,
+        i: int,
+        tape: Tape,
+        seeds: Sequence[Tensor],
+        written: Callable[[int, str], Tensor | None] | None = None,
+    ) -> list[Tensor | None]:
         """One node backward, from what RECORD kept of it; parameters' diffs are added where they are kept.
 
         Args:
             seeds: the tops' diffs.
+            written: what a node has written in place, by node and top, for gradients as Caffe's; None: derivatives.
 
         Returns:
             The bottoms' diffs; None for one that needs none.
@@ -247,8 +277,14 @@ class Executor:
             for name, need in zip(layer.blob_names, self.needs.params[i], strict=True)
             if need and getattr(layer, name).requires_grad
         ]
-        inputs = [*wanted, *(getattr(layer, name) for name in learned)]
-        grads = iter(_gradients(list(zip(piece.tops, seeds, strict=True)), inputs))
+        if written is not None and i in self.caffe_gradients:
+            given = [leaf.detach() for leaf in piece.leaves]
+            needs = [leaf.requires_grad for leaf in piece.leaves]
+            own, params = self.caffe_gradients.gradient(i, given, piece.tops, seeds, needs, written)
+            grads = iter([*(g for g, need in zip(own, needs, strict=True) if need), *map(params.get, learned)])
+        else:
+            inputs = [*wanted, *(getattr(layer, name) for name in learned)]
+            grads = iter(_gradients(list(zip(piece.tops, seeds, strict=True)), inputs))
         found: list[Tensor | None] = []
         for leaf in piece.leaves:
             grad = next(grads) if leaf.requires_grad else None

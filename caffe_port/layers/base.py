@@ -22,6 +22,7 @@ from torch import nn
 
 from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import LayerError, nearest
+from caffe_port.layers.backward import Backward, Gradients, at_the_blobs
 from caffe_port.layers.blobs import BlobVec, Copies
 from caffe_port.schema.forks import fork_of
 from caffe_port.schema.layer_types import REGISTERED_TYPES
@@ -86,6 +87,10 @@ class Layer(Spec, Named):
     def channel_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(scale, shift), a number for each channel (axis 1), if that is all the layer does just now; else None."""
         return None
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        """Caffe's gradient where blobs that its backward pass reads have been written over; see ``reads_bottoms``."""
+        return at_the_blobs(self, b)
 
     # -- what a subclass uses ------------------------------------------------------------------------------------------
 

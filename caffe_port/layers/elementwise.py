@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffe_port.layers.backward import Backward, Gradients, at_the_blobs
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above
 from caffe_port.spec import elementwise
@@ -47,10 +48,14 @@ class _Larger(torch.autograd.Function):
 class Eltwise(elementwise.Eltwise, Layer):
     """PROD, SUM (with ``coeff``) or MAX of equally shaped bottoms.
 
-    Of equal maxima the second bottom is taken before the first, and both before the others in their order.
+    Of equal maxima the second bottom is taken before the first, and both before the others in their order. In place
+    Caffe clears the top before a SUM or MAX, and with it the first bottom, which then counts for nothing.
     """
 
     def forward(self, *bottoms: Tensor) -> Tensor:
+        if self.works_in_place and self.operation != "PROD":
+            nothing = 0 if self.operation == "SUM" else -torch.finfo(bottoms[0].dtype).max
+            bottoms = (torch.full_like(bottoms[0], nothing), *bottoms[1:])
         if self.operation == "PROD":
             return reduce(torch.mul, bottoms) if self.stable else _UnstableProduct.apply(*bottoms)
         if self.operation == "SUM":
@@ -59,3 +64,23 @@ class Eltwise(elementwise.Eltwise, Layer):
             return reduce(lambda top, b: torch.add(top, b[0], alpha=b[1]), others, first)
         first, second, *rest = bottoms
         return reduce(lambda top, b: _Larger.apply(b, top), rest, _Larger.apply(first, second))
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        if self.operation == "MAX":
+            grads, _ = at_the_blobs(self, b)
+            if not (b.in_place and b.wanted[0]):
+                return grads, {}
+            return [torch.zeros_like(d) for d in b.given], {}  # the first one's, which is zero, is what the others find
+        d, found = b.diffs[0], list[Tensor | None]()
+        for i, wanted in enumerate(b.wanted):
+            if self.operation == "SUM":
+                factor = torch.full_like(d, self.coeff[i])
+            elif self.stable:
+                factor = reduce(torch.mul, (x for j, x in enumerate(b.bottoms) if j != i))
+            else:
+                factor = b.tops[0] / b.bottoms[i]
+            shared = b.in_place and i == 0 and wanted
+            grad = factor * (factor if shared and self.operation == "PROD" else d)
+            found.append(grad if wanted else None)
+            d = grad if shared else d
+        return found, {}

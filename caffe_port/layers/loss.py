@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above, differs
 from caffe_port.spec import elementwise, losses
@@ -33,6 +34,10 @@ class Softmax(elementwise.Softmax, Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(x, self.over)
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        (d,), (y,) = b.diffs, b.tops
+        return [(d - (d * y).sum(self.over, keepdim=True)) * y], {}
 
 
 class Loss(losses.Loss, Layer):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port import random
+from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.comparisons import above
 from caffe_port.spec import elementwise
@@ -19,6 +20,18 @@ from caffe_port.spec import elementwise
 
 class Neuron(elementwise.Neuron, Layer):
     """One bottom, one top of the same shape."""
+
+
+class _Curve(Layer):
+    """One whose backward pass multiplies the diff by a slope that it works out from its blobs."""
+
+    def caffe_slope(self, b: Backward) -> Tensor:
+        """Caffe's derivative, from the numbers that the blobs hold now."""
+        raise NotImplementedError
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        slope = self.caffe_slope(b)
+        return [slope * (slope if b.in_place and self.spoils_diffs else b.diffs[0])], {}
 
 
 @layer("ReLU")
@@ -43,19 +56,25 @@ class PReLU(elementwise.PReLU, Layer):
 
 
 @layer("Sigmoid")
-class Sigmoid(Neuron):
+class Sigmoid(_Curve):
     """1 / (1 + exp(-x))."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
 
+    def caffe_slope(self, b: Backward) -> Tensor:
+        return b.tops[0] * (1 - b.tops[0])
+
 
 @layer("TanH")
-class TanH(Neuron):
+class TanH(_Curve):
     """The hyperbolic tangent."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
+
+    def caffe_slope(self, b: Backward) -> Tensor:
+        return 1 - b.tops[0] * b.tops[0]
 
 
 @layer("AbsVal")
@@ -83,19 +102,26 @@ class Clip(Neuron):
 
 
 @layer("ELU")
-class ELU(Neuron):
+class ELU(elementwise.ELU, _Curve):
     """x where it is positive, else alpha * (exp(x) - 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x, self.alpha)
 
+    def caffe_slope(self, b: Backward) -> Tensor:
+        return torch.where(b.bottoms[0] > 0, 1, self.alpha + b.tops[0])
+
 
 @layer("Swish")
-class Swish(Neuron):
+class Swish(_Curve):
     """x * sigmoid(beta * x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.beta == 1 else x * torch.sigmoid(x * self.beta)
+
+    def caffe_slope(self, b: Backward) -> Tensor:
+        y = b.tops[0] * self.beta
+        return y + torch.sigmoid(b.given[0] * self.beta) * (1 - y)
 
 
 @layer("Threshold")
@@ -107,16 +133,19 @@ class Threshold(Neuron):
 
 
 @layer("Exp")
-class Exp(elementwise.Exp, Layer):
+class Exp(elementwise.Exp, _Curve):
     """base^(shift + scale * x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.exp(x if self.inner == 1 else x * self.inner)
         return y if self.outer == 1 else y * self.outer
 
+    def caffe_slope(self, b: Backward) -> Tensor:
+        return b.tops[0] * self.inner
+
 
 @layer("Log")
-class Log(elementwise.Log, Layer):
+class Log(elementwise.Log, _Curve):
     """The logarithm to ``base`` of shift + scale * x."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,9 +153,12 @@ class Log(elementwise.Log, Layer):
         y = torch.log(x if self.shift == 0 else x + self.shift)
         return y if self.factor == 1 else y * self.factor
 
+    def caffe_slope(self, b: Backward) -> Tensor:
+        return (b.bottoms[0] * self.scale + self.shift).reciprocal() * (self.scale * self.factor)
+
 
 @layer("Power")
-class Power(Neuron):
+class Power(elementwise.Power, _Curve):
     """(shift + scale * x)^power.
 
     Where that is 0 ^ power the original often divides 0 by 0 in its gradient; here the gradient is the power's own.
@@ -138,6 +170,16 @@ class Power(Neuron):
         x = x if self.scale == 1 else x * self.scale
         x = x if self.shift == 0 else x + self.shift
         return x.view_as(x) if self.power == 1 else x**self.power
+
+    def caffe_slope(self, b: Backward) -> Tensor:
+        rate, x = self.power * self.scale, b.bottoms[0]
+        if self.linear:
+            return torch.full_like(x, rate)
+        if self.power == 2:
+            return x * (rate * self.scale) + rate * self.shift
+        if self.shift == 0:
+            return b.tops[0] / x * self.power
+        return b.tops[0] / (x * self.scale + self.shift) * rate
 
 
 class _Dropout(elementwise.Dropout, Layer):

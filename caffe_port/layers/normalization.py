@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import FusesReLU
 from caffe_port.spec import elementwise
@@ -243,6 +244,18 @@ class MVN(elementwise.MVN, Layer):
             y = _Centred.apply(rows)
         return y.view(shape)
 
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        shape = b.given[0].shape
+        n = shape[0] if self.across_channels else shape[0] * (*shape, 1)[1]
+        measured = b.bottoms if self.dialect.mvn_measures_again else b.given
+        d, y, x = (t.reshape(n, -1) for t in (b.diffs[0], b.tops[0], measured[0]))
+        around = y * (y * d).sum(1, keepdim=True)
+        if b.in_place:  # the sum is taken of the diff that has just been written, and added to itself
+            g = (around + around.sum(1, keepdim=True)) * (-2 / d.shape[1])
+        else:
+            g = d - (around + d.sum(1, keepdim=True)) / d.shape[1]
+        return [(g / (x.var(1, correction=0, keepdim=True).sqrt() + self.eps)).view(shape)], {}
+
 
 class _AcrossChannels(torch.autograd.Function):
     """x / (k + alpha * sum of the squares of ``size`` channels)^beta; also the sum and the factor, for backward."""
@@ -251,8 +264,7 @@ class _AcrossChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor, Tensor]:
-        scale = _sum_over_channels(x.square(), size).mul_(alpha).add_(k)
-        factor = _to_minus(scale, beta)
+        scale, factor = _denominators(x, size, alpha, beta, k)
         return x * factor, scale, factor
 
     @staticmethod
@@ -273,6 +285,12 @@ class _AcrossChannels(torch.autograd.Function):
         direct = grad * factor
         around = _sum_over_channels((direct * x).div_(scale), ctx.size)
         return torch.addcmul(direct, around, x, value=-2 * ctx.alpha * ctx.beta), None, None, None, None
+
+
+def _denominators(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
+    """k + alpha * sum of the squares of ``size`` channels, and that to the power of -beta."""
+    scale = _sum_over_channels(x.square(), size).mul_(alpha).add_(k)
+    return scale, _to_minus(scale, beta)
 
 
 def _to_minus(scale: Tensor, beta: float) -> Tensor:
@@ -306,10 +324,29 @@ def _sum_over_channels(x: Tensor, size: int) -> Tensor:
 
 @layer("LRN")
 class LRN(elementwise.LRN, Layer):
-    """x / (k + alpha / n * sum of squares)^beta over nearby channels, or over a square of pixels (there k is 1)."""
+    """x / (k + alpha / n * sum of squares)^beta over nearby channels, or over a square of pixels (there k is 1).
+
+    In place over channels Caffe has written over x before it multiplies with it: (k + ...)^(-2 beta).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.region == "ACROSS_CHANNELS":
+        if self.across and self.works_in_place:
+            return _denominators(x, self.size, self.alpha / self.size, self.beta, self.k)[1].square()
+        if self.across:
             return _AcrossChannels.apply(x, self.size, self.alpha / self.size, self.beta, self.k)[0]
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (1 + self.alpha * mean) ** -self.beta
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        (d,), (x,), (given,) = b.diffs, b.bottoms, b.given
+        if self.across:
+            alpha = self.alpha / self.size
+            scale, factor = _denominators(given, self.size, alpha, self.beta, self.k)
+            direct = factor * (factor if b.in_place else d)
+            around = _sum_over_channels((direct if b.in_place else d) * b.tops[0] / scale, self.size)
+            return [direct - around * x * (2 * alpha * self.beta)], {}
+        squares = given.square().requires_grad_()
+        with torch.enable_grad():
+            factor = (1 + self.alpha * F.avg_pool2d(squares, self.size, 1, self.size // 2)) ** -self.beta
+        (around,) = torch.autograd.grad(factor, squares, x * d)
+        return [factor.detach() * d + 2 * x * around], {}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port import random
+from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
 from caffe_port.spec import windows
 
@@ -66,6 +67,15 @@ class Pooling(windows.Pooling, Layer):
             y, index = F.max_pool2d(padded, kernel, self.stride, return_indices=True)
             index = (index // padded.shape[3] - top) * width + index % padded.shape[3] - left
         return y if self.n_tops == 1 else (y, index.to(x.dtype))
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        grad, index = torch.zeros_like(b.given[0]).flatten(2), b.tops[1].flatten(2).long()
+        if index.numel() and not (0 <= index.min() and index.max() < grad.shape[2]):
+            raise self.shape_error(
+                f"switches from {int(index.min())} to {int(index.max())} once a layer has worked on them in place",
+                expected=f"0 to {grad.shape[2] - 1}, the bottom's pixels",
+            )
+        return [grad.scatter_add_(2, index, b.diffs[0].flatten(2)).view(b.given[0].shape)], {}
 
     def _as_torch(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> bool:
         """Whether torch's own pooling lays the same windows."""

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.blobs import ArrayBlob, BlobVec, Copies
 from caffe_port.layers.capabilities import RunsCode
@@ -84,6 +85,7 @@ class Python(Layer, RunsCode):
     def setup(self, *shapes: Shape) -> None:
         p = self.p
         p.skip("share_in_parallel")
+        self.reads_bottoms, self.reads_tops = tuple(range(self.n_bottoms)), tuple(range(self.n_tops))
         if not self.allowed:
             raise self.error(
                 f"it runs the code of Python module {p.module!r}",
@@ -139,15 +141,30 @@ class Python(Layer, RunsCode):
         self.copies.flush()
         return tuple(self._tensor(blob.data) for blob in self.top)
 
-    def run_back(self, bottoms: Sequence[Tensor], grads: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
-        """The user's ``backward``: the bottoms' gradients. The parameters' it adds to their diffs itself."""
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        """What his ``backward`` makes of the blobs as they are now."""
+        found = self.run_back(b.bottoms, b.diffs, b.wanted, b.tops)
+        return [grad if wanted else None for grad, wanted in zip(found, b.wanted, strict=True)], {}
+
+    def run_back(
+        self,
+        bottoms: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        wanted: Sequence[bool],
+        tops: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The user's ``backward``: the bottoms' gradients. The parameters' it adds to their diffs itself.
+
+        Args:
+            tops: what the tops hold now, if not what his ``forward`` has left there.
+        """
         if not callable(getattr(self.user, "backward", None)):
             raise self.error(f"class {self.p.layer} without backward", expected="one, since a gradient is asked for")
         for blob, tensor in zip(self.bottom, bottoms, strict=True):
             if blob not in self.top:
                 blob.hold(self._host(tensor))
-        for blob, grad in zip(self.top, grads, strict=True):
-            blob.hold(blob.data, self._host(grad).copy())
+        for i, (blob, grad) in enumerate(zip(self.top, grads, strict=True)):
+            blob.hold(blob.data if tops is None else self._host(tops[i]).copy(), self._host(grad).copy())
         self.user.backward(self.top, list(wanted), self.bottom)
         self.copies.flush()
         return [self._tensor(blob.diff) for blob in self.bottom]

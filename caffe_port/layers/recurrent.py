@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.data.position import pack, unpack
+from caffe_port.errors import LayerError
+from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import Stateful
 from caffe_port.spec import products
@@ -35,6 +37,17 @@ class LSTMUnit(products.LSTMUnit, Layer):
 
     def forward(self, c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
         return lstm_unit(c, gates, cont.unsqueeze(-1))
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        raise _refusal(self)
+
+
+def _refusal(layer: Layer) -> LayerError:
+    """That the gradient from steps kept and blobs written over is not worked out here."""
+    return layer.error(
+        "a blob that a layer in place has written over before it is read backward",
+        remedy='give that layer a top of its own, or take derivatives: gradients="true"',
+    )
 
 
 class _Recurrent(products.Recurrent, Layer, Stateful):
@@ -69,6 +82,9 @@ class _Recurrent(products.Recurrent, Layer, Stateful):
         for name, state in zip(self.states, last, strict=True):
             setattr(self, name, state)
         return (outputs,)
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        raise _refusal(self)
 
     def state(self) -> dict[str, str]:
         """What the next batch goes on from, as text that JSON can hold, for :meth:`restore`."""

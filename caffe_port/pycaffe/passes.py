@@ -71,7 +71,13 @@ class Passes:
         """Whether a second pass on the blobs as the first one left them gives the same, data layers aside."""
         nodes = self.net.nodes
         made = {top for node, _ in nodes if not node.bottoms for top in node.tops}
-        return not any(layer.keeps_state or made.intersection(node.bottoms, node.tops) for node, layer in nodes)
+        besides = self.net.caffe_gradients.besides
+        return not any(
+            layer.keeps_state
+            or made.intersection(node.bottoms, node.tops)
+            or made.intersection(besides.get(node.index, ()))
+            for node, layer in nodes
+        )
 
     # -- forward -------------------------------------------------------------------------------------------------------
 
@@ -96,6 +102,7 @@ class Passes:
             self.data,
             nodes,
             tape=self._tape,
+            as_caffe=net.gradients != "true",
             weigh=lambda name, blob: (blob.detach() * self.diff.fitting(name, blob)).sum(),
             before=(lambda i: self._call("before forward", i)) if watched else None,
             after=(lambda i: self._call("after forward", i)) if watched else None,
@@ -132,14 +139,18 @@ class Passes:
             self._call("after backward", node.index)
 
     def _step_back(self, node: Node) -> None:
-        seeds = [self.diff.fitting(name) for name in node.tops]
+        seeds, as_caffe = [self.diff.fitting(name) for name in node.tops], self.net.gradients != "true"
         if not self._has_kept(node):
             for bottom in node.bottoms:
                 self.data.fitting(bottom)
             kept = dict(self.data)
-            self.net.executor.run(Mode.RECORD, kept, [node.index], tape=self._tape)
-        diffs = self.net.executor.back(node.index, self._tape, seeds)
+            self.net.executor.run(Mode.RECORD, kept, [node.index], tape=self._tape, as_caffe=as_caffe)
+        diffs = self.net.executor.back(node.index, self._tape, seeds, self._written if as_caffe else None)
         self.diff.update((name, diff) for name, diff in zip(node.bottoms, diffs, strict=True) if diff is not None)
+
+    def _written(self, index: int, top: str) -> Tensor | None:
+        """What lies in a blob that an in-place layer has written; None if the last pass did not come so far."""
+        return self.data[top] if self._ran is None or index <= self._ran[1] else None
 
     def _has_kept(self, node: Node) -> bool:
         """Whether forward has run the layer, in the shapes that the blobs have now."""

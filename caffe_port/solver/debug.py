@@ -37,7 +37,13 @@ def run(net: Net, log: Log, *, learns: bool) -> tuple[float, dict[str, Tensor]]:
         passed.append((i, [blobs[name] for name in node.bottoms]))
 
     with torch.set_grad_enabled(learns):
-        found = net.executor.run(Mode.TRAIN, blobs, before=before, after=lambda i: _tell_forward(net, i, blobs, log))
+        found = net.executor.run(
+            Mode.TRAIN,
+            blobs,
+            as_caffe=net.gradients != "true",
+            before=before,
+            after=lambda i: _tell_forward(net, i, blobs, log),
+        )
     total = torch.zeros(()) if found is None else found
     if learns:
         total.backward()

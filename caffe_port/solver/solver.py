@@ -62,6 +62,7 @@ class Solver:
         precision: "fp32", or "bf16" for the training net's products.
         channels_last: whether parameters and images lie with their channels last.
         group: the processes that train together.
+        gradients: "caffe" or "true": what real Caffe computes where layers work in place, or the derivatives.
 
     Attributes:
         param: the SolverParameter. net: the training net. test_nets: the others.
@@ -91,6 +92,7 @@ class Solver:
         precision: str = "fp32",
         channels_last: bool = False,
         group: Group | None = None,
+        gradients: str = "caffe",
     ) -> None:
         self.param = param = read_solver(source, proto=proto)
         if kind is not None:
@@ -126,7 +128,8 @@ class Solver:
         self.dialect = definition.dialect
         parts = policy.make(param, self.dialect, self.path), optimizers.rule.make(param, self.dialect, self.path)
         made = {"fp32": Net, "bf16": Bf16Net}[precision]
-        self.net = made(definition, phase="TRAIN").to(device)
+        self.net = made(definition, phase="TRAIN", gradients=gradients).to(device)
+        self._tell_gradients()
         if channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.test_nets: list[Net] = []
@@ -156,6 +159,14 @@ class Solver:
             for net in (self.net, *self.test_nets):
                 self.log.line(f"Finetuning from {path}")
                 net.load(path)
+
+    def _tell_gradients(self) -> None:
+        """Name the layers whose gradient in Caffe is not their derivative, and which of the two they get."""
+        pairs = self.net.caffe_gradients.pairs(self.net.needs)
+        if pairs:
+            told = "as Caffe computes them" if self.net.gradients == "caffe" else "derivatives, which Caffe's are not"
+            shown = "; ".join(pairs[:5]) + (f"; {len(pairs) - 5} more" if len(pairs) > 5 else "")
+            self.log.line(f"Gradients of layers whose blobs are overwritten in place are {told}: {shown}")
 
     # -- training ------------------------------------------------------------------------------------------------------
 

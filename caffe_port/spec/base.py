@@ -100,6 +100,18 @@ class Spec:
     """Bottoms that no gradient reaches (labels, switches)."""
     in_place: ClassVar[bool] = True
     """Whether its top may be its bottom."""
+    reads_bottoms: tuple[int, ...] = ()
+    """Bottoms whose numbers Caffe's backward pass reads where they lie, written over or not."""
+    reads_tops: tuple[int, ...] = ()
+    """Tops of which the same holds."""
+    reads_signs: bool = False
+    """Whether of these bottoms it asks only if a number is above 0."""
+    keeps_signs: bool = False
+    """Whether in place it leaves above 0 what was, and no other, wherever its own gradient is not 0."""
+    shares_memory: bool = False
+    """Whether in Caffe the tops lie in the first bottom's memory."""
+    spoils_diffs: bool = False
+    """Whether in place, where top and bottom have one diff, backward writes over what it has yet to read."""
     aligned: ClassVar[tuple[str, ...]] = ()
     """The dialects whose coordinate maps know this layer's tops to lie exactly over its first bottom."""
     by_phase: ClassVar[bool] = False
@@ -161,6 +173,11 @@ class Spec:
     def align(self, offset: tuple[int, int]) -> None:
         """Take the offset (rows, columns) of the second bottom in the first."""
         raise NotImplementedError
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether its first top is its first bottom."""
+        return self.n_bottoms > 0 < self.n_tops and self.fields.bottom[0] == self.fields.top[0]
 
     def uses(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         """How often a pass multiplies by each number of the weights (blobs of two axes or more)."""

@@ -22,9 +22,12 @@ def centre(stride: Any, kernel: Any, pad: Any) -> tuple[Any, Any]:
     return stride, (kernel - 1) / 2 - pad
 
 
-def filter_map(kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> CoordMap:
-    """A deconvolution's map, the inverse of a convolution's (noh: coords.hpp; without dilation)."""
-    return tuple(centre(Fraction(s), Fraction(k), p) for k, s, p in zip(kernel, stride, pad, strict=True))
+def filter_map(
+    kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int], dilation: Sequence[int] | None = None
+) -> CoordMap:
+    """A deconvolution's map, the inverse of a convolution's (noh: coords.hpp, without dilation; bvlc: coord_map.py)."""
+    windows = zip(kernel, stride, pad, dilation or (1,) * len(kernel), strict=True)
+    return tuple(centre(Fraction(s), Fraction((k - 1) * d + 1), p) for k, s, p, d in windows)
 
 
 def compose(left: CoordMap, right: CoordMap) -> CoordMap:

@@ -20,20 +20,39 @@ class Neuron(Spec):
     aligned = BOTH
 
 
-define("AbsVal", Neuron, in_place=False)
-define("BNLL", Neuron)
-define("Sigmoid", Neuron, "sigmoid_param", ignores=("engine",))
-define("TanH", Neuron, "tanh_param", ignores=("engine",))
-define("Clip", Neuron, "clip_param", BVLC, aligned=(), reads=("min", "max"))
-define("ELU", Neuron, "elu_param", BVLC, reads=("alpha",))
-define("Swish", Neuron, "swish_param", BVLC, aligned=(), reads=("beta",), ignores=("engine",))
+define("AbsVal", Neuron, in_place=False, reads_bottoms=(0,))
+define("BNLL", Neuron, reads_bottoms=(0,))
+define("Sigmoid", Neuron, "sigmoid_param", ignores=("engine",), reads_tops=(0,))
+define("TanH", Neuron, "tanh_param", ignores=("engine",), reads_tops=(0,))
+define("Clip", Neuron, "clip_param", BVLC, aligned=(), reads=("min", "max"), reads_bottoms=(0,))
+define("Swish", Neuron, "swish_param", BVLC, aligned=(), reads=("beta",), ignores=("engine",), reads_tops=(0,))
 define("Threshold", Neuron, "threshold_param", labels=(0,), reads=("threshold",))
-define("Power", Neuron, "power_param", reads=("power", "scale", "shift"))
+
+
+@record("ELU", "elu_param", BVLC)
+class ELU(Neuron):
+    reads = ("alpha",)
+    reads_bottoms, reads_tops, reads_signs = (0,), (0,), True
+
+    def setup(self, x: Shape) -> None:
+        self.keeps_signs = self.alpha >= 0
+
+
+@record("Power", "power_param")
+class Power(Neuron):
+    reads = ("power", "scale", "shift")
+
+    def setup(self, x: Shape) -> None:
+        self.linear = self.power == 1 or self.power * self.scale == 0
+        self.reads_bottoms = () if self.linear else (0,)
+        self.reads_tops = () if self.linear or self.power == 2 else (0,)
+        self.spoils_diffs = self.power * self.scale != 0
 
 
 @record("ReLU", "relu_param")
 class ReLU(Neuron):
     tops = (1, 2)
+    reads_bottoms, reads_signs = (0,), True
     reads = ("slope=negative_slope",)
     ignores = ("engine",)
 
@@ -44,6 +63,7 @@ class ReLU(Neuron):
             expected="1 top",
             remedy="the mask is the fork's: --dialect noh",
         )
+        self.keeps_signs = self.slope >= 0
 
 
 @record("PReLU", "prelu_param", BVLC)
@@ -53,6 +73,7 @@ class PReLU(Neuron):
     def setup(self, x: Shape) -> None:
         self.refuse_shape(len(x) < 2, f"a bottom of shape {x}", expected="2 axes or more")
         self.make_blobs(() if self.p.channel_shared else (x[1],))
+        self.reads_bottoms = () if self.works_in_place else (0,)  # in place it has a copy
 
 
 class _Exponential(Neuron):
@@ -67,6 +88,8 @@ class _Exponential(Neuron):
 
 @record("Exp", "exp_param")
 class Exp(_Exponential):
+    reads_tops = (0,)
+
     def setup(self, x: Shape) -> None:
         log_base, shift = self.log_base(), self.p.shift
         self.inner, self.outer = log_base * self.p.scale, math.exp(log_base * shift)
@@ -77,6 +100,7 @@ class Exp(_Exponential):
 @record("Log", "log_param", BVLC)
 class Log(_Exponential):
     reads = ("scale", "shift")
+    reads_bottoms, spoils_diffs = (0,), True
 
     def setup(self, x: Shape) -> None:
         log_base = self.log_base()
@@ -87,7 +111,7 @@ class Log(_Exponential):
 class Dropout(Neuron):
     """Something in TRAIN, nothing in TEST."""
 
-    by_phase = True
+    by_phase = keeps_signs = True
     reads: ClassVar[tuple[str, ...]] = ("ratio=dropout_ratio",)
 
     def setup(self, x: Shape) -> None:
@@ -104,6 +128,7 @@ class Eltwise(Spec):
     aligned = BOTH
     reads = ("operation", "stable=stable_prod_grad", "coeff")
     coeff: list[float]
+    spoils_diffs = True
 
     def setup(self, *shapes: Shape) -> None:
         self.refuse(
@@ -115,6 +140,9 @@ class Eltwise(Spec):
             self.coeff and self.operation == "PROD", "coeff with operation: PROD", expected="coeff with SUM only"
         )
         self.coeff = self.coeff or [1.0] * self.n_bottoms
+        if self.operation == "PROD":
+            self.reads_bottoms = tuple(range(self.n_bottoms))
+            self.reads_tops = () if self.stable else (0,)
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
         for s in shapes:
@@ -136,6 +164,8 @@ class Affine(Spec):
             self.operand_shape = other
             self.p.skip("num_axes", "filler")
         self.make_blobs(*[self.operand_shape] * len(self.blob_specs))
+        if self.type == "Scale":  # which in place has a copy of its bottom
+            self.reads_bottoms = tuple(range(self.works_in_place, self.n_bottoms))
 
     def over(self, x: Shape) -> Shape:
         """The shape of the parameter: ``num_axes`` axes of ``x`` from ``axis`` on; -1 is all of them."""
@@ -182,6 +212,7 @@ class BN(Spec):
             "tops for statistics with bn_mode: INFERENCE",
             expected="one top, or bn_mode: LEARN",
         )
+        self.reads_bottoms = () if self.learn else (0,)
         self.channel_shape = (1, x[1], 1, 1)
         self.make_blobs(self.channel_shape, self.channel_shape)
 
@@ -227,11 +258,14 @@ class BatchNorm(Spec):
 
 @record("MVN", "mvn_param")
 class MVN(Spec):
-    aligned = BVLC
+    aligned = BOTH
     reads = ("normalize_variance", "across_channels")
 
     def setup(self, x: Shape) -> None:
         self.eps = self.p.eps if self.dialect.mvn_eps is None else self.dialect.mvn_eps
+        if self.normalize_variance:
+            self.reads_tops, self.spoils_diffs = (0,), True
+            self.reads_bottoms = (0,) if self.dialect.mvn_measures_again else ()
 
     def reshape(self, x: Shape) -> list[Shape]:
         self.refuse_shape(len(x) > 4, f"a bottom of shape {x}", expected="4 axes at most")
@@ -243,9 +277,12 @@ class LRN(Spec):
     aligned = BOTH
     reads = ("size=local_size", "alpha", "beta", "k", "region=norm_region")
     ignores = ("engine",)
+    reads_bottoms = (0,)
 
     def setup(self, x: Shape) -> None:
         self.refuse(self.size % 2 == 0, f"local_size {self.size}", expected="an odd number")
+        self.across = self.region == "ACROSS_CHANNELS"
+        self.reads_tops = (0,) if self.across else ()
 
     def reshape(self, x: Shape) -> list[Shape]:
         self.four_axes(x)
@@ -255,6 +292,7 @@ class LRN(Spec):
 @record("Softmax", "softmax_param")
 class Softmax(Spec):
     aligned = NOH
+    reads_tops = (0,)
     ignores = ("engine",)
 
     def setup(self, x: Shape) -> None:

@@ -25,6 +25,7 @@ class Loss(Spec):
     bottoms = (2, 2)
     loss = True
     labels: tuple[int, ...] = (1,)
+    reads_bottoms: tuple[int, ...] = (1,)
     ignore: int | None = None
 
     def read_loss_param(self, default: str) -> None:
@@ -102,7 +103,7 @@ class ByItem(Loss):
         return [()]
 
 
-define("MultinomialLogisticLoss", ByItem)
+define("MultinomialLogisticLoss", ByItem, reads_bottoms=(0, 1))
 define("HingeLoss", ByItem, "hinge_loss_param", reads=("norm",))
 
 
@@ -116,6 +117,7 @@ class InfogainLoss(Loss):
 
     def setup(self, x: Shape, label: Shape, matrix: Shape | None = None) -> None:
         self.from_probabilities = self.dialect.infogain_takes_probabilities
+        self.reads_bottoms = (0, 1, 2) if self.from_probabilities else (1, 2)
         if self.from_probabilities:
             self.over, self.ignore, self.normalization = 1, None, "BATCH_SIZE"
             self.refuse(self.n_tops == 2, "2 tops", expected="1 top", remedy="the probabilities are its first bottom")
@@ -156,7 +158,7 @@ class InfogainLoss(Loss):
 
 @record("EuclideanLoss")
 class EuclideanLoss(Loss):
-    labels = ()
+    labels = reads_bottoms = ()
 
     def reshape(self, x: Shape, y: Shape) -> list[Shape]:
         self.refuse_shape(
@@ -170,7 +172,7 @@ class EuclideanLoss(Loss):
 @record("ContrastiveLoss", "contrastive_loss_param")
 class ContrastiveLoss(Loss):
     bottoms = (3, 3)
-    labels = (2,)
+    labels = reads_bottoms = (2,)
     reads = ("margin", "legacy=legacy_version")
     legacy: bool
 

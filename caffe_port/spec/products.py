@@ -19,6 +19,8 @@ _TABLE = (Blob("weight", 2, "weight_filler"), BIAS)
 
 @record("InnerProduct", "inner_product_param")
 class InnerProduct(Spec):
+    in_place = False
+    reads_bottoms = (0,)
     blob_specs = _TABLE
     reads = ("num_output", "transpose")
 
@@ -42,7 +44,8 @@ class InnerProduct(Spec):
 
 @record("Embed", "embed_param", BVLC)
 class Embed(Spec):
-    labels = (0,)
+    in_place = False
+    labels = reads_bottoms = (0,)
     blob_specs = _TABLE
     reads = ("num_output", "input_dim")
 
@@ -63,6 +66,8 @@ class LSTMUnit(Spec):
     bottoms = (3, 3)
     tops = (2, 2)
     labels = (2,)
+    in_place = False
+    reads_bottoms, reads_tops = (0, 1, 2), (0,)
 
     def reshape(self, c: Shape, gates: Shape, cont: Shape) -> list[Shape]:
         self.refuse_shape(
@@ -84,6 +89,7 @@ class Recurrent(Spec):
     bottoms = (2, None)
     tops = (1, None)
     labels = (1,)
+    in_place = False
     reads = ("size=num_output", "exposes=expose_hidden")
     ignores = ("debug_info",)
     states: ClassVar[tuple[str, ...]]
@@ -110,6 +116,7 @@ class Recurrent(Spec):
             expected="(steps, streams, ...) and (streams, ...)",
         )
         self.labels = (1, *range(self.n_bottoms - exposed, self.n_bottoms))
+        self.reads_bottoms = (0, 1, 2)[: 2 + self.static]
         self.steps, rows = x[0], self.gates * self.size
         static = prod(others[0][1:]) if self.static else 0
         own = [(self.size, self.size), (self.size,)]

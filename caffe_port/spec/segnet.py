@@ -15,7 +15,8 @@ _SEGNET = ("segnet",)
 @record("Upsample", "upsample_param", _SEGNET)
 class Upsample(Windows):
     bottoms = (2, 2)
-    labels = (1,)
+    labels = reads_bottoms = (1,)
+    in_place = False
 
     def setup(self, x: Shape, mask: Shape) -> None:
         p = self.p

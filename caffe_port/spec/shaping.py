@@ -15,12 +15,14 @@ from caffe_port.spec.coords import CoordMap, identity_map
 
 __all__ = ["ArgMax", "BatchReindex", "Concat", "Crop", "Filter", "Flatten", "Reduction", "Reshape", "Slice", "Tile"]
 
-define("Split", Spec, tops=(1, None), aligned=BOTH)
+define("Split", Spec, tops=(1, None), aligned=BOTH, in_place=False, shares_memory=True)
 define("Silence", Spec, bottoms=(1, None), tops=(0, 0))
 
 
 class AlongAxis(Spec):
     """Cuts or joins along ``axis``, or along what an older field names."""
+
+    in_place = False
 
     def read_axis(self, older: str, x: Shape) -> int:
         """The axis that ``axis``, or an older field, names."""
@@ -45,6 +47,7 @@ class Concat(AlongAxis):
 
     def setup(self, *shapes: Shape) -> None:
         self.along = self.read_axis("concat_dim", shapes[0])
+        self.shares_memory = self.n_bottoms == 1 and not self.dialect.axes_by_dim
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
         first, a = shapes[0], self.along
@@ -60,10 +63,12 @@ class Concat(AlongAxis):
 @record("Slice", "slice_param")
 class Slice(AlongAxis):
     tops = (1, None)
+    aligned = NOH
     reads = ("points=slice_point",)
 
     def setup(self, x: Shape) -> None:
         self.along = self.read_axis("slice_dim", x)
+        self.shares_memory = self.n_tops == 1 and not self.dialect.axes_by_dim
         self.refuse(
             self.points and len(self.points) != self.n_tops - 1,
             f"{len(self.points)} slice_point for {self.n_tops} tops",
@@ -92,6 +97,7 @@ class Slice(AlongAxis):
 
 @record("Tile", "tile_param", BVLC)
 class Tile(Spec):
+    in_place = False
     reads = ("tiles",)
 
     def setup(self, x: Shape) -> None:
@@ -104,7 +110,7 @@ class Tile(Spec):
 
 @record("Flatten", "flatten_param")
 class Flatten(Spec):
-    in_place = False
+    in_place, shares_memory = False, True
     reads = ("from_axis=axis", "end_axis")
 
     def reshape(self, x: Shape) -> list[Shape]:
@@ -115,7 +121,7 @@ class Flatten(Spec):
 
 @record("Reshape", "reshape_param", BVLC)
 class Reshape(Spec):
-    in_place = False
+    in_place, shares_memory = False, True
     reads = ("from_axis=axis", "num_axes")
 
     def setup(self, x: Shape) -> None:
@@ -168,6 +174,7 @@ class Crop(Spec):
 
     bottoms = (2, 2)
     labels = (1,)
+    in_place = False
     reads = ("offset",)
     offset: list[int]
 
@@ -202,10 +209,12 @@ class Crop(Spec):
 
 @record("Reduction", "reduction_param", BVLC)
 class Reduction(Spec):
+    in_place = False
     reads = ("operation", "coeff")
 
     def setup(self, x: Shape) -> None:
         self.from_axis = self.axis(self.p.axis, x)
+        self.reads_bottoms = (0,) if self.operation in ("ASUM", "SUMSQ") else ()
 
     def reshape(self, x: Shape) -> list[Shape]:
         return [x[: self.from_axis]]
@@ -214,7 +223,8 @@ class Reduction(Spec):
 @record("BatchReindex", None, BVLC)
 class BatchReindex(Spec):
     bottoms = (2, 2)
-    labels = (1,)
+    labels = reads_bottoms = (1,)
+    in_place = False
 
     def reshape(self, x: Shape, index: Shape) -> list[Shape]:
         self.refuse_shape(
@@ -225,6 +235,7 @@ class BatchReindex(Spec):
 
 @record("Filter", None, BVLC)
 class Filter(Spec):
+    in_place = False
     bottoms = (2, None)
     tops = (1, None)
     data_shaped = True
@@ -255,6 +266,7 @@ class Filter(Spec):
 
 @record("ArgMax", "argmax_param")
 class ArgMax(Spec):
+    in_place = False
     labels = (0,)
     reads = ("top_k", "out_max_val")
 

@@ -196,7 +196,7 @@ class DetectionEvaluate(Spec):
 
 @record("SmoothL1Loss", None, SSD)
 class SmoothL1Loss(Loss):
-    labels = ()
+    labels = reads_bottoms = ()
 
     def reshape(self, x: Shape, y: Shape) -> list[Shape]:
         wrong = not x or max(len(x), len(y)) > 4 or full(x) != full(y)
@@ -208,6 +208,7 @@ class SmoothL1Loss(Loss):
 class MultiBoxLoss(_OfPriors, Loss):
     bottoms = (4, 4)
     labels = (2, 3)
+    reads_bottoms = ()  # it has copies
     reads = (
         *("mining=mining_type", "agnostic=map_object_to_agnostic", "loc_weight", "code=code_type", "sample_size"),
         *("encoded=encode_variance_in_target", "from_priors=use_prior_for_matching", "difficult=use_difficult_gt"),

@@ -102,6 +102,7 @@ class Windowed(Windows):
             expected="as many tops as bottoms",
         )
         self.read_windows(x)
+        self.reads_bottoms = tuple(range(self.n_bottoms))
         self.channels = x[self.channel_axis]
         self.refuse(self.num_output < 1, f"num_output {self.num_output}", expected="at least 1")
         self.refuse(
@@ -137,7 +138,7 @@ class Windowed(Windows):
 @record("Convolution", "convolution_param")
 class Convolution(Windowed):
     def coord_map(self) -> CoordMap:
-        return inverse(filter_map(self.kernel, self.stride, self.pad))
+        return inverse(filter_map(self.kernel, self.stride, self.pad, self.dilation))
 
 
 @record("Deconvolution", "convolution_param")
@@ -149,11 +150,12 @@ class Deconvolution(Windowed):
         return tuple(s * (n - 1) + (k - 1) * d + 1 - 2 * p for n, k, s, p, d in windows)
 
     def coord_map(self) -> CoordMap:
-        return filter_map(self.kernel, self.stride, self.pad)
+        return filter_map(self.kernel, self.stride, self.pad, self.dilation)
 
 
 @record("Im2col", "convolution_param")
 class Im2col(Windows):
+    in_place = False
     ignores = (
         *("engine", "force_nd_im2col", "num_output", "group", "bias_term", "weight_filler", "bias_filler"),
     )  # fmt: skip
@@ -171,12 +173,13 @@ class Im2col(Windows):
         return [(*x[:c], x[c] * prod(self.kernel), *out)]
 
     def coord_map(self) -> CoordMap:
-        return inverse(filter_map(self.kernel, self.stride, self.pad))
+        return inverse(filter_map(self.kernel, self.stride, self.pad, self.dilation))
 
 
 @record("Pooling", "pooling_param")
 class Pooling(Windows):
     tops = (1, 2)
+    in_place = False
     by_phase = True
     reads = ("method=pool", "global_pooling")
     ignores = ("engine",)
@@ -191,6 +194,8 @@ class Pooling(Windows):
             expected="a kernel size, or global_pooling: true without one",
         )
         self.kernel = (0, 0) if self.global_pooling else self.pair("kernel_size")
+        self.aligned_window = (*x, 0, 0)[2:4] if self.global_pooling else self.kernel
+        self.reads_tops = (1,) if self.method == "MAX" and self.n_tops == 2 else ()
         self.stride, self.pad = self.pair("stride"), self.pair("pad")
         self.refuse(
             self.global_pooling and (self.stride != (1, 1) or self.pad != (0, 0)),
@@ -230,11 +235,12 @@ class Pooling(Windows):
         return [(*x[:2], *out)] * self.n_tops
 
     def coord_map(self) -> CoordMap:
-        return inverse(filter_map(self.kernel, self.stride, self.pad))
+        return inverse(filter_map(self.aligned_window, self.stride, self.pad))
 
 
 @record("SPP", "spp_param", BVLC)
 class SPP(Windows):
+    in_place = False
     reads = ("height=pyramid_height", "method=pool")
     ignores = ("engine",)
     pooling: type[Pooling] = Pooling
@@ -274,7 +280,8 @@ class SPP(Windows):
 @record("Unpooling", "unpooling_param", NOH)
 class Unpooling(Windows):
     bottoms = (1, 2)
-    labels = (1,)
+    labels = reads_bottoms = (1,)
+    in_place = False
     reads = ("method=unpool",)
     ignores = ("engine",)
 

@@ -57,6 +57,12 @@ def add_options(parser: Parser) -> None:
     parser.add_dialect("which Caffe to be")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, auto; default: what solver_mode says, if it is there")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of convolutions and products; default: fp32")
+    add(
+        "--gradients",
+        choices=("caffe", "true"),
+        default="caffe",
+        help="where in-place layers overwrite what others read backward: as Caffe, or derivatives; default: caffe",
+    )
     add("--channels-last", action="store_true", help="lay images out with their channels last")
     add("--keep-going", action="store_true", help="train on when the loss is not a number, as Caffe does")
     add("--log-dir", metavar="DIR", help="write train.csv, test.csv and TensorBoard's events there")
@@ -132,6 +138,7 @@ def build(arguments: argparse.Namespace) -> Solver:
         keep_going=arguments.keep_going,
         precision=arguments.precision,
         channels_last=arguments.channels_last,
+        gradients=arguments.gradients,
         group=group,
     )
     if state:

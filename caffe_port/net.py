@@ -23,13 +23,13 @@ from caffe_port.execution.caffe_gradients import CaffeGradients, check_choice
 from caffe_port.execution.executor import Executor, Mode
 from caffe_port.execution.facts import learned_blobs, loss_weights_of, share_parameters
 from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs
-from caffe_port.execution.observed import recorded
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Needs, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Named, Shape, unknown_types
 from caffe_port.layers.blobs import legacy
 from caffe_port.layers.capabilities import RunsCode
 from caffe_port.layers.foreign import Foreign, Place, found_at, register
+from caffe_port.layers.functions import recorded, traced
 from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
@@ -322,15 +322,22 @@ class Net(Named):
         where = f"net {self.definition.net.name or self.definition.path}"
         tensors = named_inputs(self.graph.inputs, given, inputs, where)
         keep = [*dict.fromkeys([*self.graph.outputs, *known_blobs(blobs or (), self.shapes, where)])]
-        if recorded(tensors.values()):
+        if recorded(*tensors.values()):
             mode = Mode.PLAIN
+            if traced():
+                self._refuse_a_trace()
         else:
             ranks = {name: len(self.shapes[name]) if self.shapes[name] != (0,) else None for name in self.graph.inputs}
             check_inputs(tensors, ranks, self._like(), where)
             self.reshape_for({k: tuple(v.shape) for k, v in tensors.items()})
             mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
-        self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe")
+        self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
         return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
+
+    def _refuse_a_trace(self) -> None:
+        for _, layer in self.nodes:
+            if reason := layer.untraceable:
+                raise layer.error(f"{reason}, which a trace cannot hold", remedy="trace a deploy net, in TEST")
 
     def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:
         """Run only these nodes, without gradients, on the blobs given; those to keep, in whatever memory format."""

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.execution.observed import ordinary
 from caffe_port.execution.packing import Packed, pack, state_of, suits
 from caffe_port.graph import Node
 from caffe_port.layers.base import Layer
 from caffe_port.layers.capabilities import FusesReLU, Fusible, PrefersChannelsLast
+from caffe_port.layers.functions import ordinary
 
 __all__ = ["InferStep", "Nodes", "TrainStep", "infer_steps", "train_steps"]
 

@@ -1,14 +1,11 @@
-"""Where only the plain way will do: layers that somebody observes or changed, and callers that record what is run."""
+"""Layers that somebody observes or has changed: only the plain way will do for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as _module
 
-__all__ = ["all_observed", "observed", "ordinary", "recorded"]
+__all__ = ["all_observed", "observed"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL = [getattr(_module, f"_global{hooks}", {}) for hooks in _HOOKS]
@@ -26,25 +23,3 @@ def observed(module: nn.Module, kind: type[nn.Module]) -> bool:
 def all_observed() -> bool:
     """Whether hooks are registered for all modules."""
     return any(_GLOBAL)
-
-
-def ordinary(t: Tensor) -> bool:
-    """Whether it is a tensor of torch's own class, not of a subclass with ways of its own."""
-    return type(t) in (Tensor, nn.Parameter)
-
-
-def recorded(tensors: Iterable[Tensor]) -> bool:
-    """Whether what runs now is traced, compiled, transformed or cast: it then has to be torch's public operations.
-
-    That is so in torch.compile, torch.export, torch.jit.trace and ONNX's exporters, inside torch.func's transforms,
-    under modes of torch (fake tensors, counters, autocast), and for tensors of subclasses.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch.is_autocast_enabled("cpu")
-        or not all(map(ordinary, tensors))
-    )

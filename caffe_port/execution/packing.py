@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caffe_port.execution.observed import ordinary
 from caffe_port.layers.base import Layer
 from caffe_port.layers.capabilities import Filters, Fusible
+from caffe_port.layers.functions import ordinary
 
 __all__ = ["Packed", "pack", "state_of", "suits"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above, equals
+from caffe_port.layers.functions import symbolic
 from caffe_port.layers.loss import grouped_sum
 from caffe_port.spec import losses, shaping
 
@@ -82,7 +83,7 @@ class ArgMax(shaping.ArgMax, Layer):
         n = x.shape[along]
         if self.top_k > 1:
             value, place = x.topk(min(self.top_k + 1, n), along)
-            if not (value.diff(dim=along) == 0).any():
+            if not symbolic(x) and not (value.diff(dim=along) == 0).any():
                 return value.narrow(along, 0, self.top_k), place.narrow(along, 0, self.top_k).to(x.dtype)
             value, place = x.flip(along).sort(dim=along, descending=True, stable=True)
             value, place = value.narrow(along, 0, self.top_k), place.narrow(along, 0, self.top_k)

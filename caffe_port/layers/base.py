@@ -92,6 +92,11 @@ class Layer(Spec, Named):
         """Caffe's gradient where blobs that its backward pass reads have been written over; see ``reads_bottoms``."""
         return at_the_blobs(self, b)
 
+    @property
+    def untraceable(self) -> str:
+        """Why a trace would not do what the layer does; empty if it would."""
+        return ""
+
     # -- what a subclass uses ------------------------------------------------------------------------------------------
 
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:

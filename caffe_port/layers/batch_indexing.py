@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from caffe_port.layers.base import Layer, layer
+from caffe_port.layers.functions import symbolic
 from caffe_port.spec import shaping
 
 
@@ -13,7 +14,7 @@ class BatchReindex(shaping.BatchReindex, Layer):
     """The items that the second bottom counts out: top[i] is the first bottom's item number ``index[i]``."""
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        if index.numel() and not (0 <= index.min() and index.max() < len(x)):
+        if not symbolic(index) and index.numel() and not (0 <= index.min() and index.max() < len(x)):
             raise self.shape_error(
                 f"items {int(index.min())} to {int(index.max())} asked for", expected=f"numbers from 0 to {len(x) - 1}"
             )

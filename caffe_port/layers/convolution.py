@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.capabilities import Filters, Fusible, PrefersChannelsLast, Product
+from caffe_port.layers.functions import Function, traced
 from caffe_port.spec import windows
 
 FEW_PIXELS = 64
@@ -28,7 +29,7 @@ MANY_CHANNELS = 16
 """From so many on a convolution that learns is quicker with them last."""
 
 
-class _Convolve(torch.autograd.Function):
+class _Convolve(Function):
     """Convolution, or its transpose, whose bias gradient is torch's accurate sum.
 
     The convolution libraries add the gradients of 10^5 pixels one to the next, which costs a bias near zero its digits:
@@ -68,8 +69,11 @@ def _convolve(
         return _convolve(x[..., None], weight[..., None], bias, ((1, 1, 0, 1),), transposed, group)[..., 0]
     if len(windows) <= 3:
         _, strides, pads, dilations = zip(*windows, strict=True)
-        learns_bias = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-        run = _Convolve.apply if learns_bias else torch.convolution
+        if torch.is_autocast_enabled(x.device.type):  # it knows conv2d and its like, and not the one for all of them
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        learns_bias = bias is not None and bias.requires_grad and torch.is_grad_enabled() and not traced()
+        run = _Convolve.run if learns_bias else torch.convolution
         return run(x, weight, bias, strides, pads, dilations, transposed, (0,) * len(windows), group)
     (kernel, stride, pad, dilation), *rest = windows
     n, extent = x.shape[2], (kernel - 1) * dilation + 1

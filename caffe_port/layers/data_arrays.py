@@ -107,6 +107,7 @@ class HDF5Output(sources.HDF5Output, Layer):
     """
 
     keeps_state = True
+    untraceable = "it writes a file"
 
     def setup(self, data: Shape, label: Shape) -> None:
         self.path = self.p.file_name

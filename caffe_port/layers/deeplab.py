@@ -82,6 +82,8 @@ class SegAccuracy(Layer):
     ``reset: false`` the counts of all passes add up.
     """
 
+    untraceable = "it counts on from pass to pass"
+
     bottoms = (2, 2)
     labels = (0, 1)
 
@@ -223,6 +225,8 @@ class DomainTransform(Layer):
     the rest is copied. Source: Chen, Barron, Papandreou, Murphy, Yuille, "Semantic Image Segmentation with
     Task-Specific Edge Detection Using CNNs and a Discriminatively Trained Domain Transform", 2016.
     """
+
+    untraceable = "it reads the numbers of its bottoms one by one"
 
     bottoms = (3, 3)
     labels: tuple[int, ...] = (2,)

@@ -130,6 +130,7 @@ class MatWrite(_Named):
     bottoms = (1, None)
     tops = (0, 0)
     keeps_state = True
+    untraceable = "it writes files"
 
     def setup(self, *shapes: Shape) -> None:
         p = self.p

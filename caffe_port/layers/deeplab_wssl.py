@@ -27,6 +27,8 @@ NOTHING = -1
 class UniqueLabel(losses.UniqueLabel, Layer):
     """The labels that each image's pixels show, rising, ``force_label`` always among them; filled up with -1."""
 
+    untraceable = "it reads the numbers of its bottoms one by one"
+
     def forward(self, x: Tensor) -> Tensor:
         y = x.new_full((x.shape[0], self.most, 1, 1), NOTHING)
         for shown, out in zip(x, y, strict=True):
@@ -39,6 +41,8 @@ class UniqueLabel(losses.UniqueLabel, Layer):
 
 class _Biased(Layer):
     """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels that each image shows."""
+
+    untraceable = "it reads the numbers of its bottoms one by one"
 
     def channels(self, label: Tensor, count: int, ignored: frozenset[int] = frozenset()) -> list[list[int]]:
         """The channels that each image shows, in the order given."""

@@ -25,6 +25,8 @@ class DenseCRF(Layer):
     original all items are filtered by the first one's picture.
     """
 
+    untraceable = "it works in host memory"
+
     bottoms = (3, 3)
     labels = (0, 1, 2)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port.layers.base import layer
+from caffe_port.layers.functions import Function
 from caffe_port.layers.loss import Loss, check_labels, serial_sum
 from caffe_port.spec import losses
 
@@ -24,8 +25,10 @@ class EuclideanLoss(losses.EuclideanLoss, Loss):
         return F.mse_loss(x, y.reshape(x.shape), reduction="sum") / (2 * x.shape[0])
 
 
-class _Distance(torch.autograd.Function):
+class _Distance(Function):
     """The root of a squared distance; its gradient is Caffe's, 1 / (2 (d + 1e-4)), finite at 0."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, squared: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ class ContrastiveLoss(losses.ContrastiveLoss, Loss):
         if self.legacy:
             apart = torch.relu(self.margin - squared)
         else:
-            apart = torch.relu(self.margin - _Distance.apply(squared)).square()
+            apart = torch.relu(self.margin - _Distance.run(squared)).square()
         loss = torch.where(alike.flatten().to(torch.int32).bool(), squared, apart)
         return serial_sum(loss) / x.shape[0] / 2
 

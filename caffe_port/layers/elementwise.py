@@ -11,11 +11,14 @@ from torch import Tensor
 from caffe_port.layers.backward import Backward, Gradients, at_the_blobs
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above
+from caffe_port.layers.functions import Function
 from caffe_port.spec import elementwise
 
 
-class _UnstableProduct(torch.autograd.Function):
+class _UnstableProduct(Function):
     """A product whose gradient is top / bottom * diff: quicker for many bottoms, infinite at zeros."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, *bottoms: Tensor) -> Tensor:
@@ -29,8 +32,10 @@ class _UnstableProduct(torch.autograd.Function):
         return tuple((top / b).mul_(grad) for b in bottoms)
 
 
-class _Larger(torch.autograd.Function):
+class _Larger(Function):
     """The larger of two, each with its own place's gradient; of equal ones the second has it all."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
@@ -57,13 +62,13 @@ class Eltwise(elementwise.Eltwise, Layer):
             nothing = 0 if self.operation == "SUM" else -torch.finfo(bottoms[0].dtype).max
             bottoms = (torch.full_like(bottoms[0], nothing), *bottoms[1:])
         if self.operation == "PROD":
-            return reduce(torch.mul, bottoms) if self.stable else _UnstableProduct.apply(*bottoms)
+            return reduce(torch.mul, bottoms) if self.stable else _UnstableProduct.run(*bottoms)
         if self.operation == "SUM":
             first = bottoms[0] if self.coeff[0] == 1 else bottoms[0] * self.coeff[0]
             others = zip(bottoms[1:], self.coeff[1:], strict=True)
             return reduce(lambda top, b: torch.add(top, b[0], alpha=b[1]), others, first)
         first, second, *rest = bottoms
-        return reduce(lambda top, b: _Larger.apply(b, top), rest, _Larger.apply(first, second))
+        return reduce(lambda top, b: _Larger.run(b, top), rest, _Larger.run(first, second))
 
     def caffe_gradient(self, b: Backward) -> Gradients:
         if self.operation == "MAX":

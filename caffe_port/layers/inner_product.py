@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.capabilities import Fusible, Product
+from caffe_port.layers.functions import symbolic
 from caffe_port.spec import products
 
 
@@ -36,7 +37,7 @@ class Embed(products.Embed, Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         index = x.long()
-        if index.numel() and not (0 <= index.min() and index.max() < self.input_dim):
+        if not symbolic(index) and index.numel() and not (0 <= index.min() and index.max() < self.input_dim):
             raise self.shape_error(
                 f"rows {int(index.min())} to {int(index.max())} asked for",
                 expected=f"numbers from 0 to {self.input_dim - 1}",

@@ -13,6 +13,7 @@ from caffe_port.formats.blob import read_blob
 from caffe_port.formats.mapping import map_file
 from caffe_port.formats.wire import Reader
 from caffe_port.layers.base import Shape, layer
+from caffe_port.layers.functions import Function
 from caffe_port.layers.loss import Loss, check_labels, serial_sum
 from caffe_port.spec import losses
 
@@ -20,8 +21,10 @@ LEAST = 1e-20
 """Smaller probabilities count as this one (kLOG_THRESHOLD)."""
 
 
-class _AtLeast(torch.autograd.Function):
+class _AtLeast(Function):
     """max(x, bound), whose gradient passes on either side of the bound."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
@@ -34,7 +37,7 @@ class _AtLeast(torch.autograd.Function):
 
 def log_of_bounded(p: Tensor) -> Tensor:
     """log(max(p, LEAST)), with the gradient 1 / max(p, LEAST) on either side of the bound."""
-    return torch.log(_AtLeast.apply(p, LEAST))
+    return torch.log(_AtLeast.run(p, LEAST))
 
 
 @layer("MultinomialLogisticLoss")
@@ -74,7 +77,7 @@ class InfogainLoss(losses.InfogainLoss, Loss):
         if self.from_probabilities:
             log_p = log_of_bounded(rows)
         else:
-            log_p = _AtLeast.apply(torch.log_softmax(rows, 1), math.log(LEAST))
+            log_p = _AtLeast.run(torch.log_softmax(rows, 1), math.log(LEAST))
         gain = (self.matrix if matrix is None else matrix).reshape(classes, classes).index_select(0, label)
         gain = gain if keep is None else gain * keep.unsqueeze(1)
         loss = -serial_sum(gain * log_p) / self.normalizer(outer, len(rows), count)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above, differs
+from caffe_port.layers.functions import Function, symbolic
 from caffe_port.spec import elementwise, losses
 
 
@@ -63,7 +64,9 @@ class Loss(losses.Loss, Layer):
 
 
 def check_labels(loss: Loss, label: Tensor, classes: int) -> Tensor:
-    """``label`` (int64) itself, if every label is a class's number; a ShapeError otherwise."""
+    """``label`` (int64) itself, if every label is a class's number; a ShapeError otherwise. Unasked where symbolic."""
+    if symbolic(label):
+        return label
     low, high = (int(end) for end in label.aminmax()) if label.numel() else (0, 0)
     if not 0 <= low <= high < classes:
         raise loss.shape_error(
@@ -79,10 +82,10 @@ def serial_sum(x: Tensor) -> Tensor:
     That is how Caffe's loss loops add; over 10^5 pixels the rounding reaches 4e-4 of the loss, so another order would
     show. Elsewhere than on the CPU, where no Caffe computes losses this way, the sum is torch's. Differentiable.
     """
-    return _SerialSum.apply(x)
+    return _SerialSum.run(x)
 
 
-class _SerialSum(torch.autograd.Function):
+class _SerialSum(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
@@ -94,7 +97,7 @@ class _SerialSum(torch.autograd.Function):
 
 
 def _sum_in_order(x: Tensor) -> Tensor:
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or symbolic(x):
         return x.sum()
     # numpy adds up in pairs of pairs, but subtracts one number after the other.
     return x.new_tensor(0 - np.subtract.reduce(x.contiguous().numpy().ravel(), initial=0))
@@ -107,7 +110,7 @@ def grouped_sum(x: Tensor, groups: int) -> Tensor:
     return torch.stack([x[:, a:b].sum(1) for a, b in pairwise(edges)], 1)
 
 
-class _LogProbability(torch.autograd.Function):
+class _LogProbability(Function):
     """Sum of -log(max(p[label], smallest normal float)); the gradient, as Caffe's, does not see the bound.
 
     ``x`` (outer, C, inner), ``label`` (outer, inner), ``keep`` (outer, inner) as 0 and 1, or None for all. With fewer
@@ -161,7 +164,7 @@ class _SoftmaxLoss(Loss):
         classes = self.classes(x.shape[self.over])
         check_labels(self, label, classes)
         keep = self.weighted(label, keep, x.dtype)
-        total, probability = _LogProbability.apply(x.reshape(outer, -1, inner), label, keep, classes)
+        total, probability = _LogProbability.run(x.reshape(outer, -1, inner), label, keep, classes)
         loss = total / self.normalizer(outer, outer * inner, count)
         return loss if self.n_tops == 1 else (loss, probability.view(x.shape))
 
@@ -176,7 +179,7 @@ class RedSoftmaxWithLoss(losses.RedSoftmaxWithLoss, _SoftmaxLoss):
     """The same where ``class_num`` classes share the channels evenly: a class has its channels' summed probability."""
 
 
-class _LogLogistic(torch.autograd.Function):
+class _LogLogistic(Function):
     """Sum of -(t log s + (1 - t) log(1 - s)) for s = sigmoid(x), where ``keep`` (None: everywhere)."""
 
     @staticmethod
@@ -199,4 +202,4 @@ class SigmoidCrossEntropyLoss(losses.SigmoidCrossEntropyLoss, Loss):
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         target = target.reshape(x.shape)
         _, keep, count = self.kept(target, x.dtype) if self.ignore is not None else (None, None, None)
-        return _LogLogistic.apply(x, target, keep) / self.normalizer(x.shape[0], x.numel(), count)
+        return _LogLogistic.run(x, target, keep) / self.normalizer(x.shape[0], x.numel(), count)

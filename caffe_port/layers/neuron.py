@@ -191,6 +191,10 @@ class _Dropout(elementwise.Dropout, Layer):
         """Whether this pass drops anything."""
         return self.training
 
+    @property
+    def untraceable(self) -> str:
+        return "it draws random numbers" if self.drops() else ""
+
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask(x).mul_(1 / (1 - self.ratio)) if self.drops() else x.view_as(x)
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import FusesReLU
+from caffe_port.layers.functions import Function, symbolic
 from caffe_port.spec import elementwise
 
 
@@ -32,14 +33,14 @@ def by_batch(
     written to ``mean`` and ``variance``.
     """
     if scale is not None and shift is not None and mean is None and by_pixel(x):
-        return _ByPixel.apply(x, scale, shift, eps, False)
+        return _ByPixel.run(x, scale, shift, eps, False)
     x = x.contiguous()  # channels-last, torch's sums over 10^5 pixels are off by 1e-4
     return torch.batch_norm(x, scale, shift, mean, variance, True, 1, eps, torch.backends.cudnn.enabled)
 
 
 def by_pixel(x: Tensor) -> bool:
     """Whether the numbers of a pixel's channels lie side by side, on the CPU."""
-    if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or symbolic(x):
         return False
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
@@ -54,7 +55,7 @@ def _blocks(x: Tensor) -> tuple[Tensor, ...]:
     return rows.split(max(1, _BLOCK // rows.shape[1]))
 
 
-class _ByPixel(torch.autograd.Function):
+class _ByPixel(Function):
     """Normalization, and ReLU with it if ``relu``, where the channels lie last.
 
     Block by block, so that memory is read twice and written once, each way. Block sums keep the statistics' digits.
@@ -148,7 +149,7 @@ class BN(elementwise.BN, Layer, FusesReLU):
     def with_relu(self, x: Tensor) -> Tensor | None:
         if not self.learn or self.n_tops > 1 or not by_pixel(x):
             return None
-        return _ByPixel.apply(x, self.scale.flatten(), self.shift.flatten(), self.eps, True)
+        return _ByPixel.run(x, self.scale.flatten(), self.shift.flatten(), self.eps, True)
 
 
 @layer("BatchNorm")
@@ -194,8 +195,10 @@ class BatchNorm(elementwise.BatchNorm, Layer):
         return scale, -mean * scale
 
 
-class _Standardized(torch.autograd.Function):
+class _Standardized(Function):
     """Rows less their mean, divided by their standard deviation + eps; the gradient takes eps for part of it."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
@@ -213,8 +216,10 @@ class _Standardized(torch.autograd.Function):
         return backward(grad.contiguous(), x, x.shape[1:], mean, factor, None, None, wanted)[0], None
 
 
-class _Centred(torch.autograd.Function):
+class _Centred(Function):
     """Rows without their mean, whose gradient passes as it is (mvn_layer.cpp of noh forgets the mean there)."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -237,11 +242,11 @@ class MVN(elementwise.MVN, Layer):
         (shape,) = self.reshape(tuple(x.shape))
         rows = x.reshape(shape[0] if self.across_channels else shape[0] * shape[1], -1)
         if self.normalize_variance:
-            y = _Standardized.apply(rows, self.eps)
+            y = _Standardized.run(rows, self.eps)
         elif self.dialect.mvn_mean_gradient:
             y = rows - rows.mean(1, keepdim=True)
         else:
-            y = _Centred.apply(rows)
+            y = _Centred.run(rows)
         return y.view(shape)
 
     def caffe_gradient(self, b: Backward) -> Gradients:
@@ -257,10 +262,10 @@ class MVN(elementwise.MVN, Layer):
         return [(g / (x.var(1, correction=0, keepdim=True).sqrt() + self.eps)).view(shape)], {}
 
 
-class _AcrossChannels(torch.autograd.Function):
+class _AcrossChannels(Function):
     """x / (k + alpha * sum of the squares of ``size`` channels)^beta; also the sum and the factor, for backward."""
 
-    generate_vmap_rule = True
+    newer = generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -333,7 +338,7 @@ class LRN(elementwise.LRN, Layer):
         if self.across and self.works_in_place:
             return _denominators(x, self.size, self.alpha / self.size, self.beta, self.k)[1].square()
         if self.across:
-            return _AcrossChannels.apply(x, self.size, self.alpha / self.size, self.beta, self.k)[0]
+            return _AcrossChannels.run(x, self.size, self.alpha / self.size, self.beta, self.k)[0]
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (1 + self.alpha * mean) ** -self.beta
 

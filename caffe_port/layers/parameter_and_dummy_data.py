@@ -32,6 +32,10 @@ class DummyData(sources.DummyData, Layer):
         for i, (filler, shape) in enumerate(zip(self.fillers_of_tops, self.shapes, strict=True)):
             self.register_buffer(f"top{i}", torch.full(shape, filler.value), persistent=False)
 
+    @property
+    def untraceable(self) -> str:
+        return "it draws random numbers" if any(f.type != "constant" for f in self.fillers_of_tops) else ""
+
     def initial_tops(self) -> list[Tensor]:
         return [getattr(self, f"top{i}") for i in range(self.n_tops)]
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from caffe_port import random
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
+from caffe_port.layers.functions import Function
 from caffe_port.spec import windows
 
 MANY_CHANNELS = 16
@@ -32,6 +33,10 @@ class Pooling(windows.Pooling, Layer):
 
     Caffe has STOCHASTIC on the GPU only. Here a window's number comes from the stream of all other draws.
     """
+
+    @property
+    def untraceable(self) -> str:
+        return "it draws random numbers" if self.method == "STOCHASTIC" and self.training else ""
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if not self._turns(x):
@@ -133,12 +138,14 @@ class SPP(windows.SPP, Layer):
         return pooled[0] if self.height == 1 else torch.cat([y.flatten(1) for y in pooled], 1)
 
 
-class _Place(torch.autograd.Function):
+class _Place(Function):
     """out[switch] = value by assignment; backward reads diff[switch], without a sum.
 
     If two values can have one switch (not ``unique``) the last in raster order wins. Which that is is worked out
     beforehand: a scatter with equal indices answers it anyhow. What is kept for backward is the switches as they came.
     """
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, switches: Tensor, size: tuple[int, int], unique: bool) -> Tensor:
@@ -177,7 +184,7 @@ def place(layer: Layer, x: Tensor, switches: Tensor, size: tuple[int, ...], *, u
         layer: whose error it is if a switch lies outside. unique: no switch is there twice; else the last one wins.
     """
     try:
-        return _Place.apply(x, switches, size, unique)
+        return _Place.run(x, switches, size, unique)
     except RuntimeError as e:
         if "out of bounds" not in str(e) and "invalid max index" not in str(e):
             raise
@@ -186,8 +193,10 @@ def place(layer: Layer, x: Tensor, switches: Tensor, size: tuple[int, ...], *, u
         ) from e
 
 
-class _DividedGradient(torch.autograd.Function):
+class _DividedGradient(Function):
     """The identity, whose gradient is divided by ``by``."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, by: Tensor) -> Tensor:
@@ -228,7 +237,7 @@ class Unpooling(windows.Unpooling, Layer):
             start = torch.arange(n, device=x.device) * s
             extents.append((torch.clamp(start + k, max=m) - start).clamp(min=1))
         area = (extents[0][:, None] * extents[1]).to(x.dtype)
-        x = x / area if self.method == "AVE" else _DividedGradient.apply(x, area)
+        x = x / area if self.method == "AVE" else _DividedGradient.run(x, area)
         ones = x.new_ones((x.shape[1], 1, *self.kernel))
         y = F.conv_transpose2d(x, ones, stride=self.stride, groups=x.shape[1])
         return F.pad(y, (0, self.size[1] - y.shape[3], 0, self.size[0] - y.shape[2]))

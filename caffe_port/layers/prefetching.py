@@ -29,6 +29,8 @@ __all__ = ["Prefetching", "Reading"]
 class Reading(sources.Source, Layer, Positioned):
     """A layer that reads files and has no bottoms."""
 
+    untraceable = "it reads data"
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.places = Places(self.where.rpartition(":")[0])

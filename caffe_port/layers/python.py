@@ -81,6 +81,7 @@ class Python(Layer, RunsCode):
     """
 
     keeps_state = True
+    untraceable = "it runs Python code"
 
     def setup(self, *shapes: Shape) -> None:
         p = self.p

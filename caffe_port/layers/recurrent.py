@@ -59,6 +59,10 @@ class _Recurrent(products.Recurrent, Layer, Stateful):
     passes between batches, nor through exposed states.
     """
 
+    @property
+    def untraceable(self) -> str:
+        return "it goes on from the batch before" if self.keeps_state else ""
+
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
         super().setup(x, cont, *others)
         self.keeps_state = not self.exposes

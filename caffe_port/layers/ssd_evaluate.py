@@ -23,6 +23,8 @@ class DetectionEvaluate(ssd.DetectionEvaluate, Layer):
     ``name_size_file`` boxes are compared in pixels of pictures of these sizes, one after the other.
     """
 
+    untraceable = "it works on boxes one by one"
+
     def setup(self, found: Shape, truth: Shape) -> None:
         super().setup(found, truth)
         p = self.p

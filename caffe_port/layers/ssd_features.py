@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.functions import Function
 from caffe_port.spec import ssd
 
 
@@ -25,8 +26,10 @@ class Permute(ssd.Permute, Layer):
         return x.view_as(x) if self.shares_memory else x.permute(self.order).contiguous()
 
 
-class _Normalized(torch.autograd.Function):
+class _Normalized(Function):
     """scale * x / norm. The gradient is Caffe's: that of scale is read off the top, sum(y dy) / scale."""
+
+    own_gradient = True
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float, over: tuple[int, ...]) -> Tensor:
@@ -64,7 +67,7 @@ class Normalize(ssd.Normalize, Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.scale.reshape(1, -1, *(1,) * (x.dim() - 2))
-        return _Normalized.apply(x, scale, self.eps, tuple(range(1, x.dim())) if self.across else (1,))
+        return _Normalized.run(x, scale, self.eps, tuple(range(1, x.dim())) if self.across else (1,))
 
 
 @dataclass(frozen=True)

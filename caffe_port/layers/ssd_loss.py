@@ -66,6 +66,8 @@ class MultiBoxLoss(ssd.MultiBoxLoss, Loss):
     ``propagate_down: false`` for the first or second bottom takes its part out of the loss's value too.
     """
 
+    untraceable = "it works on boxes one by one"
+
     keeps_state = True
 
     def setup(self, *shapes: Shape) -> None:

@@ -28,6 +28,8 @@ class DetectionOutput(ssd.DetectionOutput, Layer):
     ``keep_top_k`` cuts between equal scores, the original's choice depends on its sort, here the earlier label stays.
     """
 
+    untraceable = "it works on boxes one by one"
+
     def setup(self, *shapes: Shape) -> None:
         super().setup(*shapes)
         if self.p.visualize:

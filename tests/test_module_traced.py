@@ -1,0 +1,66 @@
+"""Tracers and compilers: every layer that can be exported, run on other inputs than those it was traced with."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from reference import Case, cases
+
+from caffe_port import CaffeError
+from caffe_port.net import Net
+
+ROWS = [case for suite, dialect in (("bvlc_layers", "bvlc"), ("noh_layers", "noh")) for case in cases(suite, dialect)]
+for fork in ("segnet", "deeplab2", "ssd"):  # their layers differ in fewer ways than they have cases
+    ROWS += {case.name.partition("_")[0]: case for case in cases(fork, fork)}.values()
+
+
+def given(net: Net, case: Case) -> tuple[torch.Tensor, ...]:
+    arrays = ((case.reference[f"in/{n}"].astype(np.float32), net.shapes[n]) for n in net.graph.inputs)
+    return tuple(torch.from_numpy(array.reshape(shape)) for array, shape in arrays)
+
+
+def traced(net: Net, x: tuple[torch.Tensor, ...]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace = torch.jit.trace(net, x, strict=False)
+    file = io.BytesIO()
+    torch.jit.save(trace, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+def exported(net: Net, x: tuple[torch.Tensor, ...]):
+    logging.disable(logging.CRITICAL)
+    try:
+        return torch.export.export(net, x).module()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+EXPORTERS = {"torch.jit.trace": traced, "torch.export": exported}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_every_layer_in_a_trace_gives_what_it_gives_outside(case: Case, exporter: str) -> None:
+    """On inputs turned round in all axes: what a trace took for a constant shows."""
+    net = Net(case.prototxt, phase="TEST", dialect=case.dialect)
+    x = given(net, case)
+    untraceable = [reason for _, layer in net.nodes if (reason := layer.untraceable)]
+    if untraceable:
+        with pytest.raises(CaffeError, match="which a trace cannot hold"):
+            EXPORTERS[exporter](net, x)
+        return
+    module = EXPORTERS[exporter](net, x)
+    turned = tuple(t.flip([*range(t.dim())]) for t in x)
+    with torch.no_grad():
+        wanted, found = net(*turned), module(*turned)
+    assert set(found) == set(wanted)
+    for name, top in wanted.items():
+        torch.testing.assert_close(found[name], top, rtol=1e-4, atol=1e-5, equal_nan=True)

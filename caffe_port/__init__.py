@@ -15,7 +15,7 @@ _HOMES = {
     "caffe_port.dialects": ["BVLC", "NOH"],
     "caffe_port.errors": ["CaffeError"],
     "caffe_port.layers": ["layer"],
-    "caffe_port.schema.plugins": ["allow_python_layers"],
+    "caffe_port.schema.plugins": ["allow_python_layers", "allow_writes"],
     "caffe_port.pycaffe": ["TEST", "TRAIN", "Net"],
     "caffe_port.pycaffe.classifier": ["Classifier"],
     "caffe_port.pycaffe.detector": ["Detector"],

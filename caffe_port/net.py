@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,13 +27,13 @@ from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Needs, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Named, Shape, unknown_types
 from caffe_port.layers.blobs import legacy
-from caffe_port.layers.capabilities import RunsCode
+from caffe_port.layers.capabilities import RunsCode, WritesFiles
 from caffe_port.layers.foreign import Foreign, Place, found_at, register
 from caffe_port.layers.functions import recorded, traced
 from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
-from caffe_port.schema.plugins import python_layers_allowed
+from caffe_port.schema.plugins import python_layers_allowed, writes_allowed
 from caffe_port.spec.coords import compose, identity_map, inverse
 from caffe_port.spec.infer import blob_shape
 from caffe_port.weight_loading import Account, load
@@ -60,6 +60,7 @@ class Net(Named):
         proto: a fork's own caffe.proto whose fields are to be known too.
         allow_python: let layers of type Python run the code that they name; None asks
             :func:`caffe_port.schema.plugins.python_layers_allowed`.
+        allow_writes: let layers such as HDF5Output write the files that they name; None asks ``writes_allowed`` there.
         mmap: let the parameters be pages of the (first) weight file, which takes no time and memory until a number is
             used. The file must then stay as it is for as long as the net lives: writing into it changes the net's
             numbers, and cutting it off ends the process (SIGBUS). Without it the net owns its numbers.
@@ -70,6 +71,9 @@ class Net(Named):
     Raises:
         CaffeError: any fault of the definition or the weights, see :mod:`caffe_port.errors`.
     """
+
+    OPTIONS: ClassVar = ("allow_python", "allow_writes", "mmap", "gradients")
+    """What pycaffe's Net takes by name and hands on."""
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class Net(Named):
         stages: Iterable[str] = (),
         proto: str | Path | None = None,
         allow_python: bool | None = None,
+        allow_writes: bool | None = None,
         mmap: bool = False,
         gradients: str | None = None,
     ) -> None:
@@ -106,6 +111,7 @@ class Net(Named):
         """Parameter blocks of other layer types, which Caffe ignores and so do we."""
         self.shapes: dict[str, Shape] = {}
         self._allows_python = python_layers_allowed() if allow_python is None else allow_python
+        self._allows_writes = writes_allowed() if allow_writes is None else allow_writes
         self._unknown = unknown_types((node.message for node in self.graph.nodes), self.dialect)
         for node in self.graph.nodes:
             built.append((node, self._build(node, built)))
@@ -138,6 +144,8 @@ class Net(Named):
         layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
         if isinstance(layer, RunsCode):
             layer.allowed = self._allows_python
+        elif isinstance(layer, WritesFiles):
+            layer.allowed = self._allows_writes
         bottoms = [self.shapes[b] for b in node.bottoms]
         layer.train(self.phase == "TRAIN").setup(*bottoms)
         self.ignored += [f"{node.where}: {path} of layer {node.name} ({node.type})" for path in layer.check_fields()]

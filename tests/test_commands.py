@@ -130,7 +130,9 @@ def test_options_are_not_abbreviated(name: str, capsys: pytest.CaptureFixture[st
 def test_what_reads_a_definition_takes_another_caffes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(name, "--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"  {option} " in shown for option in ("--dialect", "--proto", "--plugin", "--python-layers"))
+    assert all(
+        f"  {option} " in shown for option in ("--dialect", "--proto", "--plugin", "--python-layers", "--allow-writes")
+    )
     assert "{bvlc,noh" in shown
 
 

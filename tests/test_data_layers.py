@@ -335,7 +335,8 @@ def test_hdf5_output_holds_one_pass(tmp_path: Path) -> None:
     shapes = "input_param { shape { dim: 2 dim: 3 } shape { dim: 2 } }"
     net = Net(
         f'layer {{ name: "i" type: "Input" top: "x" top: "t" {shapes} }}'
-        f'layer {{ name: "o" type: "HDF5Output" bottom: "x" bottom: "t" hdf5_output_param {{ file_name: "{path}" }} }}'
+        f'layer {{ name: "o" type: "HDF5Output" bottom: "x" bottom: "t" hdf5_output_param {{ file_name: "{path}" }} }}',
+        allow_writes=True,
     )
     x, t = torch.arange(6.0).view(2, 3), torch.tensor([4.0, 5.0])
     net(x=x, t=t)

@@ -43,7 +43,7 @@ def test_written_files_hold_what_the_forks_hold(name: str, tmp_path: Path, monke
     for path in MAT.glob("*.txt"):
         shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
-    net = caffe_port.Net(str(MAT / f"{name}.prototxt"), dialect="deeplab2")
+    net = caffe_port.Net(str(MAT / f"{name}.prototxt"), dialect="deeplab2", allow_writes=True)
     with np.load(MAT / "mats.npz") as given:
         for i in range(3):
             for blob in ("a", "b"):

@@ -11,6 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from caffe_port.layers.base import Layer
+from caffe_port.schema.plugins import WRITES
+
 __all__ = [
     "Filters",
     "FusesReLU",
@@ -20,6 +23,7 @@ __all__ = [
     "Product",
     "RunsCode",
     "Stateful",
+    "WritesFiles",
 ]
 
 
@@ -55,6 +59,27 @@ class RunsCode:
     """
 
     allowed = False
+
+
+class WritesFiles:
+    """Writes files that the definition names.
+
+    Attributes:
+        allowed: whether it may; the net says so before ``setup``.
+    """
+
+    allowed = False
+
+    def check_writes(self, path: str) -> None:
+        """Refuse to be built where writing is not allowed; the first thing that ``setup`` does.
+
+        Raises:
+            LayerError: it is not.
+        """
+        if not self.allowed:
+            assert isinstance(self, Layer)
+            remedy = f"to allow that: allow_writes=True, --allow-writes, or {WRITES}=1 in the environment"
+            raise self.error(f"it writes {path!r}", remedy=remedy)
 
 
 @dataclass(frozen=True)

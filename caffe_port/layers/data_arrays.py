@@ -14,6 +14,7 @@ from caffe_port.data import State
 from caffe_port.data.hdf5_rows import Rows
 from caffe_port.formats.atomic import atomic_path, check_output
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.capabilities import WritesFiles
 from caffe_port.layers.prefetching import Reading
 from caffe_port.log import info
 from caffe_port.random import c_rand, default_stream
@@ -100,10 +101,10 @@ class MemoryData(sources.MemoryData, Reading):
 
 
 @layer("HDF5Output")
-class HDF5Output(sources.HDF5Output, Layer):
+class HDF5Output(sources.HDF5Output, Layer, WritesFiles):
     """Writes its bottoms to an HDF5 file as the data sets ``data`` and ``label``, with four axes, in the first pass.
 
-    Caffe's file holds one pass only, and so a second is refused.
+    Caffe's file holds one pass only, and so a second is refused. Without ``allow_writes`` the layer is.
     """
 
     keeps_state = True
@@ -111,6 +112,7 @@ class HDF5Output(sources.HDF5Output, Layer):
 
     def setup(self, data: Shape, label: Shape) -> None:
         self.path = self.p.file_name
+        self.check_writes(self.path)
         self.written = False
         check_output(self.path, overwrite=True)
 

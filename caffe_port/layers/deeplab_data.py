@@ -15,6 +15,7 @@ from caffe_port.data.files import lines
 from caffe_port.data.mat_files import read_mat, write_mat
 from caffe_port.data.scaled_segments import ScaledSegments, ScaledTransformer, listed
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.capabilities import WritesFiles
 from caffe_port.layers.prefetching import Prefetching, Reading
 
 _DIALECT = ("deeplab2",)
@@ -121,10 +122,11 @@ class MatRead(Reading, _Named):
 
 
 @layer("MatWrite", param="mat_write_param", dialects=_DIALECT)
-class MatWrite(_Named):
+class MatWrite(_Named, WritesFiles):
     """Writes its bottoms to MATLAB files PREFIX NAME_blob_I.mat in every ``period``-th pass.
 
-    NAME is ``iter_K`` for pass K, or, with a ``source``, the K-th name of that list.
+    NAME is ``iter_K`` for pass K, or, with a ``source``, the K-th name of that list. Without ``allow_writes`` the
+    layer is refused.
     """
 
     bottoms = (1, None)
@@ -134,6 +136,7 @@ class MatWrite(_Named):
 
     def setup(self, *shapes: Shape) -> None:
         p = self.p
+        self.check_writes(p.prefix)
         if p.period < 1:
             raise self.error(f"period {p.period}", expected="1 or more")
         self.prefix = p.prefix

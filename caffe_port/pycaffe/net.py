@@ -43,8 +43,8 @@ class Net(core.Net):
     Every blob has ``data`` and ``diff``, views that may be written to. Of an in-place blob, data is the last version
     and diff, after backward, the first version's, as in Caffe, where all versions share their memory.
 
-    It lives where :func:`caffe_port.pycaffe.mode.device` says when it is built; ``net.to(device)`` moves it.
-    ``allow_python``, ``mmap`` and ``gradients`` are as in :class:`caffe_port.net.Net`.
+    It lives where :func:`caffe_port.pycaffe.mode.device` says when it is built; ``net.to(device)`` moves it. Other
+    options are as in :class:`caffe_port.net.Net`.
 
     Raises:
         CaffeError: any fault of the definition or the weights.
@@ -62,7 +62,7 @@ class Net(core.Net):
         proto: str | Path | None = None,
         **named: Any,
     ) -> None:
-        options = {name: named.pop(name) for name in ("allow_python", "mmap", "gradients") if name in named}
+        options = {name: named.pop(name) for name in core.Net.OPTIONS if name in named}
         given = arguments(args, named)
         phase = given.get("phase", "TEST")
         if not isinstance(source, Definition):

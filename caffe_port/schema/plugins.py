@@ -1,4 +1,4 @@
-"""Code of users' own: Python files given by ``--plugin``, and what definitions may run by themselves."""
+"""Code of users' own: Python files given by ``--plugin``, and what definitions may run and write."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from pathlib import Path
 
 from caffe_port.errors import CaffeError, FileError
 
-__all__ = ["PYTHON_LAYERS", "allow_python_layers", "load_plugin", "python_layers_allowed"]
+__all__ = [
+    "PYTHON_LAYERS",
+    "WRITES",
+    "allow_python_layers",
+    "allow_writes",
+    "load_plugin",
+    "python_layers_allowed",
+    "writes_allowed",
+]
 
 PYTHON_LAYERS = "CAFFE_PORT_PYTHON_LAYERS"
 """The environment's variable that allows layers of type Python, whose code a definition names, to run it."""
+
+WRITES = "CAFFE_PORT_ALLOW_WRITES"
+"""The environment's variable that allows layers such as HDF5Output to write the files that a definition names."""
 
 
 def allow_python_layers(allow: bool = True) -> None:
@@ -21,9 +32,19 @@ def allow_python_layers(allow: bool = True) -> None:
     os.environ[PYTHON_LAYERS] = "1" if allow else "0"
 
 
+def allow_writes(allow: bool = True) -> None:
+    """Let nets' layers write files in this process, as CAFFE_PORT_ALLOW_WRITES=1 in the environment does."""
+    os.environ[WRITES] = "1" if allow else "0"
+
+
 def python_layers_allowed() -> bool:
     """Whether nets may run Python layers that are not told otherwise."""
     return os.environ.get(PYTHON_LAYERS, "0") not in ("", "0")
+
+
+def writes_allowed() -> bool:
+    """Whether layers of nets that are not told otherwise may write files."""
+    return os.environ.get(WRITES, "0") not in ("", "0")
 
 
 def load_plugin(path: str | Path) -> None:
@@ -48,7 +69,7 @@ def load_plugin(path: str | Path) -> None:
     except CaffeError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1

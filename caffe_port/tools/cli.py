@@ -61,6 +61,7 @@ class Parser(argparse.ArgumentParser):
             help="a Python file with @layer, @policy, @rule",
         )
         add("--python-layers", action="store_true", help="let Python layers run the code that they name")
+        add("--allow-writes", action="store_true", help="let layers such as HDF5Output write the files they name")
 
     def add_output(self, metavar: str = "FILE", help: str = "", **options: Any) -> None:
         """-o and -f, for a command that writes."""
@@ -91,18 +92,20 @@ class Parser(argparse.ArgumentParser):
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What :meth:`Parser.add_dialect`'s options mean, as ``read_net`` and ``Net`` take it.
 
-    Plugins are run and Python layers allowed, in this process.
+    Plugins are run, Python layers and layers that write allowed, in this process.
 
     Raises:
         CaffeError: a plugin is missing or fails.
     """
-    if arguments.plugin or arguments.python_layers:
-        from caffe_port.schema.plugins import allow_python_layers, load_plugin
+    if arguments.plugin or arguments.python_layers or arguments.allow_writes:
+        from caffe_port.schema.plugins import allow_python_layers, allow_writes, load_plugin
 
         for plugin in arguments.plugin:
             load_plugin(plugin)
         if arguments.python_layers:
             allow_python_layers()
+        if arguments.allow_writes:
+            allow_writes()
     return {"dialect": arguments.dialect, "proto": arguments.proto}
 
 

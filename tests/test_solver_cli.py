@@ -1,94 +1,20 @@
 """python -m caffe_port.solver, from its arguments to what it leaves: no error and no signal loses a run."""
 
+# ruff: noqa: F811 (fixtures are imported)
 from __future__ import annotations
 
-import builtins
-import csv
-import io
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
+from solver_folder import JUST_WRITE, Solve, at, place, solve  # noqa: F401
 
-from caffe_port.solver.callbacks import Iteration
-from caffe_port.solver.metrics import Records
 from caffe_port.solver.signals import Signals
-from caffe_port.solver.solver import Solver
-from caffe_port.tools.train import main
-
-NET = """
-name: "pictures"
-layer { name: "data" type: "ImageData" top: "data" top: "label" image_data_param { source: "list.txt" batch_size: 2
-  shuffle: true new_height: 8 new_width: 9 } transform_param { mirror: true crop_size: 6 scale: 0.01 } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 3 kernel_size: 3
-  weight_filler { type: "xavier" } } }
-layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }
-layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" }
-layer { name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_param { num_output: 3
-  weight_filler { type: "xavier" } } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" include { phase: TEST } }
-"""
-SOLVER = """
-net: "net.prototxt" base_lr: 0.01 lr_policy: "step" gamma: 0.1 stepsize: 5 momentum: 0.9 random_seed: 3 iter_size: 2
-max_iter: 8 display: 2 test_iter: 2 test_interval: 4 snapshot: 100 snapshot_prefix: "s"
-"""
-PICTURES = 10
-JUST_WRITE = ["--set", "max_iter=0", "--set", "snapshot=0"]
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to train in, which is where we are; signals are as before in the end."""
-    random = np.random.RandomState(0)
-    for i in range(PICTURES):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), random.randint(0, 255, (8, 9, 3), np.uint8))
-    (tmp_path / "list.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(PICTURES)))
-    (tmp_path / "net.prototxt").write_text(NET)
-    (tmp_path / "solver.prototxt").write_text(SOLVER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GLOG_minloglevel", "0")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def solve(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs the command: its status and what it said on stderr."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main(["solver.prototxt", *arguments])
-        return int(end.value.code or 0), capsys.readouterr().err
-
-    return run
-
-
-Solve = Callable[..., tuple[int, str]]
-
-
-def at(iteration: int, does: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Arguments with which ``does`` is called once, when so many iterations are done."""
-    left = [does]
-
-    def hear(records: Records, solver: Solver, done: Iteration) -> None:
-        if solver.iter == iteration and left:
-            left.pop()()
-
-    monkeypatch.setattr(Records, "on_iteration", hear)
-    return ["--log-dir", "heard"]
-
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
@@ -356,108 +282,3 @@ def test_handlers_are_put_back() -> None:
         signal.raise_signal(signal.SIGHUP)
         assert [signals.requested(), signals.requested()] == ["snapshot", "none"]
     assert signal.getsignal(signal.SIGHUP) == before
-
-
-# -- tables, pictures, the bar -----------------------------------------------------------------------------------------
-
-
-def rows(path: str) -> list[dict[str, str]]:
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def told(said: str, what: str) -> list[tuple[str, str]]:
-    """Each ``name = number`` that the log tells of net outputs."""
-    return re.findall(rf"{what} net output #\d+: (\w+) = (\S+)", said)
-
-
-def test_tables_hold_what_the_log_says(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    status, said = solve("--log-dir", "out")
-    assert status == 0
-    assert "no tensorboard package here (pip install tensorboard): CSV files only" in said
-    train, test = rows("out/train.csv"), rows("out/test.csv")
-    assert [*train[0]] == ["NumIters", "Seconds", "LearningRate", "Loss", "loss"]
-    assert [row["NumIters"] for row in train] == ["0", "2", "4", "6"]
-    assert [row["LearningRate"] for row in train] == ["0.01", "0.01", "0.01", "0.001"]
-    assert [row["Loss"] for row in train] == re.findall(r"Iteration \d+ \(.*\), loss = (\S+)", said)
-    assert [("loss", row["loss"]) for row in train] == told(said, "Train")
-    assert [*test[0]] == ["NumIters", "Seconds", "accuracy", "loss"]
-    assert [row["NumIters"] for row in test] == ["0", "4", "8"]
-    assert [(n, row[n]) for row in test for n in ("accuracy", "loss")] == told(said, "Test")
-    seconds = [float(row["Seconds"]) for row in train]
-    assert sorted(seconds) == seconds
-
-
-def test_tables_go_on_with_a_run(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    solve("--log-dir", "out", "--set", "snapshot=5")
-    whole = rows("out/train.csv"), rows("out/test.csv")
-    for path in Path().glob("s_iter_8*"):
-        path.unlink()
-    solve("--log-dir", "out", "--resume")
-    again = rows("out/train.csv"), rows("out/test.csv")
-    for ours, theirs in zip(again, whole, strict=True):
-        assert [{**row, "Seconds": ""} for row in ours] == [{**row, "Seconds": ""} for row in theirs]
-        assert sorted(float(row["Seconds"]) for row in ours) == [float(row["Seconds"]) for row in ours]
-    solve("--log-dir", "out", "--set", "max_iter=1")
-    assert len(rows("out/train.csv")) == 1
-    assert len(rows("out/train.csv.old")) == 4
-
-
-def test_events_for_tensorboard(solve: Solve) -> None:
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert solve("--log-dir", "out")[0] == 0
-    found = events.EventAccumulator("out").Reload()
-    assert {"train/Loss", "train/LearningRate", "train/loss", "test/accuracy", "test/loss"} <= {
-        *found.Tags()["scalars"]
-    }
-    assert [e.step for e in found.Scalars("train/Loss")] == [0, 2, 4, 6]
-
-
-def test_a_plot(solve: Solve) -> None:
-    pytest.importorskip("matplotlib")
-    status, _ = solve("--plot", "out.png")
-    assert status == 0
-    picture = cv2.imread("out.png")
-    assert picture is not None
-    assert picture.shape[:2] == (960, 900)
-    assert 0.5 < (picture == 255).mean() < 0.99
-
-
-def test_a_plot_without_matplotlib(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    status, said = solve("--plot", "out.png")
-    assert status == 2
-    assert "no matplotlib here; pip install matplotlib" in said.splitlines()[-1]
-
-
-class Terminal(io.StringIO):
-    """A stderr that says it is one."""
-
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with pytest.raises(SystemExit) as end:
-        main(["solver.prototxt", "--set", "max_iter=6"])
-    assert not end.value.code
-    text = terminal.getvalue()
-    assert re.search(r"6/6 \[\d\d:\d\d<\d\d:\d\d, .*loss [\d.]+, rate 0\.001, \d+ images/s\]", text)
-    assert re.search(r"^I\d{4} .*\] Iteration 4, lr = 0\.01$", text.replace("\r", "\n"), re.MULTILINE)
-
-
-def test_no_bar_elsewhere(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *more: Any, **options: Any) -> Any:
-        assert name != "tqdm"
-        return real(name, *more, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    assert solve("--set", "max_iter=1")[0] == 0

@@ -1,0 +1,120 @@
+"""What a training leaves beside snapshots: tables, TensorBoard's events, plots, the progress bar."""
+
+# ruff: noqa: F811 (fixtures are imported)
+from __future__ import annotations
+
+import builtins
+import csv
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from solver_folder import Solve, at, place, solve  # noqa: F401
+
+from caffe_port.tools.train import main
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def told(said: str, what: str) -> list[tuple[str, str]]:
+    """Each ``name = number`` that the log tells of net outputs."""
+    return re.findall(rf"{what} net output #\d+: (\w+) = (\S+)", said)
+
+
+def test_tables_hold_what_the_log_says(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    status, said = solve("--log-dir", "out")
+    assert status == 0
+    assert "no tensorboard package here (pip install tensorboard): CSV files only" in said
+    train, test = rows("out/train.csv"), rows("out/test.csv")
+    assert [*train[0]] == ["NumIters", "Seconds", "LearningRate", "Loss", "loss"]
+    assert [row["NumIters"] for row in train] == ["0", "2", "4", "6"]
+    assert [row["LearningRate"] for row in train] == ["0.01", "0.01", "0.01", "0.001"]
+    assert [row["Loss"] for row in train] == re.findall(r"Iteration \d+ \(.*\), loss = (\S+)", said)
+    assert [("loss", row["loss"]) for row in train] == told(said, "Train")
+    assert [*test[0]] == ["NumIters", "Seconds", "accuracy", "loss"]
+    assert [row["NumIters"] for row in test] == ["0", "4", "8"]
+    assert [(n, row[n]) for row in test for n in ("accuracy", "loss")] == told(said, "Test")
+    seconds = [float(row["Seconds"]) for row in train]
+    assert sorted(seconds) == seconds
+
+
+def test_tables_go_on_with_a_run(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    solve("--log-dir", "out", "--set", "snapshot=5")
+    whole = rows("out/train.csv"), rows("out/test.csv")
+    for path in Path().glob("s_iter_8*"):
+        path.unlink()
+    solve("--log-dir", "out", "--resume")
+    again = rows("out/train.csv"), rows("out/test.csv")
+    for ours, theirs in zip(again, whole, strict=True):
+        assert [{**row, "Seconds": ""} for row in ours] == [{**row, "Seconds": ""} for row in theirs]
+        assert sorted(float(row["Seconds"]) for row in ours) == [float(row["Seconds"]) for row in ours]
+    solve("--log-dir", "out", "--set", "max_iter=1")
+    assert len(rows("out/train.csv")) == 1
+    assert len(rows("out/train.csv.old")) == 4
+
+
+def test_events_for_tensorboard(solve: Solve) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert solve("--log-dir", "out")[0] == 0
+    found = events.EventAccumulator("out").Reload()
+    assert {"train/Loss", "train/LearningRate", "train/loss", "test/accuracy", "test/loss"} <= {
+        *found.Tags()["scalars"]
+    }
+    assert [e.step for e in found.Scalars("train/Loss")] == [0, 2, 4, 6]
+
+
+def test_a_plot(solve: Solve) -> None:
+    pytest.importorskip("matplotlib")
+    status, _ = solve("--plot", "out.png")
+    assert status == 0
+    picture = cv2.imread("out.png")
+    assert picture is not None
+    assert picture.shape[:2] == (960, 900)
+    assert 0.5 < (picture == 255).mean() < 0.99
+
+
+def test_a_plot_without_matplotlib(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, said = solve("--plot", "out.png")
+    assert status == 2
+    assert "no matplotlib here; pip install matplotlib" in said.splitlines()[-1]
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is one."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(SystemExit) as end:
+        main(["solver.prototxt", "--set", "max_iter=6"])
+    assert not end.value.code
+    text = terminal.getvalue()
+    assert re.search(r"6/6 \[\d\d:\d\d<\d\d:\d\d, .*loss [\d.]+, rate 0\.001, \d+ images/s\]", text)
+    assert re.search(r"^I\d{4} .*\] Iteration 4, lr = 0\.01$", text.replace("\r", "\n"), re.MULTILINE)
+
+
+def test_no_bar_elsewhere(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *more: Any, **options: Any) -> Any:
+        assert name != "tqdm"
+        return real(name, *more, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert solve("--set", "max_iter=1")[0] == 0

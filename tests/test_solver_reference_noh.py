@@ -68,13 +68,13 @@ def test_shared_parameters_and_iter_size_are_the_forks(kind: str, place: Path) -
     unshared = kind == "ADAGRAD"
     Path("net.prototxt").write_text(NOH_CORNERS.replace('param: "w" param: ""', "") if unshared else NOH_CORNERS)
     text = NOH_SOLVER.format(kind) + NOH_KINDS[kind]
-    run = Solver(text, log=Recorder())
+    run = Solver(text, dialect="noh", log=Recorder())
     run.solve()
     theirs = EMBEDDED / "noh_solver_corners" / f"{kind}.solverstate"
     mine, real = (open_weights(p).state_dict() for p in ("r_iter_8.caffemodel", theirs.with_suffix(".caffemodel")))
     assert list(mine) == list(real)
     assert max(apart(mine[name], real[name]) for name in real) < CLOSE
-    resumed = Solver(text, log=Recorder())
+    resumed = Solver(text, dialect="noh", log=Recorder())
     shutil.copy(theirs, "theirs.solverstate")
     resumed.restore("theirs.solverstate")
     for mine, real in zip(run.state.history[0], resumed.state.history[0], strict=True):
@@ -85,7 +85,7 @@ def test_shared_parameters_and_iter_size_are_the_forks(kind: str, place: Path) -
 def test_what_the_fork_shares_must_add_up(place: Path) -> None:
     Path("net.prototxt").write_text(NOH_CORNERS)
     with pytest.raises(DefinitionError, match=r"layer b: .*SGD or Nesterov.*a.weight, which it shares"):
-        Solver(NOH_SOLVER.format("ADAGRAD"), log=Recorder())
+        Solver(NOH_SOLVER.format("ADAGRAD"), dialect="noh", log=Recorder())
 
 
 NOH = SHARED / "reference" / "noh_solver"

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.layer_rows import MAP, Row, normal, switches
+from benchmarks.layer_rows import MAP, Row, below, normal, switches
 
 __all__ = ["LEFT_OUT", "ROWS"]
+
+
+def rois(shape: tuple[int, ...]) -> Tensor:
+    """Of item 0, 16 x 12 pixels each, inside a map of 28 x 28."""
+    x, y = torch.arange(shape[0]) % 13, torch.arange(shape[0]) % 17
+    return torch.stack((torch.zeros(shape[0]), x, y, x + 15, y + 11), 1)
+
+
+def roi_pooling(x: Tensor, boxes: Tensor) -> Tensor:
+    corners = boxes[:, 1:].long().tolist()
+    return torch.stack([F.adaptive_max_pool2d(x[0, :, b : d + 1, a : c + 1], 7) for a, b, c, d in corners])
+
+
+def smooth_l1(x: Tensor, y: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    return (F.smooth_l1_loss(x * inside, y * inside, beta=1 / 9, reduction="none") * outside).sum() / len(x)
+
 
 ROWS: list[Row] = [
     Row(
@@ -25,6 +43,34 @@ ROWS: list[Row] = [
         dialect="deeplab2",
     ),
     Row(
+        "ROIPooling",
+        ((4, 64, 28, 28), (60, 5)),
+        roi_pooling,
+        "roi_pooling_param { pooled_h: 7 pooled_w: 7 }",
+        (normal, rois),
+        dialect="rcnn",
+    ),
+    Row(
+        "SmoothL1Loss",
+        ((128, 84),) * 4,
+        smooth_l1,
+        "smooth_l1_loss_param { sigma: 3 }",
+        dialect="rcnn",
+    ),
+    Row(
+        "SmoothL1LossOHEM",
+        ((128, 84),) * 2,
+        lambda x, y: F.smooth_l1_loss(x, y, reduction="sum") / len(x),
+        dialect="rcnn",
+    ),
+    Row(
+        "SoftmaxWithLossOHEM",
+        ((300, 81), (300,)),
+        lambda x, y: F.cross_entropy(x, y.long()),
+        holds=(normal, below(81)),
+        dialect="rcnn",
+    ),
+    Row(
         "SpatialProduct",
         ((4, 64, 28, 28), (4, 1, 28, 28)),
         lambda x, s: x * s,
@@ -33,12 +79,18 @@ ROWS: list[Row] = [
 ]
 
 LEFT_OUT: dict[str, str] = {
+    "BoxAnnotatorOHEM": "it chooses examples",
     "DenseCRF": "the lattice of segmentation's CRF, which docs/segmenting.md times",
     "DetectionEvaluate": "it counts, on the CPU",
     "DomainTransform": "a recursion along every row and column: torch has nothing to compare it with",
     "DomainTransformForwardOnly": "as DomainTransform",
     "MatRead": "it reads files",
     "MatWrite": "it writes files",
+    "PSROIPooling": "torch has nothing like it without torchvision, whose own differs",
+    "Python rpn.anchor_target_layer.AnchorTargetLayer": "numpy, as the original",
+    "Python rpn.proposal_layer.ProposalLayer": "numpy, as the original",
+    "Python rpn.proposal_target_layer.ProposalTargetLayer": "numpy, as the original",
+    "Python roi_data_layer.layer.RoIDataLayer": "it reads pictures",
     "SegAccuracy": "a count of pixels by class",
 }
 """Types without a row, and why."""

@@ -35,6 +35,9 @@ CHOSEN = {
     "lrn_under_sigmoid. lrn_within_under_bn. maxpool_under_scale. mvn_under_relu. power_under_elu. prelu_under_tanh. "
     "relu_in_under_bn. scale_in_under_sigmoid. sigmoid_in_under_power. sigmoid_under_elu. softmax_under_bn. "
     "swish_under_scale. tanh_under_relu.",
+    "rcnn": "dropout_ psroipooling_halves psroipooling_malformed_scale psroipooling_half psroipooling_batch "
+    "roipooling_malformed roipooling_batch roipooling_halves roipooling_half roipooling_ties roipooling_scale_third "
+    "smoothl1_beside smoothl1_knee smoothl1_loss_weight smoothl1_map_weights smoothl1_weight1_weights",
 }
 """Suites of which the cases are embedded whose names begin like one of these."""
 
@@ -58,7 +61,7 @@ def read(suite: str, name: str) -> dict[str, Any]:
 
 def types(suite: str, name: str, phase: str) -> list[str]:
     """The types of a case's layers, without inserted ones."""
-    read = read_net(SOURCE / suite / f"{name}.prototxt", phase=phase)
+    read = read_net(SOURCE / suite / f"{name}.prototxt", phase=phase, dialect=suite.partition("_")[0])
     left_out = {*read.synthetic, *read.inserted}
     return sorted({layer.type for i, layer in enumerate(read.net.layer) if i not in left_out} - {"Input"})
 

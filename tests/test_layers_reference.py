@@ -17,6 +17,7 @@ NOISY = ("mobilenet_ssd_bn_train", "mobilenet_ssd_bn_test")
 """Nets that tests/test_ssd_nets.py compares."""
 FORKS = [case for fork in ("segnet", "deeplab2") for suite in (fork, f"{fork}_nets") for case in cases(suite, fork)]
 FORKS += [case for suite in ("ssd", "ssd_more", "ssd_nets") for case in cases(suite, "ssd") if case.name not in NOISY]
+FORKS += cases("rcnn", "rcnn")
 """The further forks, as far as their numbers are here."""
 NETS = cases("noh_nets", "noh")
 

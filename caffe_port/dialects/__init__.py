@@ -5,7 +5,21 @@ from caffe_port.dialects.bvlc import BVLC
 from caffe_port.dialects.deeplab2 import DEEPLAB2
 from caffe_port.dialects.mixed import MIXED
 from caffe_port.dialects.noh import NOH
+from caffe_port.dialects.rcnn import RCNN
 from caffe_port.dialects.segnet import SEGNET
 from caffe_port.dialects.ssd import SSD
 
-__all__ = ["BVLC", "DEEPLAB2", "DIALECTS", "MIXED", "NOH", "SEGNET", "SSD", "Dialect", "dialect", "names", "register"]
+__all__ = [
+    "BVLC",
+    "DEEPLAB2",
+    "DIALECTS",
+    "MIXED",
+    "NOH",
+    "RCNN",
+    "SEGNET",
+    "SSD",
+    "Dialect",
+    "dialect",
+    "names",
+    "register",
+]

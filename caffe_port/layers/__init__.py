@@ -28,6 +28,8 @@ from caffe_port.layers import (  # noqa: F401
     parameter_and_dummy_data,
     pooling,
     python,
+    rcnn,
+    rcnn_python,
     recurrent,
     reduction,
     segnet,

@@ -27,7 +27,7 @@ from caffe_port.layers.blobs import BlobVec, Copies
 from caffe_port.schema.forks import fork_of
 from caffe_port.schema.layer_types import REGISTERED_TYPES
 from caffe_port.spec import Shape, Spec, record, records_of
-from caffe_port.spec.base import BOTH, Table
+from caffe_port.spec.base import BOTH, Table, kind
 from caffe_port.spec.fields import Fields
 
 __all__ = ["REGISTRY", "Layer", "Named", "Shape", "create", "layer", "layer_class", "layer_types"]
@@ -221,7 +221,7 @@ def create(message: Any, dialect: Dialect, where: str, also: str = "") -> Layer:
     Raises:
         LayerError: the dialect has no such type, or its parameters are wrong.
     """
-    cls = layer_class(message.type, dialect)
+    cls = layer_class(kind(message, dialect), dialect)
     if cls is not None:
         return cls(message, dialect, where)
     place = f"{where}: layer {message.name}"

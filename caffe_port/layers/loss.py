@@ -57,7 +57,7 @@ class Loss(losses.Loss, Layer):
         if self.normalization == "VALID":
             n: Tensor | float = float(full) if valid is None else valid
         else:
-            n = float({"FULL": full, "BATCH_SIZE": batch, "NONE": 1}[self.normalization])
+            n = float({"FULL": full, "BATCH_SIZE": batch, "NONE": 1, "PRE_FIXED": self.fixed}[self.normalization])
         if not self.dialect.loss_guards_empty:
             return n
         return n.clamp(min=1) if isinstance(n, Tensor) else max(n, 1.0)

@@ -20,7 +20,7 @@ __all__ = ["Evidence", "detect_dialect", "evidence_of_message", "evidence_of_tex
 
 Evidence = dict[str, str]
 """What a net holds, each with the place where it is first: "type T", "layers type T" for a name of V1, "field a.b" of a
-layer, "T with N tops", "solver field f"."""
+layer, "T with N tops", "solver field f", "module m" of a Python layer."""
 
 _TOKENS = re.compile(
     r"""\#[^\n]* | (?P<string>"(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*') | (?P<word>[A-Za-z_]\w*)
@@ -72,6 +72,8 @@ def evidence_of_text(text: str, path: str) -> Evidence:
                     _add(found, f"solver field {word}", path, line, "")
                 elif stack[0] in ("layer", "layers"):
                     _add(found, f"field {'.'.join([*stack[1:], word])}", path, line, name)
+            elif word == "module" and stack[1:] == ["python_param"]:
+                _add(found, f"module {value}", path, line, name)
             elif word == "name" and len(stack) == 1:
                 name = value
     return found
@@ -102,6 +104,8 @@ def evidence_of_message(message: Any) -> Evidence:
             type_name = v2_type(type_name)
         found.setdefault(f"type {type_name}", where)
         found.setdefault(f"{type_name} with {len(layer.top)} tops", where)
+        if type_name == "Python":
+            found.setdefault(f"module {layer.python_param.module}", where)
         for path in _paths(layer, ""):
             found.setdefault(f"field {path}", where)
     return found
@@ -166,7 +170,12 @@ def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) 
 
 def _in_words(what: str) -> str:
     kind, _, name = what.removeprefix("layers ").partition(" ")
-    return {"type": f"is of type {name}", "field": f"has {name}", "solver": f"has {name}"}.get(kind, f"is a {what}")
+    return {
+        "type": f"is of type {name}",
+        "field": f"has {name}",
+        "solver": f"has {name}",
+        "module": f"runs module {name}",
+    }.get(kind, f"is a {what}")
 
 
 def _is_displaced(what: str, displaced: frozenset[str]) -> bool:

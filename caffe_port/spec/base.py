@@ -32,7 +32,21 @@ from caffe_port.errors import DefinitionError, LayerError, ShapeError
 from caffe_port.spec.coords import CoordMap, identity_map
 from caffe_port.spec.fields import Fields
 
-__all__ = ["BIAS", "BOTH", "BVLC", "NOH", "RECORDS", "Blob", "Shape", "Spec", "Table", "define", "record", "records_of"]
+__all__ = [
+    "BIAS",
+    "BOTH",
+    "BVLC",
+    "NOH",
+    "RECORDS",
+    "Blob",
+    "Shape",
+    "Spec",
+    "Table",
+    "define",
+    "kind",
+    "record",
+    "records_of",
+]
 
 Shape = tuple[int, ...]
 
@@ -323,6 +337,15 @@ def define(
 ) -> None:
     """Register a record that is ``base`` with other facts (class attributes of :class:`Spec`)."""
     record(type_name, param, dialects)(type(type_name, (base,), facts))
+
+
+def kind(message: Any, dialect: Dialect) -> str:
+    """The name under which a layer is looked up: its type; of a Python layer that is a layer here, "Python M.C"."""
+    if message.type == "Python":
+        name = f"Python {message.python_param.module}.{message.python_param.layer}"
+        if RECORDS.find(name, dialect):
+            return name
+    return str(message.type)
 
 
 def records_of(type_name: str) -> Iterable[type[Spec]]:

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from caffe_port.errors import ShapeError
-from caffe_port.spec.base import RECORDS, Shape, Spec
+from caffe_port.spec.base import RECORDS, Shape, Spec, kind
 from caffe_port.spec.unknown import is_known, unknown_shape
 
 __all__ = ["Inferred", "LayerShapes", "blob_shape", "infer", "macs", "shapes"]
@@ -72,7 +72,7 @@ def infer(definition: Any, *, check: bool = True) -> Inferred:
     owned: set[str] = set()
     for i, message in enumerate(definition.net.layer):
         bottoms = [found.blobs.get(name, unknown_shape()) for name in message.bottom]
-        record = RECORDS.find(message.type, definition.dialect)
+        record = RECORDS.find(kind(message, definition.dialect), definition.dialect)
         spec, tops = None, [unknown_shape()] * len(message.top)
         if record is None or not record.told:
             found.unknown.append(message.type)

@@ -19,7 +19,7 @@ class Loss(Spec):
 
     Attributes:
         ignore: the label that counts for nothing, or None.
-        normalization: FULL, VALID, BATCH_SIZE or NONE.
+        normalization: FULL, VALID, BATCH_SIZE, NONE or PRE_FIXED, which is by ``fixed``.
     """
 
     bottoms = (2, 2)
@@ -27,11 +27,12 @@ class Loss(Spec):
     labels: tuple[int, ...] = (1,)
     reads_bottoms: tuple[int, ...] = (1,)
     ignore: int | None = None
+    fixed: float = 1.0
 
     def read_loss_param(self, default: str) -> None:
         """Read ``loss_param``; ``normalize`` is the older form of ``normalization`` (loss_layer.cpp)."""
         p = self.fields.loss_param
-        self.ignore = p.ignore_label if p.has("ignore_label") else None
+        self.ignore, self.fixed = p.ignore_label if p.has("ignore_label") else None, p.pre_fixed_normalizer
         if p.has("normalization"):
             p.skip("normalize")
             self.normalization = p.enum("normalization")

@@ -1,0 +1,46 @@
+"""The forks of Fast R-CNN, Faster R-CNN and R-FCN, from a BVLC Caffe of February 2016.
+
+rbgirshick/caffe-fast-rcnn (0dcd397b) and daijifeng001/caffe-rfcn (543f8f6a), with the Python modules of
+rbgirshick/py-faster-rcnn, which are layers of this port's here.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from caffe_port.dialects.base import register
+from caffe_port.dialects.bvlc import BVLC
+
+_TYPES = {
+    "BoxAnnotatorOHEM": "box_annotator_ohem_param",
+    "PSROIPooling": "psroi_pooling_param",
+    "ROIPooling": "roi_pooling_param",
+    "SmoothL1Loss": "smooth_l1_loss_param",
+}
+_MODULES = (
+    *("roi_data_layer.layer", "rpn.anchor_target_layer", "rpn.proposal_layer", "rpn.proposal_target_layer"),
+)  # fmt: skip
+_LATER = ("Clip", "Crop", "LSTM", "LSTMUnit", "Parameter", "RNN", "Swish")
+"""BVLC's types that are younger."""
+
+RCNN = register(
+    replace(
+        BVLC,
+        name="rcnn",
+        title="rbgirshick/caffe-fast-rcnn and daijifeng001/caffe-rfcn, of Fast R-CNN, Faster R-CNN and R-FCN",
+        proto=Path(__file__).with_name("rcnn.proto"),
+        marks=frozenset(
+            (
+                *(f"type {t}" for t in (*_TYPES, "SmoothL1LossOHEM", "SoftmaxWithLossOHEM")),
+                *(f"field {f}" for f in _TYPES.values()),
+                *(f"module {m}" for m in _MODULES),
+                "field dropout_param.scale_train",
+            )
+        ),
+        lacks=frozenset((*(f"type {t}" for t in _LATER), "field pooling_param.round_mode")),
+        inputs_are_layers=False,
+        accuracy_ranks_ties=True,
+        sigmoid_loss_by_batch=True,
+        infogain_takes_probabilities=True,
+        exp_shift_raises_minus_one=True,
+    )
+)

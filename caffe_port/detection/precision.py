@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from caffe_port.errors import CaffeError
@@ -15,13 +17,16 @@ under the precisions themselves."""
 _EPS = np.float32(1e-6)
 
 
-def average_precision(scores: np.ndarray, right: np.ndarray, positives: int, version: str = "Integral") -> float:
-    """The average precision of one class, in single precision as SSD computes it.
+def average_precision(
+    scores: np.ndarray, right: np.ndarray, positives: int, version: str = "Integral", kind: Any = np.float32
+) -> float:
+    """The average precision of one class.
 
     Args:
         scores: (n,) of any order; of equal ones the earlier counts as the better.
         right: (n,) whether each is right.
         positives: how many there were to find.
+        kind: the precision of the arithmetic; single is SSD's.
 
     Raises:
         CaffeError: the version is none of :data:`VERSIONS`.
@@ -31,21 +36,21 @@ def average_precision(scores: np.ndarray, right: np.ndarray, positives: int, ver
     if not len(scores) or not positives:
         return 0.0
     hits = np.cumsum(np.asarray(right, bool)[np.argsort(-np.asarray(scores), kind="stable")])
-    precision = hits.astype(np.float32) / np.arange(1, len(hits) + 1, dtype=np.float32)
-    recall = hits.astype(np.float32) / np.float32(positives)
+    precision = hits.astype(kind) / np.arange(1, len(hits) + 1, dtype=kind)
+    recall = hits.astype(kind) / kind(positives)
     if version == "11point":
         wide = recall.astype(np.float64)  # 0.7 in single precision is not 0.7 yet
-        best = [precision[wide >= j / 10].max(initial=np.float32(0)) for j in range(10, -1, -1)]
-        return _sum(np.array(best, np.float32) / np.float32(11))
+        best = [precision[wide >= j / 10].max(initial=kind(0)) for j in range(10, -1, -1)]
+        return _sum(np.array(best, kind) / kind(11))
     if version == "Integral":
-        steps = np.abs(np.diff(recall, prepend=np.float32(0)))
-        return _sum(np.where(steps > _EPS, precision * steps, np.float32(0)))
+        steps = np.abs(np.diff(recall, prepend=kind(0)))
+        return _sum(np.where(steps > _EPS, precision * steps, kind(0)))
     best_from = np.maximum.accumulate(precision[::-1])
     steps = np.abs(np.diff(recall))[::-1]
-    parts = np.where(steps > _EPS, best_from[1:] * steps, np.float32(0))
+    parts = np.where(steps > _EPS, best_from[1:] * steps, kind(0))
     return _sum(np.append(parts, recall[0] * best_from[-1]))
 
 
 def _sum(parts: np.ndarray) -> float:
-    """One addition after the other, each rounded to single precision."""
-    return float(np.add.accumulate(parts.astype(np.float32))[-1])
+    """One addition after the other, each rounded."""
+    return float(np.add.accumulate(parts)[-1])

@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("time", "Time a net, layer by layer", "caffe:benchmark"),
         Command("device-query", "The GPUs there are", "caffe:device_query"),
         Command("segment", "Masks for pictures, by a trained net"),
+        Command("detect", "Objects in pictures, by a trained net; mean average precision"),
     ),
     "train": (
         Command("train", "Train or finetune a net with Caffe's solver", "caffe:train"),

@@ -1,0 +1,221 @@
+"""detect: pictures in, objects out, by an SSD net; scored against VOC's annotations."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from caffe_port.errors import CaffeError, FileError
+from caffe_port.formats.atomic import atomic_write, check_output
+from caffe_port.tools.cli import Parser, print_json, read_options, run, table, trained_net
+from caffe_port.tools.progress import each, print_line
+from caffe_port.tools.train import device_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from caffe_port.detection.detector import Detector
+    from caffe_port.detection.objects import Found
+
+__all__ = ["main"]
+
+THRESHOLD, SCORED_THRESHOLD = 0.5, 0.01
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "detect",
+        "Find objects with a trained SSD net. Writes OUT/detections.json, a list of pictures with their objects,"
+        " boxes in pixels; asked for, VOC's result files and pictures with the boxes drawn.",
+        example="picture.jpg --prototxt deploy.prototxt --weights model.caffemodel -o found --draw",
+    )
+    add = parser.add_argument
+    add("pictures", metavar="PICTURE", nargs="+", help="a picture, or a folder of them")
+    add("--prototxt", metavar="NET", required=True, help="the deploy net, which ends in DetectionOutput")
+    add("--weights", metavar="FILE", required=True, help="its parameters: .caffemodel, .safetensors, .pth, .npz or .h5")
+    parser.add_output("OUT", help="the folder for the results; made if it is not there")
+    add("--voc", action="store_true", help="also write OUT/comp4_det_test_CLASS.txt, as VOC's kit reads them")
+    add("--draw", action="store_true", help="also write OUT/NAME.png, the picture with the boxes over it")
+    add("--labels", metavar="FILE", help="names of the classes: SSD's labelmap.prototxt, or a name a line from label 1")
+    add(
+        "--threshold",
+        type=float,
+        metavar="S",
+        help=f"least score of an object; default: {THRESHOLD}, with --annotations {SCORED_THRESHOLD}",
+    )
+    add(
+        "--mean",
+        type=float,
+        nargs=3,
+        metavar=("B", "G", "R"),
+        help="subtracted; default: what the net was trained with",
+    )
+    add("--scale", type=float, metavar="F", help="multiplied afterwards; default: what the net was trained with")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of the net's input; default: as its definition says")
+    add("--batch", type=int, default=1, metavar="N", help="pictures in a pass; default: %(default)s")
+    add("--annotations", metavar="FOLDER", help="score against VOC's NAME.xml in this folder: mean average precision")
+    parser.add_device()
+    parser.add_json("print a line of JSON for each picture, and one of the scores")
+    parser.add_quiet()
+    parser.add_dialect()
+    run(_detect, parser, argv)
+
+
+def _detect(arguments: argparse.Namespace) -> None:
+    from caffe_port.detection.objects import dump_json, to_json
+    from caffe_port.segmentation.voc import pictures_in, read_picture
+
+    if (arguments.voc or arguments.draw) and not arguments.output:
+        raise CaffeError("--voc and --draw", "no -o", expected="a folder for the results")
+    if arguments.batch < 1:
+        raise CaffeError("--batch", str(arguments.batch), expected="1 or more")
+    pictures = pictures_in(arguments.pictures)
+    _check_names(pictures)
+    truth = _truth(arguments, pictures)
+    detector = _detector(arguments)
+    names = _names(arguments, detector)
+    outputs = _outputs(arguments, pictures, names)
+    results: dict[str, list[Found]] = {}
+    told = []
+    batches = [pictures[i : i + arguments.batch] for i in range(0, len(pictures), arguments.batch)]
+    for batch in each(batches, "detect", quiet=arguments.quiet):
+        shown = [read_picture(path) for path in batch]
+        for path, picture, objects in zip(batch, shown, detector(*shown), strict=True):
+            results[path.stem] = objects
+            told.append(to_json(str(path), objects, names))
+            if arguments.draw:
+                _draw(outputs[path.stem], picture, objects, names, overwrite=arguments.force)
+            if arguments.json:
+                print_json(told[-1])
+            elif not arguments.quiet:
+                found = (f"{o['class']} {o['score']:.2f}" for o in told[-1]["objects"][:8])
+                more = len(objects) - 8
+                print_line(f"{path.name}  {', '.join(found) or 'nothing'}{f' and {more} more' if more > 0 else ''}")
+    if arguments.output:
+        with atomic_write(outputs["detections.json"], overwrite=arguments.force) as file:
+            file.write(dump_json(told))
+    if arguments.voc:
+        _write_voc(outputs, results, names, overwrite=arguments.force)
+    if truth is not None:
+        _score(arguments, results, truth, names)
+
+
+def _check_names(pictures: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in seen:
+            raise FileError(str(path), f"the same name as {seen[path.stem]}", remedy="leave one of them out")
+        seen[path.stem] = path
+
+
+def _detector(arguments: argparse.Namespace) -> Detector:
+    from caffe_port.detection.detector import Detector
+    from caffe_port.schema import read_net
+
+    options = read_options(arguments)
+    definition = read_net(arguments.prototxt, phase="TEST", **options)
+    if arguments.size:
+        inputs = [layer for layer in definition.net.layer if layer.type == "Input"]
+        if min(arguments.size) < 1 or len(inputs) != 1 or len(inputs[0].input_param.shape[0].dim) != 4:
+            raise CaffeError("--size", f"{arguments.size}", expected="sizes above 0, and a net of one input of 4 axes")
+        inputs[0].input_param.shape[0].dim[2:] = arguments.size
+    net = trained_net(definition, arguments.weights, quiet=arguments.quiet or arguments.json)
+    threshold = arguments.threshold
+    if threshold is None:
+        threshold = SCORED_THRESHOLD if arguments.annotations else THRESHOLD
+    detector = Detector(
+        net.to(device_of(arguments.device)), mean=arguments.mean, scale=arguments.scale, threshold=threshold
+    )
+    given = detector.preparation
+    if not arguments.quiet and not arguments.json and (arguments.mean is None or arguments.scale is None):
+        print_line(f"mean {', '.join(f'{m:g}' for m in given.mean)}, scale {given.scale:g}: {given.because}")
+    return detector
+
+
+def _names(arguments: argparse.Namespace, detector: Detector) -> dict[int, str]:
+    from caffe_port.detection.objects import read_labels
+    from caffe_port.segmentation.voc import CLASSES
+
+    if not arguments.labels:
+        voc = len(detector.classes) == len(CLASSES)
+        return {label: CLASSES[label - 1] if voc and label else str(label) for label in detector.classes}
+    names = read_labels(arguments.labels)
+    missing = [label for label in detector.classes if label not in names]
+    if missing:
+        raise CaffeError(arguments.labels, f"no name of label {missing[0]}", expected=f"labels {detector.classes}")
+    return {label: names[label] for label in detector.classes}
+
+
+def _truth(arguments: argparse.Namespace, pictures: Sequence[Path]) -> dict | None:
+    from caffe_port.detection.voc import read_annotation
+
+    if not arguments.annotations:
+        return None
+    folder = Path(arguments.annotations)
+    if not folder.is_dir():
+        raise FileError(str(folder), "no such folder", expected="one of VOC's annotations")
+    return {path.stem: read_annotation(folder / f"{path.stem}.xml") for path in pictures}
+
+
+def _outputs(arguments: argparse.Namespace, pictures: Sequence[Path], names: dict[int, str]) -> dict[str, Path]:
+    """Where everything goes, by the picture's stem, the class's name, or "detections.json"; refused before work."""
+    if not arguments.output:
+        return {}
+    folder = Path(arguments.output)
+    if folder.exists() and not folder.is_dir():
+        raise FileError(str(folder), "a file", expected="a folder for the results")
+    outputs = {"detections.json": folder / "detections.json"}
+    if arguments.draw:
+        outputs |= {path.stem: folder / f"{path.stem}.png" for path in pictures}
+    if arguments.voc:
+        wrong = [name for name in names.values() if "/" in name or name in ("", ".", "..")]
+        if wrong:
+            raise CaffeError("--voc", f"a class named {wrong[0]!r}", expected="names that files can have")
+        outputs |= {f"class {name}": folder / f"comp4_det_test_{name}.txt" for name in names.values()}
+    sources = {path.resolve() for path in pictures}
+    for output in outputs.values():
+        if output.resolve() in sources:
+            raise FileError(str(output), "a picture to be read", remedy="choose another folder with -o")
+        if folder.is_dir():
+            check_output(output, overwrite=arguments.force)
+    folder.mkdir(parents=True, exist_ok=True)
+    return outputs
+
+
+def _draw(path: Path, picture: np.ndarray, objects: Sequence[Found], names: dict[int, str], *, overwrite: bool) -> None:
+    from PIL import Image
+
+    from caffe_port.detection.objects import drawn
+    from caffe_port.segmentation.voc import palette
+
+    with atomic_write(path, overwrite=overwrite) as file:
+        Image.fromarray(drawn(picture, objects, names, palette())).save(file, "PNG")
+
+
+def _write_voc(outputs: dict[str, Path], results: dict, names: dict[int, str], *, overwrite: bool) -> None:
+    from caffe_port.detection.objects import voc_lines
+
+    for label, name in names.items():
+        with atomic_write(outputs[f"class {name}"], overwrite=overwrite) as file:
+            file.write(voc_lines(list(results.items()), label).encode())
+
+
+def _score(arguments: argparse.Namespace, results: dict, truth: dict, names: dict[int, str]) -> None:
+    from caffe_port.detection.voc import mean_precision
+
+    unknown = sorted({n for t in truth.values() for n in t.names} - {*names.values()})
+    scores = mean_precision(results, truth, names)
+    if arguments.json:
+        print_json({"average_precision": scores, "unknown": unknown})
+        return
+    if unknown:
+        print_line(f"classes of the annotations that the net has no name of: {', '.join(unknown)}")
+    rows = [(name, f"{of['11-point']:.4f}", f"{of['area']:.4f}") for name, of in scores.items()]
+    print_line(table(("class", "11-point", "area"), rows, right=(1, 2)))
+
+
+if __name__ == "__main__":
+    main()

@@ -269,3 +269,21 @@ def test_crop_sees_a_dilated_window_as_wide_as_it_is(type_name: str, dilated: st
         )
         offsets.append(net.nodes[-1][1].offset)
     assert offsets[0] == offsets[1] != [0, 0]
+
+
+@pytest.mark.parametrize("type_name", ["MVN", "Slice", "LRN", "Softmax", "Concat", "TanH"])
+def test_crop_through_layers_that_the_fork_knows_to_keep_pixels(type_name: str) -> None:
+    """As the fork ran them: behind a convolution of 5 the offset stays (2, 2)."""
+    text = f"""input: "x" input_shape {{ dim: 2 dim: 3 dim: 20 dim: 24 }}
+    layer {{ name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param {{ num_output: 3 kernel_size: 5 }} }}
+    layer {{ name: "o" type: "{type_name}" bottom: "c" top: "o" }}
+    layer {{ name: "k" type: "Crop" bottom: "x" bottom: "o" top: "y" }}"""
+    assert Net(text, dialect="noh").nodes[-1][1].offset == [2, 2]
+
+
+def test_crop_behind_a_pooling_of_the_whole_blob() -> None:
+    """Its window is its bottom's: over 5 x 5 pixels the centre is the third (noh: pooling_layer.cpp, LayerSetUp)."""
+    text = """input: "x" input_shape { dim: 1 dim: 3 dim: 5 dim: 5 }
+    layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { global_pooling: true } }
+    layer { name: "k" type: "Crop" bottom: "x" bottom: "p" top: "y" }"""
+    assert Net(text, dialect="noh").nodes[-1][1].offset == [2, 2]

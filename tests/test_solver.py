@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port.dialects import BVLC, NOH
+from caffe_port.dialects import BVLC, NOH, dialect
 from caffe_port.errors import CaffeError
 from caffe_port.schema import read_solver
 from caffe_port.solver import Policy, Solver, optimizers, policy, rule
@@ -73,6 +73,17 @@ def test_steps_of_multistep(values: list[int], start: int, before: int, expected
 def test_wrong_policy(fields: str, message: str) -> None:
     with pytest.raises(CaffeError, match=message):
         make_policy(fields)
+
+
+@pytest.mark.parametrize("name", ["noh", "segnet", "ssd", "deeplab2"])
+def test_forks_run_a_negative_gamma(name: str) -> None:
+    """Rates of noh's own log; the sources of the others have no check either."""
+    one = make_policy('lr_policy: "sigmoid" gamma: -0.5 stepsize: 3', dialect(name))
+    rates = [one.learning_rate(i) / 0.02 * 0.5 for i in range(6)]
+    assert rates == pytest.approx([0.408787, 0.365529, 0.311230, 0.25, 0.188770, 0.134471], abs=5e-7)
+    assert make_policy('lr_policy: "exp" gamma: -0.9', dialect(name)).learning_rate(3) == pytest.approx(
+        0.02 * -0.729, rel=2e-6
+    )
 
 
 # -- updates -----------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ class Dialect:
 
     checks_rate_fields: bool = True
     """The solver refuses a negative gamma, and a stepsize of 0 or less with lr_policy "sigmoid" (bvlc:
-    sgd_solver.cpp)."""
+    sgd_solver.cpp; none of the older forks does)."""
 
     smooths_last_loss: bool = True
     """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""

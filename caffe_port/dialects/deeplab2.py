@@ -31,6 +31,7 @@ DEEPLAB2 = register(
         accuracy_ranks_ties=True,
         sigmoid_loss_by_batch=True,
         infogain_takes_probabilities=True,
+        checks_rate_fields=False,
         exp_shift_raises_minus_one=True,
     )
 )

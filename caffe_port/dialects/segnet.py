@@ -37,6 +37,7 @@ SEGNET = register(
         silence_clears_data=True,
         sigmoid_loss_by_batch=True,
         infogain_takes_probabilities=True,
+        checks_rate_fields=False,
         exp_shift_raises_minus_one=True,
         mvn_mean_gradient=False,
         bn_overwrites_diffs=True,

@@ -41,6 +41,7 @@ SSD = register(
         ),
         accuracy_ranks_ties=True,
         infogain_takes_probabilities=True,
+        checks_rate_fields=False,
         logs_speed=False,
     )
 )

@@ -52,7 +52,7 @@ clean:
 	rm -rf $(VENV) $(ORACLE) build dist demo_output demo_parity *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(READY): requirements.lock setup.py
+$(READY): requirements.lock pyproject.toml setup.py
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 		echo "make: needs Python 3.10 or newer, found $(or $(PYTHON),none); name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \

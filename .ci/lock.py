@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
-# Pinned versions of everything the Makefile installs. Written by .ci/lock.py: change setup.py, not this file.
+# Pinned versions of everything the Makefile installs. Written by .ci/lock.py: change pyproject.toml, not this file.
 """
 PINNED = {"torch": "2.13.0"}
 EXTRA = ["setuptools"]

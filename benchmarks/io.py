@@ -98,10 +98,10 @@ def weights_of(prototxt: Path, path: Path) -> Path:
     """Random weights for a net of this repository."""
     import numpy as np
 
+    from caffe_port.definitions.shapes import infer
     from caffe_port.formats import write_net
     from caffe_port.schema import read_net
-    from prototxt.build import definitions
-    from prototxt.shapes import infer
+    from caffe_port.tools.build import definitions
 
     definition = read_net(prototxt)
     shapes = infer(definitions()[str(prototxt.relative_to(ROOT / "prototxt"))]).params  # type: ignore[arg-type]

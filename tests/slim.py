@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from prototxt import build, shapes
-from prototxt.definition import Layer, Net, Setting
+from caffe_port.definitions import shapes
+from caffe_port.definitions.definition import Layer, Net, Setting
+from caffe_port.tools import build
 
 __all__ = ["with_inputs"]
 

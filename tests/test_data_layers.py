@@ -32,8 +32,8 @@ from caffe_port.schema import SCHEMA
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from prototxt import build
-from prototxt.definition import Setting
+from caffe_port.definitions.definition import Setting
+from caffe_port.tools import build
 
 SHUFFLED_ROWS = "image_data_param { source: 'labels.txt' batch_size: 3 shuffle: true new_height: 9 new_width: 8 }"
 

@@ -61,7 +61,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     (folder / "bin").mkdir()
     (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    (folder / "bin" / "python").chmod(0o755)
+    (folder / "bin" / "caffe-port").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m caffe_port "$@"\n')
+    for program in (folder / "bin").iterdir():
+        program.chmod(0o755)
     (folder / "net.prototxt").write_text(with_inputs("decouplednet/fp_bp_network.prototxt", "1/32", 0, "TEST"))
     (folder / "reference.npz").symlink_to(EMBEDDED / "noh_nets" / "decouplednet_fp_bp.npz")
     net = caffe_port.Net(folder / "net.prototxt")

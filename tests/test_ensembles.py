@@ -9,6 +9,7 @@ import pytest
 import torch
 from segment_nets import picture, scattered, slim, tiny
 
+from caffe_port.definitions.definition import Setting as Sizes
 from caffe_port.net import Net
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.crf import SETTINGS, Kernel, Setting, dense_crf
@@ -18,8 +19,7 @@ from caffe_port.segmentation.fcn import Plain
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import Segmenter, prepare
 from caffe_port.segmentation.proposals import edge_boxes
-from prototxt import build
-from prototxt.definition import Setting as Sizes
+from caffe_port.tools import build
 
 DECONVNET = "deconvnet/DeconvNet_inference_deploy.prototxt"
 FCN = "fcn8s/fcn-8s-pascal-deploy.prototxt"

@@ -221,7 +221,8 @@ def test_the_command_prints_its_plan_in_words_to_be_typed(tmp_path: Path) -> Non
     assert process.returncode == 0, wrong
     lines = [shlex.split(line) for line in said.splitlines()]
     assert {line[0] for line in lines} == {"python"}
-    assert ["prototxt/build.py"] == [line[1] for line in lines if line[1] != "-m"]
+    assert {line[1] for line in lines} == {"-m"}, "modules, which an installed package has, too"
+    assert sum(line[2] == "caffe_port.tools.build" for line in lines) == 1
     assert not (tmp_path / "out").exists()
 
 

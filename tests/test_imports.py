@@ -20,6 +20,7 @@ ROOMS = [  # a room imports only rooms above it
     "spec",
     "schema",
     "formats",
+    "definitions",
     "random",
     "data",
     "graph",

@@ -28,8 +28,10 @@ from caffe_port.schema import SCHEMA, V1_TO_V2, read_net, read_solver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from prototxt import build, shapes
-from prototxt.definition import Layer, Net, Setting, Solver
+from caffe_port.definitions import shapes
+from caffe_port.definitions.definition import Layer, Net, Setting, Solver
+from caffe_port.errors import CaffeError
+from caffe_port.tools import build
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = SHARED / "reference"
@@ -333,7 +335,7 @@ def test_batch_and_data_root_reach_every_data_layer():
 
 
 def test_an_unknown_type_has_no_shape():
-    with pytest.raises(build.CaffeError, match="ODD"):
+    with pytest.raises(CaffeError, match="ODD"):
         shapes.infer(Net("x", [Layer("ODD", "odd", ["data"], ["top"])], inputs={"data": (1, 3, 8, 8)}))
 
 
@@ -345,6 +347,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        build.main(arguments)
+    return int(end.value.code or 0)
+
+
 def test_command_checks_the_repository_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("--check")
@@ -353,14 +361,18 @@ def test_command_checks_the_repository_from_anywhere(tmp_path, monkeypatch):
 
 def test_command_writes_checks_and_lists(tmp_path, capsys):
     wish = ["-o", str(tmp_path), "--width", "1/32", "fcn8s", DECONVNET]
-    assert build.main(wish) == 0
+    assert call(*wish) == 0
     written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert written == [DECONVNET, "fcn8s/fcn-8s-pascal-deploy.prototxt"]
-    assert build.main([*wish, "--check"]) == 0
+    assert call(*wish, "--check") == 0
     (tmp_path / DECONVNET).write_text("name: 'mine'\n", encoding="utf-8")
-    assert build.main([*wish, "--check"]) == 1
+    assert call(*wish, "--check") == 1
     assert f"{tmp_path / DECONVNET}: is not what the builder writes" in capsys.readouterr().err
-    assert build.main(["--list", "decouplednet"]) == 0
+    assert call(*wish) == 2
+    assert "another definition, one of 1 there; pass -f" in capsys.readouterr().err
+    assert (tmp_path / DECONVNET).read_text(encoding="utf-8") == "name: 'mine'\n"
+    assert call(*wish, "-f") == call(*wish, "--check") == 0
+    assert call("--list", "decouplednet") == 0
     assert re.search(rf"{re.escape(FULL)} +103 +427,078,678\n", capsys.readouterr().out)
 
 
@@ -383,7 +395,7 @@ def test_command_writes_checks_and_lists(tmp_path, capsys):
 def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("", encoding="utf-8")
-    assert build.main(arguments.format(file=file).split()) == 2
+    assert call(*arguments.format(file=file).split()) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -12,8 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from prototxt.build import definitions
-from prototxt.shapes import infer
+from caffe_port.definitions.shapes import infer
+from caffe_port.tools.build import definitions
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = json.loads((ROOT / "weights" / "published.json").read_text(encoding="utf-8"))

@@ -23,8 +23,9 @@ from caffe_port.solver.log import Log
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from prototxt import build, wssl
-from prototxt.definition import Net, Setting
+from caffe_port.definitions import wssl
+from caffe_port.definitions.definition import Net, Setting
+from caffe_port.tools import build
 
 F = np.float32
 

@@ -63,6 +63,8 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "more": (
+        Command("dump-reference", "A script for a Caffe of your own: what its net computes, for parity"),
+        Command("build", "The published networks and their solvers, at any width and size"),
         Command("as-caffe", "Run a script that says import caffe"),
         Command("demo", "Draw pictures, train DecoupledNet on them, convert it, segment, score"),
         Command("demo-parity", "An embedded model, converted, run on a picture, compared with real Caffe"),

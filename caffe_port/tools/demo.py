@@ -59,7 +59,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     )
     weights = next(step for step in made.steps if step.name == "decouplednet-Full-folded")
     converted = output / "torch" / "decouplednet.safetensors"
-    convert = ("converters/caffe2torch.py", str(weights.makes), "-o", str(converted), "-f")
+    convert = ("-m", "caffe_port.tools.caffe2torch", str(weights.makes), "-o", str(converted), "-f")
     steps = [*made.steps, Step("torch", convert, (weights,), converted)]
 
     def told(step: Step, seconds: float) -> None:
@@ -84,8 +84,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 _YOURS = """
 Done in {seconds:.0f} s. With pictures of your own: docs/tutorial.md. With a model of your own:
 
-   python converters/caffe2torch.py model.caffemodel        # model.safetensors for PyTorch
-   python -m caffe_port.tools.demo_parity                   # a model of the original program, beside its numbers"""
+   caffe-port caffe2torch model.caffemodel                  # model.safetensors for PyTorch
+   caffe-port demo-parity                                   # a model of the original program, beside its numbers"""
 
 
 def contact_sheet(folder: Folder, results: Path, output: Path, *, shown: int = SHOWN) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from caffe_port.definitions import data
 from caffe_port.errors import FileError
 from caffe_port.tools.cli import Parser, run
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["blob_of", "main"]
 
-MATERIAL = Path(__file__).resolve().parents[2] / "tests" / "reference" / "demo"
+MATERIAL = data("tests/reference/demo", "demo_data")
 MEAN = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
 """Blue, green, red: what VGG-16 and all nets made of it subtract."""
 CLASSES = (

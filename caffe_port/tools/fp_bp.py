@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from caffe_port.definitions import published
 from caffe_port.errors import DefinitionError, WeightsError, nearest
 from caffe_port.formats import Weights, open_weights, write_net
 from caffe_port.formats.atomic import check_output
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFINITION", "Made", "convert", "main", "write"]
 
 SUFFIX = "-bp"
-DEFINITION = Path(__file__).resolve().parents[2] / "prototxt" / "decouplednet" / "fp_bp_network.prototxt"
+DEFINITION = published() / "decouplednet" / "fp_bp_network.prototxt"
 _TYPES = ("Convolution", "Deconvolution")
 
 
@@ -128,7 +129,7 @@ def _check(path: str, name: str, blobs: Sequence[np.ndarray], shapes: dict[str, 
                 f"{path}: {name}[{index}]",
                 f"shape {blob.shape}",
                 expected=f"{wanted} as the net has",
-                remedy="give the net of the file's width with --prototxt (python prototxt/build.py --width ...)",
+                remedy="give the net of the file's width with --prototxt (caffe-port build --width ...)",
             )
 
 

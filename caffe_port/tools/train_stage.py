@@ -7,6 +7,7 @@ import glob
 from collections.abc import Callable
 from pathlib import Path
 
+from caffe_port.definitions import published
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import check_output
 from caffe_port.tools.cli import Parser
@@ -14,7 +15,7 @@ from caffe_port.tools.train import add_options, train
 
 __all__ = ["PROTOTXT", "add_stage_options", "train_stage"]
 
-PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
+PROTOTXT = published()
 """The published definitions."""
 
 
@@ -40,7 +41,7 @@ def train_stage(
     output = Path(arguments.output)
     check_output(output, overwrite=arguments.force or arguments.resume)
     if not solver.is_file():
-        raise CaffeError(str(solver), "no such file", remedy="make it: python prototxt/build.py -o DIR --width ...")
+        raise CaffeError(str(solver), "no such file", remedy="make it: caffe-port build -o DIR --width ...")
     arguments.solver = str(solver)
     if start is not None and not arguments.snapshot and not (arguments.resume and _begun(arguments)):
         arguments.weights = start(output.with_name(f"{output.stem}_start.caffemodel"))

@@ -118,7 +118,8 @@ class _Maker:
     def nets(self, level: str) -> Step:
         """The definitions whose lists are of a level's strong pictures; "Full" has all there are."""
         recipe, name = self.recipe, "nets" if level == "Full" else f"nets-{level}"
-        words = ["prototxt/build.py", "-o", self.output / name, "--width", recipe.width, "--input-size", recipe.size]
+        words = ["-m", "caffe_port.tools.build", "-f", "-q", "-o", self.output / name]
+        words += ["--width", recipe.width, "--input-size", recipe.size]
         words += ["--batch", recipe.batch, "--classes", self.classes, "--norm", "--data-root", self.output / "lists"]
         words += [] if level == "Full" else ["--level", level]
         return self.step(name, words, (), "deconvnet/stage_1_solver.prototxt")

@@ -11,9 +11,6 @@ from pathlib import Path
 
 __all__ = ["Step"]
 
-ROOT = Path(__file__).resolve().parents[3]
-"""The repository, where prototxt/build.py is."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -33,14 +30,13 @@ class Step:
 
     @property
     def command(self) -> str:
-        """As one would type it in the repository."""
+        """As one would type it."""
         return shlex.join(["python", *self.words])
 
     @property
     def argv(self) -> list[str]:
         """As it is run, from any folder."""
-        first, *rest = self.words
-        return [sys.executable, *([first] if first.startswith("-") else [str(ROOT / first)]), *rest]
+        return [sys.executable, *self.words]
 
     @property
     def key(self) -> str:

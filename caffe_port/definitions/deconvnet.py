@@ -6,10 +6,10 @@ stages: crops around one object, then crops of object proposals.
 
 from __future__ import annotations
 
-from prototxt.definition import Layer, Layers, Net, Setting, Solver
-from prototxt.layers import XAVIER, Norm
-from prototxt.vgg import decoder, encoder, fully_connected, input_size, window
-from prototxt.voc import pixel_accuracy, pixel_loss, sgd, voc_data
+from caffe_port.definitions.definition import Layer, Layers, Net, Setting, Solver
+from caffe_port.definitions.layers import XAVIER, Norm
+from caffe_port.definitions.vgg import decoder, encoder, fully_connected, input_size, window
+from caffe_port.definitions.voc import pixel_accuracy, pixel_loss, sgd, voc_data
 
 __all__ = ["files"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prototxt.definition import Layer, Layers, Learn, Net, Note, Setting, Solver
-from prototxt.layers import (
+from caffe_port.definitions.definition import Layer, Layers, Learn, Net, Note, Setting, Solver
+from caffe_port.definitions.layers import (
     FROZEN,
     NEW,
     SMALL,
@@ -24,8 +24,8 @@ from prototxt.layers import (
     sigmoid,
     unpooling,
 )
-from prototxt.vgg import decoder, encoder, fully_connected, input_size, unit, window
-from prototxt.voc import pixel_accuracy, pixel_loss, sgd, voc_data
+from caffe_port.definitions.vgg import decoder, encoder, fully_connected, input_size, unit, window
+from caffe_port.definitions.voc import pixel_accuracy, pixel_loss, sgd, voc_data
 
 __all__ = ["SIZE", "class_score", "files", "resized", "score_side"]
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from caffe_port.definitions.definition import Layer, Layers, Net, Note, Setting, Solver, Word
+from caffe_port.definitions.layers import NEW, SMALL, USUAL, XAVIER, Norm, convolution, dropout, pooling
+from caffe_port.definitions.vgg import STAGES, unit
+from caffe_port.definitions.voc import MEAN, pixel_accuracy, pixel_loss, sgd
 from caffe_port.errors import ShapeError
-from prototxt.definition import Layer, Layers, Net, Note, Setting, Solver, Word
-from prototxt.layers import NEW, SMALL, USUAL, XAVIER, Norm, convolution, dropout, pooling
-from prototxt.vgg import STAGES, unit
-from prototxt.voc import MEAN, pixel_accuracy, pixel_loss, sgd
 
 __all__ = ["FOVS", "FoV", "crop_size", "deploy", "files", "make_inference", "network", "semi", "strong"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from prototxt.definition import Fields, Layer, Learn, Word
+from caffe_port.definitions.definition import Fields, Layer, Learn, Word
 
 __all__ = [
     "FROZEN",

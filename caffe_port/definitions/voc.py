@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prototxt.definition import Fields, Layer, Setting, Solver, Word
+from caffe_port.definitions.definition import Fields, Layer, Setting, Solver, Word
 
 __all__ = ["pixel_accuracy", "pixel_loss", "sgd", "voc_data"]
 

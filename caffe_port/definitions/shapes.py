@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import prod
 
 from caffe_port import spec
+from caffe_port.definitions.definition import Net
 from caffe_port.schema import read_net
-from prototxt.definition import Net
 
 __all__ = ["Shape", "Shapes", "infer"]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prototxt.definition import Layer, Learn, Net, Setting, Solver
-from prototxt.layers import convolution, crop, deconvolution, eltwise
-from prototxt.vgg import encoder, fully_connected
+from caffe_port.definitions.definition import Layer, Learn, Net, Setting, Solver
+from caffe_port.definitions.layers import convolution, crop, deconvolution, eltwise
+from caffe_port.definitions.vgg import encoder, fully_connected
 
 __all__ = ["files"]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from caffe_port.errors import ShapeError
-from prototxt.definition import Fields, Layer, Learn, Setting
-from prototxt.layers import (
+from caffe_port.definitions.definition import Fields, Layer, Learn, Setting
+from caffe_port.definitions.layers import (
     SMALL,
     USUAL,
     Norm,
@@ -18,6 +17,7 @@ from prototxt.layers import (
     relu,
     unpooling,
 )
+from caffe_port.errors import ShapeError
 
 __all__ = ["STAGES", "decoder", "encoder", "fully_connected", "input_size", "unit", "window"]
 

@@ -5,11 +5,11 @@ Layer names are those of ``decouplednet/fp_bp_network.prototxt``, so that weight
 
 from __future__ import annotations
 
-from prototxt.decouplednet import SIZE, class_score, resized, score_side
-from prototxt.definition import Layer, Layers, Net, Note, Setting, Solver, Word
-from prototxt.layers import NEW, XAVIER, Norm, pooling, sigmoid
-from prototxt.vgg import encoder, fully_connected, input_size, window
-from prototxt.voc import sgd, voc_data
+from caffe_port.definitions.decouplednet import SIZE, class_score, resized, score_side
+from caffe_port.definitions.definition import Layer, Layers, Net, Note, Setting, Solver, Word
+from caffe_port.definitions.layers import NEW, XAVIER, Norm, pooling, sigmoid
+from caffe_port.definitions.vgg import encoder, fully_connected, input_size, window
+from caffe_port.definitions.voc import sgd, voc_data
 
 __all__ = ["files"]
 

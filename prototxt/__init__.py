@@ -1,1 +1,0 @@
-"""The published networks: a builder (``build.py``), and beside it the definitions that it writes."""

@@ -1,6 +1,8 @@
 # make demo    trains DecoupledNet on drawn pictures for a minute or two, converts it, segments, scores
 # make test    all tests
 # make fuzz    100,000 hostile files for every reader, which takes hours; make fuzz CASES=1000 takes minutes
+# make mutants changes one flag, fact or constant at a time and runs the tests about it; an hour or two. make mutants
+#              MUTANTS=flags, or MUTANTS="--sample 50", takes minutes
 # make oracle  the single-layer references run live in kendryte-caffe (needs a Python 3.6 to 3.9 too); a minute
 # make lint    style and types
 # make clean   removes what these made
@@ -13,7 +15,7 @@ PYTHON = $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 py
 # An interpreter named on the command line gets a .venv of its own making.
 READY := $(VENV)/ready$(if $(filter command,$(origin PYTHON)),-$(notdir $(PYTHON)))
 
-.PHONY: demo test fuzz oracle lint clean
+.PHONY: demo test fuzz mutants oracle lint clean
 
 demo: $(READY)
 	@$(VENV)/bin/python -m caffe_port.tools.demo
@@ -26,6 +28,11 @@ CASES := 100000
 
 fuzz: $(READY)
 	$(VENV)/bin/python benchmarks/fuzz.py --cases $(CASES)
+
+MUTANTS :=
+
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/mutants.py $(MUTANTS)
 
 # kendryte-caffe has wheels for Python 3.6 to 3.9 only, and a venv of its own. Another: make ORACLE_PYTHON=... oracle
 ORACLE := .venv-oracle

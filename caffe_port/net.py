@@ -32,16 +32,13 @@ from caffe_port.layers.foreign import Foreign, Place, found_at, register
 from caffe_port.layers.functions import recorded, traced
 from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
-from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.schema.messages import PHASES
 from caffe_port.schema.plugins import python_layers_allowed, writes_allowed
 from caffe_port.spec.coords import compose, identity_map, inverse
 from caffe_port.spec.infer import blob_shape
 from caffe_port.weight_loading import Account, load
 
-__all__ = ["PHASES", "Net"]
-
-PHASES = {TRAIN: "TRAIN", TEST: "TEST"}
-"""A phase's name by its number in the schema."""
+__all__ = ["Net"]
 
 
 class Net(Named):

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 import caffe_port
-from caffe_port.dialects import DIALECTS, Dialect
+from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.random import default_stream
 from caffe_port.solver import Solver
 from caffe_port.solver.log import Log
 
+FOLDER = Path(__file__).resolve().parents[1] / "caffe_port" / "dialects"
 SOURCE = 'layer { name: "%s" type: "Input" top: "%s" input_param { shape { %s } } }\n'
 
 
@@ -181,6 +182,16 @@ def mvn_mean_gradient(d: str) -> bool:
     found = made.blobs["x"].diff.ravel().tolist()
     assert found in ([0.5, -0.5], [1, 0])
     return found == [0.5, -0.5]
+
+
+def mvn_measures_again(d: str) -> bool:
+    """In place on (0, 6, 0, 6) with the diff (1, 0, 0, 0): -1/2 by the deviation of its own output, 1, or of x, 3."""
+    before = 'layer { name: "p" type: "Power" bottom: "x" top: "y" }'
+    made = net(d, "force_backward: true\n" + before + one("MVN", "y"), x=np.array([0, 6, 0, 6]).reshape(1, 1, 1, 4))
+    made.forward()
+    made.blobs["y"].diff[...] = np.array([1, 0, 0, 0]).reshape(1, 1, 1, 4)
+    made.backward()
+    return either(float(made.blobs["x"].diff.ravel()[0]), -1 / 2, -1 / 6)
 
 
 def bn_overwrites_diffs(d: str) -> bool:
@@ -345,41 +356,43 @@ test_nets_crop.__name__ = "test_nets_crop_at_random"
 
 # -- who does what -----------------------------------------------------------------------------------------------------
 
-ALL = ("bvlc", "noh", "mixed", "segnet", "deeplab2")
+AS_BVLC = ("bvlc", "mixed", "segnet", "deeplab2", "ssd", "rcnn")
+ALL = ("noh", *AS_BVLC)
 WITH_BN = ("noh", "mixed", "segnet")
-WITH_CROP = ("bvlc", "noh", "mixed")
-FORKS = ("noh", "segnet", "deeplab2")
+WITH_CROP = ("bvlc", "noh", "mixed", "ssd")
+FORKS = ("noh", "segnet", "deeplab2", "rcnn")
 
 ROWS: list[tuple[Callable[..., bool], tuple[str, ...], tuple[str, ...]]] = [  # observation, who does so, of whom
     (legacy_shapes, ("noh",), ALL),
-    (inputs_are_layers, ("bvlc", "mixed"), ALL),
+    (inputs_are_layers, ("bvlc", "mixed", "ssd"), ALL),
     (crop_aligns, ("noh",), WITH_CROP),
-    (fused_draws, ("bvlc", "mixed", "segnet", "deeplab2"), ALL),
-    (all_inputs_or_none, ("bvlc", "mixed", "segnet", "deeplab2"), ALL),
-    (loss_guards_empty, ("bvlc", "mixed", "deeplab2"), ALL),
+    (fused_draws, AS_BVLC, ALL),
+    (all_inputs_or_none, AS_BVLC, ALL),
+    (loss_guards_empty, ("bvlc", "mixed", "deeplab2", "ssd", "rcnn"), ALL),
     (accuracy_by_item, ("noh",), ALL),
-    (accuracy_ranks_ties, FORKS, ALL),
+    (accuracy_ranks_ties, (*FORKS, "ssd"), ALL),
     (relu_gives_mask, ("noh",), ALL),
     (sigmoid_loss_by_batch, FORKS, ALL),
     (contrastive_legacy, ("noh",), ALL),
-    (infogain_takes_probabilities, FORKS, ALL),
+    (infogain_takes_probabilities, (*FORKS, "ssd"), ALL),
     (axes_by_dim, ("noh",), ALL),
     (exp_shift_raises_minus_one, FORKS, ALL),
     (mvn_eps, ("noh",), ALL),
-    (mvn_mean_gradient, ("bvlc", "mixed", "deeplab2"), ALL),
+    (mvn_mean_gradient, ("bvlc", "mixed", "deeplab2", "ssd", "rcnn"), ALL),
+    (mvn_measures_again, ("noh",), ALL),
     (bn_overwrites_diffs, WITH_BN, WITH_BN),
     (data_seeded_each_batch, ("noh", "segnet"), ALL),
     (decodes_in_color, ("noh",), ALL),
     (data_skips_at_random, ("noh",), ALL),
     (test_nets_crop, ("noh",), ALL),
-    (smooths_last_loss, ("bvlc", "mixed", "segnet", "deeplab2"), ALL),
-    (logs_speed, ("bvlc", "mixed", "segnet", "deeplab2"), ALL),
-    (logs_kind_of_snapshot, ("bvlc", "mixed", "segnet", "deeplab2"), ALL),
+    (smooths_last_loss, AS_BVLC, ALL),
+    (logs_speed, ("bvlc", "mixed", "segnet", "deeplab2", "rcnn"), ALL),
+    (logs_kind_of_snapshot, AS_BVLC, ALL),
     (snapshot_off_interval_adds_one, ("noh",), ALL),
     (debug_tells_updates, ("noh",), ALL),
     (decay_before_iter_size, ("noh",), ALL),
     (shared_parameters_decay_apart, ("noh", "segnet"), ALL),
-    (checks_rate_fields, ("bvlc", "mixed"), ("bvlc", "noh", "mixed")),
+    (checks_rate_fields, ("bvlc", "mixed"), ("bvlc", "mixed", "noh", "segnet", "ssd", "deeplab2")),
 ]
 ELSEWHERE = {"fallback": "tests/test_dialects.py", "silence_clears_data": "no layer reads it yet"}
 
@@ -404,4 +417,4 @@ def test_flag(observe: Callable[..., bool], does: tuple[str, ...], dialect: str,
 def test_every_flag_is_observed() -> None:
     flags = {field.name for field in fields(Dialect) if field.type in ("bool", "float | None")}
     assert flags == {observe.__name__ for observe, _, _ in ROWS} | set(ELSEWHERE)
-    assert set(ALL) <= set(DIALECTS)
+    assert set(ALL) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.errors import CaffeError
-from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.schema.messages import PHASES
 
 __all__ = ["arguments"]
 
-_PHASES = {TRAIN: "TRAIN", TEST: "TEST", "TRAIN": "TRAIN", "TEST": "TEST"}
+_PHASES: dict[Any, str] = {**PHASES, **{name: name for name in PHASES.values()}}
 """A phase's name by what a caller may say for it."""
 
 

@@ -15,7 +15,7 @@ from caffe_port.dialects import dialect as dialect_of
 from caffe_port.errors import CaffeError
 from caffe_port.schema.detect import Evidence, detect_dialect, evidence_of_message, evidence_of_text
 from caffe_port.schema.merge import load_proto, schema_of
-from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.schema.messages import PHASES, TRAIN
 from caffe_port.schema.plugins import load_plugin
 from caffe_port.schema.settings import change
 from caffe_port.schema.splits import insert_splits
@@ -25,7 +25,7 @@ from caffe_port.schema.upgrade import upgrade_net, upgrade_solver
 
 __all__ = ["Definition", "read_net", "read_solver"]
 
-_PHASES = {"TRAIN": TRAIN, "TEST": TEST, TRAIN: TRAIN, TEST: TEST, None: None}
+_PHASES: dict[Any, int | None] = {None: None, **{said: n for n, name in PHASES.items() for said in (n, name)}}
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ SCHEMA = Schema(parse_proto(_PROTO.read_text(encoding="utf-8"), _PROTO.name))
 """BVLC's messages with the fork's and NVCaffe's additions."""
 
 TRAIN, TEST = 0, 1
+PHASES = {TRAIN: "TRAIN", TEST: "TEST"}
+"""A phase's name by its number."""
 
 
 def __getattr__(name: str) -> Any:

@@ -23,12 +23,14 @@ from caffe_port.segmentation.parallel import in_processes
 from caffe_port.segmentation.proposals import edge_boxes
 from caffe_port.segmentation.voc import write_labels
 
-__all__ = ["FULL", "Level", "Plan", "Prepared", "prepare"]
+__all__ = ["FULL", "LEVELS", "Level", "Plan", "Prepared", "prepare"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Watch = Callable[[Sequence[str], str], Iterable[str]]
 
 FULL = "Full"
+LEVELS = (FULL, "25", "10", "5")
+"""Levels of strong annotation: all pictures, or so many for each class."""
 _OBJECTS, _WEAK = "VOC_OBJECT", "ImageLabels"
 """Folders of pictures beside the user's, of single objects and of masks that stand for image-level labels."""
 _TILE = (37, 41)
@@ -65,7 +67,7 @@ class Plan:
 
     train: str = "train"
     val: str = "val"
-    levels: tuple[Level, ...] = (Level(FULL), Level("25"), Level("10"), Level("5"))
+    levels: tuple[Level, ...] = tuple(map(Level, LEVELS))
     crops: int = 200
     drawn: float = 0.5
     proposals: int = 50

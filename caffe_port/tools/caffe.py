@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import CaffeError
+from caffe_port.schema.messages import PHASES
 from caffe_port.tools import train as training
 from caffe_port.tools.cli import Parser, as_gflags, print_json, read_options, run
 from caffe_port.tools.commands import main
@@ -80,7 +81,7 @@ def score(argv: Sequence[str] | None = None) -> NoReturn:
 def benchmark(argv: Sequence[str] | None = None) -> NoReturn:
     """The command ``time``; exits with 0, or 2 after an error."""
     parser = Parser("time", "Time a net, layer by layer.", example="--model net.prototxt --iterations 2 --phase TEST")
-    parser.add_argument("--phase", choices=("TRAIN", "TEST"), default="TRAIN", help="default: TRAIN")
+    parser.add_argument("--phase", choices=PHASES.values(), default="TRAIN", help="default: TRAIN")
     _net_options(parser)
     run(_time, parser, as_gflags(argv))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from caffe_port.definitions import data
 from caffe_port.errors import FileError
+from caffe_port.segmentation.voc import CLASSES, MEAN
 from caffe_port.tools.cli import Parser, run
 
 if TYPE_CHECKING:
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["blob_of", "main"]
 
 MATERIAL = data("tests/reference/demo", "demo_data")
-MEAN = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
-"""Blue, green, red: what VGG-16 and all nets made of it subtract."""
-CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -103,7 +98,7 @@ def _convert(model: Path, output: Path) -> None:
 
 def blob_of(picture: Image) -> np.ndarray:
     """A picture as the net's input: (1, 3, height, width), blue first, minus the mean; float32."""
-    pixels = np.asarray(picture.convert("RGB"), np.float32)[:, :, ::-1] - MEAN
+    pixels = np.asarray(picture.convert("RGB"), np.float32)[:, :, ::-1] - np.array(MEAN, np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
 
 

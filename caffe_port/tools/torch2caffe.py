@@ -12,6 +12,7 @@ import numpy as np
 from caffe_port.errors import WeightsError, nearest
 from caffe_port.formats import open_weights, write_net
 from caffe_port.formats.atomic import check_output
+from caffe_port.schema.messages import PHASES
 from caffe_port.spec import RECORDS, infer
 from caffe_port.tools.cli import Parser, read_options, run
 from caffe_port.tools.progress import progress
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_output(help="default: WEIGHTS.caffemodel")
     parser.add_argument("--format", choices=("caffemodel", "h5"), help="default: h5 if the output ends in .h5")
     parser.add_argument(
-        "--phase", choices=("TRAIN", "TEST"), default="TEST", help="which of the net's layers; default: TEST"
+        "--phase", choices=PHASES.values(), default="TEST", help="which of the net's layers; default: TEST"
     )
     parser.add_argument("--allow-missing", action="store_true", help="leave out layers that WEIGHTS lacks")
     parser.add_quiet()

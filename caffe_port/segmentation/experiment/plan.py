@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from caffe_port.segmentation import lists
 from caffe_port.segmentation.experiment.recipe import Recipe
 from caffe_port.segmentation.experiment.steps import Step
 
@@ -19,7 +20,7 @@ SYSTEMS = {
 }
 """Systems by the names of their steps, as the paper calls them."""
 
-LEVELS = {"Full": 2, "25": 3, "10": 4, "5": 5}
+LEVELS = dict(zip(lists.LEVELS, range(2, 6), strict=True))
 """Levels of strong annotation, and the numbers of DecoupledNet's files for them."""
 
 VAL = "val"
@@ -116,12 +117,12 @@ class _Maker:
         return self.step("lists", words, self.data, "cls_imgset/train.txt")
 
     def nets(self, level: str) -> Step:
-        """The definitions whose lists are of a level's strong pictures; "Full" has all there are."""
-        recipe, name = self.recipe, "nets" if level == "Full" else f"nets-{level}"
+        """The definitions whose lists are of a level's strong pictures; lists.FULL has all there are."""
+        recipe, name = self.recipe, "nets" if level == lists.FULL else f"nets-{level}"
         words = ["-m", "caffe_port.tools.build", "-f", "-q", "-o", self.output / name]
         words += ["--width", recipe.width, "--input-size", recipe.size]
         words += ["--batch", recipe.batch, "--classes", self.classes, "--norm", "--data-root", self.output / "lists"]
-        words += [] if level == "Full" else ["--level", level]
+        words += [] if level == lists.FULL else ["--level", level]
         return self.step(name, words, (), "deconvnet/stage_1_solver.prototxt")
 
     def training(self, name: str, recipe: str, words: Sequence[object], needs: Sequence[Step], makes: str) -> Step:
@@ -150,13 +151,13 @@ class _Maker:
     # -- systems -------------------------------------------------------------------------------------------------------
 
     def cell(self, level: str, system: str) -> Cell:
-        if system == "decouplednet-str" and level == "Full":
+        if system == "decouplednet-str" and level == lists.FULL:
             return Cell(level, system, self.decouplednet(level), same_as="decouplednet")
         return Cell(level, system, getattr(self, system.replace("-str", "_str"))(level))
 
     def classifier(self, level: str = "") -> Step:
         """The classification net without BN, from all image-level labels, or from a level's strong pictures alone."""
-        name, recipe, nets = "classifier", "classifier", self.nets("Full")
+        name, recipe, nets = "classifier", "classifier", self.nets(lists.FULL)
         if level:
             name, recipe, nets = f"classifier-str-{level}", "classifier-str", self.nets(level)
         folder = nets.makes.parents[1] / "classification"
@@ -168,11 +169,11 @@ class _Maker:
     def decouplednet(self, level: str, *, alone: bool = False) -> Step:
         """``alone``: from the strong pictures only."""
         recipe = "decouplednet-str" if alone else "decouplednet"
-        name, nets = f"{recipe}-{level}", self.nets("Full").makes.parents[1] / "decouplednet"
+        name, nets = f"{recipe}-{level}", self.nets(lists.FULL).makes.parents[1] / "decouplednet"
         classifier = self.classifier(level if alone else "")
         words = ["-m", "caffe_port.tools.train_segmentation", level, "--nets", nets]
         words += ["--classifier", classifier.makes, "-o", self.output / name / "trained.caffemodel"]
-        needs = (self.prepared(), self.nets("Full"), classifier)
+        needs = (self.prepared(), self.nets(lists.FULL), classifier)
         trained = self.training(name, recipe, words, needs, "trained.caffemodel")
         measured = nets / f"{LEVELS[level]:03}_train_seg_{level}_anno_make_inference.prototxt"
         folded = self.folded(f"{name}-folded", measured, trained)
@@ -201,7 +202,7 @@ class _Maker:
     def wssl(self, level: str) -> Step:
         """Large field of view; at Full there is nothing weak to learn from."""
         nets, name = self.nets(level).makes.parents[1] / "wssl", f"wssl-{level}"
-        kind = "strong" if level == "Full" else "semi"
+        kind = "strong" if level == lists.FULL else "semi"
         words = ["-m", "caffe_port.solver", nets / f"train_large_fov_{kind}_solver.prototxt"]
         last = f"snapshot_iter_{self.recipe.trainings['wssl'].iterations}.caffemodel"
         trained = self.training(name, "wssl", words, (self.prepared(), self.nets(level)), last)

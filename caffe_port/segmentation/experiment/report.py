@@ -14,6 +14,7 @@ from caffe_port.formats.atomic import atomic_write
 from caffe_port.segmentation.evaluate import Scores, percents, short_names
 from caffe_port.segmentation.experiment.plan import SYSTEMS, Cell, Plan
 from caffe_port.segmentation.experiment.run import Runner
+from caffe_port.segmentation.lists import FULL
 
 __all__ = ["read_scores", "report"]
 
@@ -74,7 +75,7 @@ def _table(levels: Sequence[str], systems: Sequence[str], counts: dict[tuple[str
     lines = [_row(["strong annotations", *(SYSTEMS[s] for s in systems)]), "|---|" + "---:|" * len(systems)]
     for level in levels:
         means = [counts[level, s].mean if (level, s) in counts else None for s in systems]
-        name = "all" if level == "Full" else f"{level} a class"
+        name = "all" if level == FULL else f"{level} a class"
         lines.append(_row([name, *("-" if m is None else f"{100 * m:.1f}" for m in means)]))
     return "\n".join(lines) + "\n"
 
@@ -148,7 +149,7 @@ def _plot(path: Path, levels: Sequence[str], systems: Sequence[str], counts: dic
             ]
             if known:
                 axes.plot(*zip(*known, strict=True), marker="o", label=SYSTEMS[system])
-        axes.set_xticks(range(len(order)), [level if level == "Full" else f"{level} a class" for level in order])
+        axes.set_xticks(range(len(order)), [level if level == FULL else f"{level} a class" for level in order])
         axes.set(xlabel="strong annotations", ylabel="mean IoU, %", ylim=(0, None))
         axes.grid(alpha=0.3)
         if axes.lines:

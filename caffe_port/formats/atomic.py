@@ -18,12 +18,16 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
     """Refuses an output that could not be written anyway, before the work that makes it.
 
     Raises:
-        FileError: ``path`` is there and ``overwrite`` is false, is a folder, or its folder is missing or not writable.
+        FileError: ``path`` is there and ``overwrite`` is false, is a folder or a symbolic link to nothing, or its
+            folder is missing or not writable.
     """
     target = Path(path)
     folder = target.parent
     if target.is_dir():
         raise FileError(str(path), "a folder", expected="a file name", remedy=f"give {target / 'NAME'}")
+    if target.is_symlink() and not target.exists():
+        found = f"a symbolic link to {target.readlink()}, which is not there"
+        raise FileError(str(path), found, remedy="remove the link, or make what it points to")
     if target.exists() and not overwrite:
         raise FileError(str(path), "exists already", remedy="pass -f to overwrite it, or -o for another name")
     if not folder.is_dir():

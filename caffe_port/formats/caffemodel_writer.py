@@ -19,7 +19,10 @@ from caffe_port.formats.typenames import V1_NUMBERS
 from caffe_port.formats.weights import LayerWeights
 from caffe_port.formats.wire import BYTES, Reader, bytes_field, tag, varint, varint_field
 
-__all__ = ["layer_definition", "write_caffemodel"]
+__all__ = ["LARGEST_FILE", "layer_definition", "write_caffemodel"]
+
+LARGEST_FILE = 2**31 - 1
+"""Bytes that Caffe reads of a .caffemodel (util/io.cpp, kProtoReadBytesLimit)."""
 
 _FLOATS = (np.float16, np.float32, np.float64)
 
@@ -67,7 +70,8 @@ def write_caffemodel(
         progress: told the size of each piece written, in bytes.
 
     Raises:
-        WeightsError: a blob has more than four axes in generation 1, is no float, or is missing.
+        WeightsError: a blob has more than four axes in generation 1, is no float, or is missing; or the file would be
+            larger than what Caffe reads.
         FileError: the file exists already or cannot be written.
     """
     legacy = generation < 2
@@ -75,7 +79,7 @@ def write_caffemodel(
         before, after = _split(definition, V1_LAYERS if legacy else V2_LAYER)
         file.write(bytes_field(NET_NAME, name) + before)
         for layer in layers:
-            for chunk in _layer_chunks(layer, legacy):
+            for chunk in _layer_chunks(layer, legacy, os.fspath(path), file.tell()):
                 if isinstance(chunk, bytes):
                     file.write(chunk)
                 else:
@@ -92,7 +96,7 @@ def _split(message: bytes, number: int) -> tuple[bytes, bytes]:
     return message, b""
 
 
-def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | np.ndarray]:
+def _layer_chunks(layer: LayerWeights, legacy: bool, path: str, at: int) -> Iterator[bytes | np.ndarray]:
     fields = V1 if legacy else V2
     head = layer.definition or layer_definition(layer.name, layer.type, generation=1 if legacy else 2)
     diffs: list[np.ndarray | None] = layer.diffs or [None] * len(layer.blobs)
@@ -103,6 +107,13 @@ def _layer_chunks(layer: LayerWeights, legacy: bool) -> Iterator[bytes | np.ndar
         blobs.append((tag(fields.blobs, BYTES) + varint(size), size, array, diff))
     before, after = _split(head, fields.blobs)
     total = len(head) + sum(len(lead) + size for lead, size, _, _ in blobs)
+    if at + total > LARGEST_FILE:
+        raise WeightsError(
+            path,
+            f"{at + total:,} bytes with layer {layer.name}",
+            expected=f"at most {LARGEST_FILE:,}, which is all that Caffe reads of a .caffemodel",
+            remedy="write a .caffemodel.h5",
+        )
     yield tag(V1_LAYERS if legacy else V2_LAYER, BYTES) + varint(total) + before
     for lead, _, data, diff in blobs:
         yield lead

@@ -8,7 +8,7 @@ stored, nor is the layers' order: HDF5 lists them by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ from caffe_port.formats.wire import Buffer
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["read_hdf5", "write_caffe_hdf5", "write_state_hdf5"]
+__all__ = ["read_hdf5", "unfit_name", "write_caffe_hdf5", "write_state_hdf5"]
 
 
 def read_hdf5(buffer: Buffer, path: str) -> Weights:
@@ -85,6 +85,13 @@ def _caffe_layers(data: h5py.Group, diff: h5py.Group | h5py.Dataset | None, buff
     return list(layers.values())
 
 
+def unfit_name(name: str, taken: Container[str]) -> str:
+    """What is wrong with a layer's name in Caffe's HDF5, where ``taken`` are there already; "" if nothing is."""
+    if name and "/" not in name and "\0" not in name and name != "." and name not in taken:
+        return ""
+    return f"a layer named {name!r}" + (" a second time" if name and name in taken else "")
+
+
 def write_caffe_hdf5(
     path: str | os.PathLike,
     layers: Iterable[LayerWeights],
@@ -105,13 +112,13 @@ def write_caffe_hdf5(
     with opened as temporary, h5py.File(temporary, "x") as file:
         data = file.create_group("data")
         for layer in layers:
-            fits = layer.name and "/" not in layer.name and layer.name not in data
-            if not fits and not layer.blobs:
+            unfit = unfit_name(layer.name, data)
+            if unfit and not layer.blobs:
                 continue
-            if not fits:
+            if unfit:
                 raise WeightsError(
                     os.fspath(path),
-                    f"a layer named {layer.name!r}" + (" a second time" if layer.name in data else ""),
+                    unfit,
                     expected="names that HDF5 can hold: not empty, no slash, each once",
                     remedy="write a .caffemodel instead",
                 )

@@ -152,7 +152,7 @@ def read_solver(
     if isinstance(read.file, Path):
         if not solver.HasField("snapshot_prefix"):
             solver.snapshot_prefix = str(read.file.with_suffix(""))
-        elif Path(solver.snapshot_prefix).is_dir():
+        elif os.path.isdir(solver.snapshot_prefix):  # noqa: PTH112, which raises for names that cannot be
             solver.snapshot_prefix = str(Path(solver.snapshot_prefix) / read.file.stem)
     return solver
 

@@ -43,27 +43,10 @@ if TYPE_CHECKING:
     from caffe_port.solver.log import Log
     from caffe_port.solver.state import SolverState
 
-__all__ = ["Snapshots", "check_prefix", "latest"]
+__all__ = ["Snapshots", "latest"]
 
 _NEW = ".new-"
 """What the name of a file starts with while it is being written."""
-
-
-def check_prefix(param: Any, where: str) -> None:
-    """Refuse a ``snapshot_prefix`` that nothing could be written to, before a training rather than after it.
-
-    Raises:
-        CaffeError: none is set. FileError: its folder is missing or not writable.
-    """
-    if not (param.snapshot or (param.snapshot_after_train and param.snapshot_prefix)):
-        return
-    folder = Path(param.snapshot_prefix).parent
-    if not param.snapshot_prefix:
-        raise CaffeError(where, "snapshot without snapshot_prefix", expected="where to write snapshots")
-    if not folder.is_dir():
-        raise FileError(where, f"snapshot_prefix {param.snapshot_prefix}, no folder {folder}", remedy="make the folder")
-    if not os.access(folder, os.W_OK):
-        raise FileError(where, f"snapshot_prefix {param.snapshot_prefix}, and {folder} is not writable")
 
 
 @dataclass(frozen=True)

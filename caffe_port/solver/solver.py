@@ -30,9 +30,10 @@ from caffe_port.solver.nan_check import check_parameters, diverged
 from caffe_port.solver.nets import Nets
 from caffe_port.solver.param_groups import learnable_params
 from caffe_port.solver.precision import Bf16Net
+from caffe_port.solver.prefix import alone, check_form, check_prefix
 from caffe_port.solver.schedule import policy
 from caffe_port.solver.smoothed_loss import SmoothedLoss
-from caffe_port.solver.snapshot import Snapshots, check_prefix
+from caffe_port.solver.snapshot import Snapshots
 from caffe_port.solver.state import SolverState
 
 __all__ = ["Scores", "Solver"]
@@ -129,6 +130,7 @@ class Solver:
         parts = policy.make(param, self.dialect, self.path), optimizers.rule.make(param, self.dialect, self.path)
         made = {"fp32": Net, "bf16": Bf16Net}[precision]
         self.net = made(definition, phase="TRAIN", gradients=gradients).to(device)
+        check_form(param, self.net, self.path)
         self._tell_gradients()
         if channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -170,6 +172,7 @@ class Solver:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
+    @alone
     def solve(self) -> None:
         """Train to ``max_iter``, with Caffe's last snapshot, last loss and last test."""
         param = self.param
@@ -205,6 +208,7 @@ class Solver:
             self.test_all()
         self.log.line("Optimization Done.")
 
+    @alone
     def step(self, iterations: int) -> None:
         """Train for so many iterations more."""
         param, start, self.stopped = self.param, self.iter, False
@@ -387,6 +391,7 @@ class Solver:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
+    @alone
     def snapshot(self, *, off_interval: bool = False, resume: bool | None = None) -> Path:
         """Write weights and state under Caffe's names; the state's path.
 

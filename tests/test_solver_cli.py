@@ -164,7 +164,7 @@ def test_a_picture_that_vanishes_in_the_midst(iteration: int, solve: Solve, monk
     with monkeypatch.context() as patch:
         status, said = solve(*at(iteration, vanish, patch))
     assert status == 2
-    state = re.search(r"go on with --snapshot s_iter_(\d)\.solverstate$", said.splitlines()[-1])
+    state = re.search(r"resume with --snapshot s_iter_(\d)\.solverstate$", said.splitlines()[-1])
     assert state is not None
     assert int(state[1]) in (iteration, iteration + 1)  # a batch may have been read ahead
     for picture in away.iterdir():
@@ -184,7 +184,7 @@ def test_a_full_disk(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "open", full)
     status, said = solve("--set", "snapshot=3")
     assert status == 2
-    assert re.search(r"No space left on device; go on with --snapshot s_iter_3\.solverstate$", said.splitlines()[-1])
+    assert re.search(r"No space left on device; resume with --snapshot s_iter_3\.solverstate$", said.splitlines()[-1])
     assert sorted(p.name for p in Path().glob("*iter*")) == [
         f"s_iter_3.{end}" for end in ("caffemodel", "resume", "solverstate")
     ]
@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number(seed: int, iteration: int, turn: int, solve: S
     assert f"iteration {iteration}: the loss is nan; " in last
     assert f" nan among 12 in blob log of layer log (Log, log.prototxt:5), pass {turn} of 2; " in last
     if iteration:
-        assert last.endswith(f"go on with --snapshot s_iter_{iteration}.solverstate")
+        assert last.endswith(f"resume with --snapshot s_iter_{iteration}.solverstate")
         assert solve(*DIVERGING, "--resume")[1].splitlines()[-1] == last
     assert solve(*DIVERGING, "--set", f"random_seed={seed}", "--keep-going")[0] == 0
 

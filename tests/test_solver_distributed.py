@@ -157,7 +157,7 @@ def test_no_number_in_one_process_stops_both_with_a_snapshot_from_before(trainer
         if line.startswith("python -m caffe_port.solver: error: iteration 1: ")
     ]
     assert sorted("blob rows of layer rows" in line for line in lines) == [False, True], done.stderr
-    assert all("go on with --snapshot lost/snap_iter_1.solverstate" in line for line in lines)
+    assert all("resume with --snapshot lost/snap_iter_1.solverstate" in line for line in lines)
     assert "the loss of another process is not finite" in "".join(lines)
     assert sorted(path.name for path in (place / "lost").glob("snap_iter_*")) == [
         f"snap_iter_1.{ending}" for ending in ("caffemodel", "resume", "solverstate")
@@ -214,7 +214,7 @@ def test_one_that_waits_for_another_that_has_stopped_says_so(monkeypatch: pytest
         monkeypatch.setattr(dist, name, closed)
     group, numbers = Group(1, 2), [torch.ones(3)]
     for together in (group.average, group.broadcast, group.gather):
-        with pytest.raises(CaffeError, match=r"process 1 of 2: .*another one has stopped; its error says why"):
+        with pytest.raises(CaffeError, match=r"process 1 of 2: .*another process has stopped; see its error"):
             together(numbers)
-    with pytest.raises(CaffeError, match="another one has stopped"):
+    with pytest.raises(CaffeError, match="another process has stopped"):
         group.agree("stop")

@@ -86,7 +86,7 @@ def test_states(fields: str, seen: list[str]) -> None:
         ('net: "a" test_net: "b" test_interval: 2', "0 test_iter for 1 test nets"),
         (f'net: "a" {TESTED} test_state {{ }} test_state {{ }}', "2 test_state for 1 test nets"),
         ('net: "a" test_iter: 1', "test nets without a test_interval"),
-        ('net: "d"', "d: .*not there"),
+        ('net: "d"', "d: .*no such file, nor"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields: str, message: str) -> None:

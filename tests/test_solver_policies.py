@@ -305,7 +305,7 @@ def test_another_policy_after_a_resume_is_logged(own: str, monkeypatch: pytest.M
     Solver(own).solve()
     other = Solver(own.replace('"counting"', '"fixed"'), log=Log(io.StringIO()))
     other.restore("s_iter_5.solverstate")
-    assert lines(other.log, "The snapshot's policy was counting, now fixed: its own state starts anew")
+    assert lines(other.log, "The snapshot's policy was counting, now fixed: its state is reset")
 
 
 def test_a_state_of_other_names_is_refused(own: str, monkeypatch: pytest.MonkeyPatch) -> None:

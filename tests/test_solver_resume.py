@@ -156,7 +156,8 @@ def test_a_resume_file_of_a_snapshot_that_another_program_replaced_is_set_aside(
     solver.restore(run / "snap_iter_4.solverstate")
     assert solver.iter == 2
     assert lines[0] == (
-        "snap_iter_4.resume belongs to another snapshot: no exact resume, data and random numbers start anew"
+        "snap_iter_4.resume belongs to another snapshot: no exact resume, "
+        "data and random numbers start from the beginning"
     )
     assert np.array_equal(
         solver.net.params["conv"][0].data,
@@ -214,7 +215,8 @@ def test_a_snapshot_without_a_resume_file_replaces_one_with(run: Path) -> None:
 def test_changed_data_are_noticed(run: Path) -> None:
     with Path("masks.txt").open("a") as file:
         file.write("0.png 0_mask.png\n")
-    with pytest.raises(CaffeError, match=r"snap_iter_4.resume: .*pictures.*7 shuffled items.*start anew, as in Caffe"):
+    message = r"snap_iter_4.resume: .*pictures.*7 shuffled items.*start from the beginning, as in Caffe"
+    with pytest.raises(CaffeError, match=message):
         fresh().restore(run / "snap_iter_4.solverstate")
     (run / "snap_iter_4.resume").unlink()
     solver = fresh()

@@ -1,4 +1,4 @@
-"""What a solver calls at each event: progress bars, tables, plots, users' callbacks."""
+"""Callbacks of a solver: progress bars, tables, plots, users' own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Iteration:
     """One training iteration.
 
     Attributes:
-        number: from 0. loss: as the log tells it, averaged over ``average_loss`` iterations. rate: the learning rate.
+        number: from 0. loss: as the log shows it, averaged over ``average_loss`` iterations. rate: the learning rate.
         scores: the training net's outputs in the iterations that are displayed, else empty.
     """
 
@@ -32,7 +32,7 @@ class Callback:
     """Called at every event of a training; the methods do nothing until a subclass overrides them."""
 
     def on_begin(self, solver: Solver) -> None:
-        """A training begins, anew or at the iteration of a snapshot."""
+        """A training begins, at iteration 0 or at that of a snapshot."""
 
     def on_start(self, solver: Solver) -> None:
         """An iteration starts (Caffe's callback of this name)."""

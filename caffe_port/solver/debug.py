@@ -1,4 +1,4 @@
-"""``debug_info``: the mean magnitude of every blob, parameter and diff, line by line as a pass goes.
+"""``debug_info``: the mean magnitude of every blob, parameter and diff, logged during a pass.
 
 Source: net.cpp (both programs), ForwardDebugInfo, BackwardDebugInfo, UpdateDebugInfo, Backward.
 """
@@ -15,16 +15,16 @@ from caffe_port.execution.executor import Mode
 from caffe_port.net import Net
 from caffe_port.solver.log import Log
 
-__all__ = ["run", "tell_updates"]
+__all__ = ["log_updates", "run"]
 
 _SOURCE = "net.cpp"
 
 
 def run(net: Net, log: Log, *, learns: bool) -> tuple[float, dict[str, Tensor]]:
-    """A pass, told: the weighted sum of the losses and every output.
+    """A pass that is logged: the weighted sum of the losses and every output.
 
     Args:
-        learns: whether to go backward, too.
+        learns: whether to run backward too.
     """
     blobs: dict[str, Tensor] = {}
     passed: list[tuple[int, list[Tensor]]] = []
@@ -42,19 +42,19 @@ def run(net: Net, log: Log, *, learns: bool) -> tuple[float, dict[str, Tensor]]:
             blobs,
             as_caffe=net.gradients != "true",
             before=before,
-            after=lambda i: _tell_forward(net, i, blobs, log),
+            after=lambda i: _log_forward(net, i, blobs, log),
         )
     total = torch.zeros(()) if found is None else found
     if learns:
         total.backward()
         for i, bottoms in reversed(passed):
-            _tell_backward(net, i, bottoms, log)
-        _tell_norms(net, log)
+            _log_backward(net, i, bottoms, log)
+        _log_norms(net, log)
     return total.item(), {name: blobs[name].detach() for name in net.graph.outputs}
 
 
-def tell_updates(net: Net, steps: dict[int, Tensor], log: Log) -> None:
-    """What each parameter is and what is about to be subtracted from it.
+def log_updates(net: Net, steps: dict[int, Tensor], log: Log) -> None:
+    """Log the mean magnitude of each parameter and of what will be subtracted from it.
 
     Args:
         steps: by the parameter's id; what is missing is zero.
@@ -75,29 +75,29 @@ def _watched(blob: Tensor, need: bool) -> Tensor:
     return blob
 
 
-def _tell_forward(net: Net, i: int, blobs: dict[str, Tensor], log: Log) -> None:
+def _log_forward(net: Net, i: int, blobs: dict[str, Tensor], log: Log) -> None:
     node, layer = net.nodes[i]
     for name in node.tops:
         if name in net.loss_weights and not name.startswith("(automatic"):
-            _tell(log, "Forward", node.name, f"top blob {name} data", blobs[name])
+            _log(log, "Forward", node.name, f"top blob {name} data", blobs[name])
     if not net.dialect.debug_tells_updates:
         for display, blob in zip(_displays(node, layer), layer.caffe_blobs, strict=True):
-            _tell(log, "Forward", node.name, f"param blob {display} data", blob)
+            _log(log, "Forward", node.name, f"param blob {display} data", blob)
 
 
-def _tell_backward(net: Net, i: int, bottoms: Sequence[Tensor], log: Log) -> None:
+def _log_backward(net: Net, i: int, bottoms: Sequence[Tensor], log: Log) -> None:
     node, layer = net.nodes[i]
     if not net.needs.layer[i]:
         return
     for name, bottom, need in zip(node.bottoms, bottoms, net.needs.bottoms[i], strict=True):
         if need:
-            _tell(log, "Backward", node.name, f"bottom blob {name} diff", bottom.grad)
+            _log(log, "Backward", node.name, f"bottom blob {name} diff", bottom.grad)
     for j, (name, need) in enumerate(zip(layer.blob_names, net.needs.params[i], strict=True)):
         if need:
-            _tell(log, "Backward", node.name, f"param blob {j} diff", layer.diff(name))
+            _log(log, "Backward", node.name, f"param blob {j} diff", layer.diff(name))
 
 
-def _tell_norms(net: Net, log: Log) -> None:
+def _log_norms(net: Net, log: Log) -> None:
     if net.dialect.debug_tells_updates:
         return
     blobs = [blob for _, _, blob in _parameters(net)]
@@ -132,7 +132,7 @@ def _displays(node: Any, layer: Any) -> list[str]:
     return [name or str(j) for j, name in enumerate(names[: len(layer.blob_names)])]
 
 
-def _tell(log: Log, way: str, layer: str, what: str, numbers: Tensor | None) -> None:
+def _log(log: Log, way: str, layer: str, what: str, numbers: Tensor | None) -> None:
     size = 0.0 if numbers is None else _size(numbers)
     log.line(f"    [{way}] Layer {layer}, {what}: {log.number(size)}", _SOURCE)
 

@@ -1,15 +1,15 @@
-"""Several processes that train one net: Caffe's training with several GPUs, over torch.distributed.
+"""Training of one net in several processes, as Caffe's with several GPUs, over torch.distributed.
 
 Started by ``torchrun --nproc_per_node=N -m caffe_port.solver ...``, every process has a solver of its own, with the
-seed ``random_seed`` + its rank and its own share of the data (:mod:`caffe_port.data.shard`). The first one's parameters
-are everybody's at the start. In every iteration the gradients of all are summed and divided by their number, and then
-each makes the same update. So ``batch_size`` counts for one process, and N of them learn from N times as many items in
-an iteration. The first process alone tests, writes the log and the snapshots; a snapshot says where the others stood,
-too, so that as many processes resume exactly.
+seed ``random_seed`` + its rank and its own shard of the data (:mod:`caffe_port.data.shard`). At the start all get the
+first process's parameters. In every iteration gradients are averaged over the processes, and each makes the same
+update. So ``batch_size`` counts for one process: N processes use N times as many items in an iteration. Only the first
+process tests, and writes the log and the snapshots; a snapshot also holds the positions of the others, so that the same
+number of processes resumes exactly.
 
-HDF5Data shuffles by rand(), which is alike in all processes, so that their shares stay disjoint; unless a test net's
-HDF5Data shuffles, too, for the first process alone tests. As in Caffe statistics of BatchNorm and BN are each process's
-own, of which the first one's are kept. The fork cannot do any of this; its nets train the same way here.
+HDF5Data shuffles by rand(), which is equal in all processes, so that their shards stay disjoint, unless a test net's
+HDF5Data shuffles too, since only the first process tests. As in Caffe each process has its own statistics of BatchNorm
+and BN, and the first one's are kept. The fork cannot train with several GPUs; its nets train in the same way here.
 
 Source: parallel.cpp, solver.cpp, tools/caffe.cpp (bvlc). ``layer_wise_reduce``, which sums while backward still runs,
 changes no numbers and has no effect.
@@ -34,10 +34,10 @@ from caffe_port.errors import CaffeError
 __all__ = ["Group", "join"]
 
 _PIECE = 1 << 23
-"""Numbers that are summed at a time: few enough to need little memory, many enough that the network is kept busy."""
+"""Numbers that are summed at a time: few enough to need little memory, many enough for the network's bandwidth."""
 
-_PATIENCE = timedelta(days=1)
-"""How long a process waits for another, which may be testing."""
+_TIMEOUT = timedelta(days=1)
+"""How long a process waits for another one, which may be testing."""
 
 _REQUESTS = ("none", "snapshot", "stop")
 """From least to most urgent."""
@@ -45,7 +45,7 @@ _REQUESTS = ("none", "snapshot", "stop")
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train together, and which of them this is. A group of one sends nothing."""
+    """The processes that train together, and the rank of this one. A group of one sends nothing."""
 
     rank: int = 0
     count: int = 1
@@ -53,11 +53,11 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that tests, logs and writes."""
+        """Whether this is the process that tests, logs and writes snapshots."""
         return self.rank == 0
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Give everybody the first process's numbers."""
+        """Copy the first process's numbers to all others."""
         if self.count > 1:
             with self._together():
                 for tensor in tensors:
@@ -76,20 +76,20 @@ class Group:
             torch._foreach_copy_(some, [part.view_as(t) for part, t in zip(parts, some, strict=True)])
 
     def gather(self, facts: Any) -> list[Any]:
-        """What every process has to say, by rank, in the first; nothing in the others."""
+        """The facts of all processes, by rank, in the first; nothing in the others."""
         if self.count == 1:
             return [facts]
-        said: list[Any] | None = [None] * self.count if self.first else None
+        gathered: list[Any] | None = [None] * self.count if self.first else None
         with self._together():
-            dist.gather_object(facts, said)
-        return said or []
+            dist.gather_object(facts, gathered)
+        return gathered or []
 
     def agree(self, request: str) -> str:
-        """The most urgent of what the processes were asked for."""
+        """The most urgent of the requests to the processes."""
         return _REQUESTS[self._most(_REQUESTS.index(request))]
 
     def any(self, fact: bool) -> bool:
-        """Whether it is so in any of the processes."""
+        """Whether the fact holds in any of the processes."""
         return bool(self._most(int(fact)))
 
     def _most(self, number: int) -> int:
@@ -103,7 +103,7 @@ class Group:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Around what all do at once: who waits for one that has stopped says so in a line.
+        """Around a collective operation: a process that waits for one that has stopped raises one line.
 
         Raises:
             CaffeError: another process is gone.
@@ -112,23 +112,23 @@ class Group:
             yield
         except RuntimeError as error:
             who = f"process {self.rank} of {self.count}"
-            raise CaffeError(who, "another one has stopped", remedy="its error says why") from error
+            raise CaffeError(who, "another process has stopped", remedy="see its error") from error
 
     def leave(self) -> None:
-        """The work is done."""
+        """Leave the group at the end of the training."""
         set_share(Share())
         if self.count > 1:
             dist.destroy_process_group()
 
 
 def join(device: torch.device) -> Group:
-    """The group that torchrun has started this process in, by what it says in the environment; else a group of one.
+    """The group in which torchrun started this process, from the environment; otherwise a group of one.
 
     Args:
-        device: what all train on; of "cuda" without a number each takes the GPU of its rank on this machine.
+        device: of the training; with "cuda" without a number each process takes the GPU of its local rank.
 
     Raises:
-        CaffeError: there are fewer GPUs than processes here.
+        CaffeError: this machine has fewer GPUs than processes.
     """
     rank, count = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if count == 1:
@@ -140,13 +140,13 @@ def join(device: torch.device) -> Group:
             raise CaffeError(where, f"{there} GPUs here", expected=wanted, remedy="--device cpu")
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     set_share(Share(rank, count))
     return Group(rank, count, device)
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in groups of about ``_PIECE`` numbers."""
+    """The tensors in chunks of about ``_PIECE`` numbers."""
     some: list[Tensor] = []
     for tensor in tensors:
         if some and sum(t.numel() for t in some) + tensor.numel() > _PIECE:

@@ -22,7 +22,7 @@ class Log:
     """Writes to ``file`` (stderr by default); GLOG_minloglevel above 0 in the environment silences it, as in Caffe.
 
     Attributes:
-        write: takes each finished line; a progress bar puts its own in place, to stay below the lines.
+        write: called with each finished line; a progress bar replaces it, to stay below the lines.
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
@@ -49,8 +49,8 @@ class Log:
         Args:
             speed: iterations a second, seconds, and the ``display`` interval that they are for.
         """
-        told = "({} iter/s, {}s/{} iters)".format(*map(self.number, speed)) if speed else ""
-        self.line(f"Iteration {iteration}{' ' if told else ''}{told}, loss = {self.number(loss)}")
+        rate = "({} iter/s, {}s/{} iters)".format(*map(self.number, speed)) if speed else ""
+        self.line(f"Iteration {iteration}{' ' if rate else ''}{rate}, loss = {self.number(loss)}")
 
     def rate(self, iteration: int, rate: float) -> None:
         """The learning rate of an iteration."""
@@ -62,7 +62,7 @@ class Log:
             self.line(f"    {phase} net output #{i}: {s.name} = {self.weighted(s)}")
 
     def weighted(self, score: Scores) -> str:
-        """A score's number, and of a loss also what it weighs."""
+        """A score's number, and for a loss its weight and the product."""
         number = self.number(score.value)
         if not score.weight:
             return number
@@ -70,7 +70,7 @@ class Log:
         return f"{number} (* {self.number(score.weight)} = {self.number(product)} loss)"
 
     def clipped(self, norm: float, factor: float, limit: float) -> None:
-        """That the gradients were scaled down."""
+        """Log that the gradients were scaled down."""
         self.line(
             f"Gradient clipping: scaling down gradients (L2 norm {self.number(norm)} > {self.number(limit)}) "
             f"by scale factor {self.number(factor)}",

@@ -1,4 +1,4 @@
-"""A training's numbers as tables: in memory, as CSV files, and as TensorBoard's events."""
+"""The metrics of a training as tables: in memory, as CSV files, and as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Table:
     """Rows by iteration, also in a CSV file if there is one.
 
     Attributes:
-        rows: each with ``NumIters``, ``Seconds`` and what else it holds, as Caffe's parse_log.py names them.
+        rows: each with ``NumIters``, ``Seconds`` and further columns, named as in Caffe's parse_log.py.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -35,7 +35,7 @@ class Table:
         self.rows: list[Row] = []
 
     def start(self, iteration: int) -> None:
-        """Go on at ``iteration`` with the rows before it that the file holds; the file as it was is kept as .old."""
+        """Continue at ``iteration`` with the rows before it in the file; the earlier file is kept as .old."""
         if self.path is None or not self.path.exists():
             return
         with self.path.open(newline="") as file:
@@ -81,14 +81,14 @@ def _text(columns: Row, rows: Sequence[Row], *, head: bool) -> str:
 
 
 class Records(Callback):
-    """Keeps what the log shows: displayed iterations, tests.
+    """Keeps what the log shows: the displayed iterations and the tests.
 
     Args:
         folder: where ``train.csv``, ``test.csv`` (further test nets: ``test_1.csv`` ...) and TensorBoard's events go;
-            None keeps them in memory only.
+            with None they are kept in memory only.
 
     Attributes:
-        train: the table of displayed iterations. tests: one of each test net. losses: names of outputs that are losses.
+        train: the table of displayed iterations. tests: one table per test net. losses: names of the loss outputs.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -140,6 +140,6 @@ def _board(folder: Path, solver: Solver) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print("no tensorboard package here (pip install tensorboard): CSV files only", file=sys.stderr)
+        print("no package tensorboard (pip install tensorboard): only CSV files are written", file=sys.stderr)
         return None
     return SummaryWriter(str(folder), purge_step=solver.iter or None)

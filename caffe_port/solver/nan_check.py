@@ -1,4 +1,4 @@
-"""Where a loss that is no number comes from."""
+"""Finds the layer or parameter where numbers that are not finite first appear."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DivergedError", "check_parameters", "diverged"]
 
-_ADVICE = "lower the rate (--set base_lr=...) or clip gradients (--set clip_gradients=...); --keep-going trains on"
+_ADVICE = "lower the rate (--set base_lr=...) or clip gradients (--set clip_gradients=...); --keep-going continues"
 
 
 class DivergedError(CaffeError):
-    """Training met numbers that are not finite."""
+    """Numbers in training are not finite."""
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def diverged(net: Net, state: SolverState, passes: int, loss: float) -> Diverged
         state.position.back()
     if isfinite(loss):
         return DivergedError(f"iteration {state.iter}", "the loss of another process is not finite", remedy=_ADVICE)
-    place = _in_parameters(net) or _in_passes(net, passes) or "none that a second run of the same batch shows"
+    place = _in_parameters(net) or _in_passes(net, passes) or "not found in a second run of the same batch"
     found = f"the loss is {loss:g}; the first numbers that are not finite: {place}"
     return DivergedError(f"iteration {state.iter}", found, remedy=_ADVICE)
 
@@ -81,7 +81,7 @@ def _in_passes(net: Net, passes: int) -> str:
 
 
 def _wrong(blob: Tensor) -> str:
-    """What is wrong with a blob's numbers; empty if they are all finite."""
+    """How many numbers of a blob are nan or inf, as text; empty if all are finite."""
     if bool(torch.isfinite(blob).all()):
         return ""
     nans, count = int(torch.isnan(blob).sum()), blob.numel()

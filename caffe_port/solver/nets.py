@@ -1,4 +1,4 @@
-"""The nets that a solver names: which definition, phase and state, for training and for each test.
+"""The definitions of a solver's nets, with phase and state: the training net and each test net.
 
 Source: solver.cpp (both programs), InitTrainNet, InitTestNets.
 """
@@ -32,7 +32,7 @@ class Nets:
     proto: str | Path | None = None
 
     def train(self) -> tuple[str, Definition]:
-        """Where the training net's definition is from, in Caffe's words, and the definition.
+        """The origin of the training net's definition, as Caffe logs it, and the definition.
 
         Raises:
             CaffeError: none of the four fields is set, or several are.
@@ -46,8 +46,8 @@ class Nets:
                 expected="one of net, net_param, train_net, train_net_param",
             )
         source = getattr(param, given[0])
-        said = f"from {given[0]} file: {source}" if isinstance(source, str) else f"specified in {given[0]}."
-        return said, self._read(source, TRAIN, param.train_state)
+        text = f"from {given[0]} file: {source}" if isinstance(source, str) else f"specified in {given[0]}."
+        return text, self._read(source, TRAIN, param.train_state)
 
     def tests(self) -> list[tuple[str, Definition]]:
         """The same for each test net.
@@ -76,8 +76,8 @@ class Nets:
             raise CaffeError(self.path, "test nets without a test_interval", expected="a test_interval above 0")
         states = list(param.test_state) or [type(param.train_state)()] * len(sources)
         return [
-            (f"specified by {said}", self._read(source, TEST, state))
-            for (said, source), state in zip(sources, states, strict=True)
+            (f"specified by {text}", self._read(source, TEST, state))
+            for (text, source), state in zip(sources, states, strict=True)
         ]
 
     def _generic(self) -> tuple[str, Any] | None:
@@ -97,9 +97,9 @@ class Nets:
         return definition
 
     def find(self, name: str) -> Path:
-        """A file that the solver names: from the working directory as Caffe takes it, or beside the solver's file."""
+        """A file that the solver names, relative to the working directory as in Caffe, or to the solver's folder."""
         beside = Path(self.path).parent / name
         for path in (Path(name), beside):
             if path.exists():
                 return path
-        raise FileError(name, f"not there, and not at {beside} either", expected=f"a file, as {self.path} says")
+        raise FileError(name, f"no such file, nor {beside}", expected=f"the file that {self.path} names")

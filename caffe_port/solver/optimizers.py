@@ -1,4 +1,4 @@
-"""Update rules: one class for each solver ``type``, and what an update does before and around them.
+"""Update rules: one class for each solver ``type``; clipping, normalisation and weight decay.
 
 A rule turns gradients into steps: it rewrites ``grads`` to what is subtracted from the parameters, and updates the
 histories. Many parameters are done at once (torch's _foreach), in Caffe's order of operations.
@@ -25,12 +25,12 @@ __all__ = ["Rates", "Rule", "clip", "pieces", "prepare", "rule"]
 Tensors = list[Tensor]
 
 _PIECE = 1 << 18
-"""Numbers of a parameter that are updated at a time: few enough that they stay in the cache from pass to pass."""
+"""Numbers of a parameter that are updated at a time: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one iteration needs beside tensors.
+    """The rates of one iteration.
 
     Attributes:
         local: for each parameter the learning rate times its lr_mult (divided by iter_size where the dialect does so).
@@ -84,15 +84,15 @@ def clip(solver: Any, grads: Tensors) -> tuple[float, float] | None:
 
 
 def pieces(*lists: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Tensors]]]:
-    """Lists of tensors that belong together number by number, in pieces to be updated one after the other.
+    """Lists of tensors of equal shapes, in chunks that are updated one after the other.
 
-    On the CPU these are small; elsewhere all is one piece.
+    On the CPU chunks are small; on other devices everything is one chunk.
 
     Args:
         lists: of equal lengths: parameters, their gradients, their histories ...
 
     Yields:
-        which places of the lists a piece is of, and for each list the tensors there or flat parts of them.
+        the indices of a chunk in the lists, and for each list the tensors there or flat parts of them.
     """
     places: list[int] = []
     parts: list[Tensors] = [[] for _ in lists]
@@ -111,7 +111,7 @@ def pieces(*lists: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Tensors]]
 
 
 def _split(row: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Tensors of one shape as flat parts, if their numbers lie one after the other in all; else as they are."""
+    """Tensors of one shape as flat parts if all are dense with equal strides; else unchanged."""
     first = row[0]
     dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
     if not dense or any(t.stride() != first.stride() for t in row):

@@ -1,4 +1,4 @@
-"""A picture of a training: loss, rate and scores over the iterations."""
+"""A plot of a training: loss, rate and scores over the iterations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from caffe_port.solver.solver import Solver
 __all__ = ["Plot", "check_matplotlib", "figure"]
 
 _Line = tuple[str, Table, str]
-"""What a line is called, its table and its column."""
+"""A line's label, its table and its column."""
 _APART = ("NumIters", "Seconds", "LearningRate", "Loss")
 
 
 class Plot(Callback):
-    """Draws what ``records`` hold into a PNG file, anew at every snapshot and at the end.
+    """Plots what ``records`` hold into a PNG file, at every snapshot and at the end.
 
     Raises:
         CaffeError: matplotlib is not installed. FileError: the file's folder is missing or not writable.
@@ -39,7 +39,7 @@ class Plot(Callback):
         self.draw(solver)
 
     def draw(self, solver: Solver) -> None:
-        """Write the picture. Nothing is written before there is something to show."""
+        """Write the plot; without any rows nothing is written."""
         records = self.records
         tables = [("train", records.train), *((f"test {i}" if i else "test", t) for i, t in enumerate(records.tests))]
         lines = [(f"{name} ({which})", table, name) for which, table in tables for name in _outputs(table)]
@@ -76,7 +76,7 @@ class Plot(Callback):
 def figure(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[list[Any]]:
-    """Matplotlib's axes, row by row, to be filled; then they are a PNG of so many inches of 100 pixels.
+    """Matplotlib's axes, row by row; after the block they are written as a PNG, 100 pixels to the inch.
 
     Args:
         options: of matplotlib's ``Figure.subplots``.
@@ -93,7 +93,7 @@ def figure(
 
 
 def check_matplotlib() -> None:
-    """Refuse to plot without matplotlib, before a training rather than after it."""
+    """Raise at the start of a training, not at its end, if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -12,7 +12,7 @@ __all__ = ["Bar"]
 
 
 class Bar(Callback):
-    """Shows iterations, loss, rate, images a second and the time left; the log's lines pass above it."""
+    """Shows iterations, loss, rate, images per second and the time left; log lines are printed above it."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -33,8 +33,8 @@ class Bar(Callback):
         done, elapsed = self._bar.n + 1 - self._bar.initial, facts["elapsed"]
         speed = (facts["rate"] or done / (elapsed or 1.0)) * self._images  # tqdm's rate is None until it has drawn
         images = f", {speed:.{0 if speed >= 10 else 2}f} images/s" if speed else ""
-        told = f"loss {iteration.loss:.4g}, rate {iteration.rate:.3g}{images}"
-        self._bar.set_postfix_str(told, refresh=False)
+        text = f"loss {iteration.loss:.4g}, rate {iteration.rate:.3g}{images}"
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 
     def on_end(self, solver: Solver) -> None:

@@ -1,4 +1,4 @@
-"""The solvers that pycaffe's users know by name.
+"""pycaffe's solver classes.
 
 They train as :class:`caffe_port.solver.Solver` does, but on the nets' blobs, so that ``solver.net.blobs`` holds data
 and diffs of the last iteration; that takes more memory and time. A loss that is not finite does not stop them, unless
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class SGDSolver(Solver):
-    """A solver from a prototxt, whatever type that names.
+    """A solver of this class's type, whatever ``type`` the prototxt names.
 
     Args:
         solver_file: a solver prototxt (file or text) or a SolverParameter.
@@ -78,7 +78,7 @@ class SGDSolver(Solver):
         return super().apply_update(display)
 
     def _clear_diffs(self) -> None:
-        self.net.clear_param_diffs()  # in place: somebody may hold an array over them
+        self.net.clear_param_diffs()  # in place: a caller may hold an array over them
 
     def _train_pass(self) -> tuple[float, dict[str, Tensor]]:
         loss = self._test_pass(self.net)
@@ -92,7 +92,7 @@ class SGDSolver(Solver):
 
 @dataclass
 class _Callback(Callback):
-    """A pair of functions that want no arguments."""
+    """A pair of functions without arguments."""
 
     start: Callable[[], object]
     gradients_ready: Callable[[], object]

@@ -1,4 +1,4 @@
-"""What a training does when it is told to stop or to write a snapshot. Source: signal_handler.cpp, tools/caffe.cpp."""
+"""Signals that make a training stop or write a snapshot. Source: signal_handler.cpp, tools/caffe.cpp."""
 
 from __future__ import annotations
 

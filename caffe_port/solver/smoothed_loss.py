@@ -15,7 +15,7 @@ class SmoothedLoss:
     """A running average in single precision, with Caffe's order of operations.
 
     Args:
-        window: how many numbers it is over.
+        window: how many numbers are averaged.
     """
 
     def __init__(self, window: int) -> None:
@@ -26,13 +26,13 @@ class SmoothedLoss:
         self._goes_on = False
 
     def start(self) -> None:
-        """Begin anew, as Caffe does at every call of Step, unless a state has just been set."""
+        """Reset, as Caffe does at every call of Step, unless a state has just been set."""
         if not self._goes_on:
             self.value, self._last, self._added = 0.0, [], 0
         self._goes_on = False
 
     def add(self, number: float) -> float:
-        """The average with one number more."""
+        """Add a number; the new average."""
         if len(self._last) < self.window:
             self._last.append(number)
             n = len(self._last)
@@ -45,12 +45,12 @@ class SmoothedLoss:
         return self.value
 
     def get_state(self) -> list[Any]:
-        """All of it, as JSON."""
+        """The whole state, as JSON."""
         return [self.value, self._last.copy(), self._added]
 
     def set_state(self, state: list[Any]) -> None:
-        """Continue from a :meth:`get_state` of the same window, also past the next :meth:`start`; of another, begin
-        anew."""
+        """Continue from a :meth:`get_state` of the same window, also past the next :meth:`start`; of another
+        window, ignore it."""
         value, last, added = state
         if len(last) == min(added, self.window):
             self.value, self._last, self._added = value, last.copy(), added

@@ -5,7 +5,7 @@ Caffe's own formats (with ``.h5`` if ``snapshot_format: HDF5``), and ``PREFIX_it
 checksums of the two, and for each process the states of its random stream, its data layers (of the training net and of
 the test nets), its recurrent layers, its averaged loss, its learning-rate policy and its update rule. With that a
 resumed run equals, bit for bit, the run without a break; without it (real Caffe's snapshots have none) data and random
-numbers start anew, as in Caffe.
+numbers start from the beginning, as in Caffe.
 
 A process killed while it writes one leaves nothing that passes for a snapshot. Weights and state are first written
 under other names and synced, then the resume file is put in place, then they are renamed: between the two renames one
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Snapshots", "latest"]
 
 _NEW = ".new-"
-"""What the name of a file starts with while it is being written."""
+"""The prefix of a file's name while it is being written."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Snapshots:
     log: Log
 
     def write(self, state: SolverState, iteration: int, *, resume: bool = True) -> Path:
-        """Write a snapshot; the path of its state. Of several processes all take part, one writes.
+        """Write a snapshot; the path of its state. All processes of a group call this, the first one writes.
 
         Args:
             iteration: the number in the files' names and in the state.
@@ -80,7 +80,7 @@ class Snapshots:
         kind = f"{'HDF5' if hdf5 else 'binary proto'} file " if dialect.logs_kind_of_snapshot else ""
         stem = f"{self.param.snapshot_prefix}_iter_{iteration}"
         ends = (f".caffemodel{end}", f".solverstate{end}", ".resume")
-        weights, states, beside = (Path(f"{stem}{e}") for e in ends)
+        weights, states, resume_file = (Path(f"{stem}{e}") for e in ends)
         positions = self.group.gather(state.facts()) if resume else []
         if not self.group.first:
             return states
@@ -98,12 +98,12 @@ class Snapshots:
                     "files": {path.name: _checksum(new) for path, new in staged.items()},
                     "positions": positions,
                 }
-                with atomic_write(beside, overwrite=True, durable=True) as file:
+                with atomic_write(resume_file, overwrite=True, durable=True) as file:
                     file.write(json.dumps(facts, indent=1).encode())
             for path, new in staged.items():
                 new.replace(path)
             if not resume:
-                beside.unlink(missing_ok=True)  # last: until then it makes a half-replaced snapshot noticeable
+                resume_file.unlink(missing_ok=True)  # last: until then it makes a half-replaced snapshot noticeable
         except BaseException:
             for new in staged.values():
                 new.unlink(missing_ok=True)
@@ -143,7 +143,7 @@ class Snapshots:
             good = latest(path, but=path)
             if good is None and isinstance(error, FileError):
                 raise
-            offer = f"the last whole snapshot is {good}" if good else "no other whole snapshot lies beside it"
+            offer = f"the last whole snapshot is {good}" if good else "there is no other whole snapshot in its folder"
             raise error.advised(offer) from error
         if path.suffix != ".h5":
             self.log.line("SGDSolver: restoring history", "sgd_solver.cpp")  # whatever the type, as in Caffe
@@ -155,7 +155,7 @@ class Snapshots:
                 self._restore_position(state, facts)
             except (CaffeError, KeyError) as error:
                 what = f"positions in data that do not fit: {error}"
-                remedy = "without that file data and random numbers start anew, as in Caffe"
+                remedy = "without that file data and random numbers start from the beginning, as in Caffe"
                 raise CaffeError(str(_resume_file(path)), what, remedy=remedy) from error
 
     @torch.no_grad()
@@ -183,11 +183,11 @@ class Snapshots:
             state.restore(positions[group.rank], self.log.line)
         else:
             counts = f"{len(positions)} processes trained, now {group.count} do"
-            self.log.line(f"{counts}: data and random numbers start anew")
+            self.log.line(f"{counts}: data and random numbers start from the beginning")
 
 
 def _sweep(prefix: Path) -> None:
-    """Remove what processes that were killed have left of snapshots whose names start so."""
+    """Remove the temporary files of killed processes for snapshots of this prefix."""
     name = glob.escape(_NEW + prefix.name)
     for pattern in (f"{name}*", f".{name}*.tmp", f".{glob.escape(prefix.name)}*.resume.*.tmp"):
         for path in prefix.parent.glob(pattern):
@@ -195,7 +195,7 @@ def _sweep(prefix: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Return when the disk has the folder's names."""
+    """Write the folder's directory entries to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -208,10 +208,10 @@ def _resume_file(state: Path) -> Path:
 
 
 def _checked(state: Path, log: Log) -> dict[str, Any] | None:
-    """What the resume file of a state holds, if there is one and it belongs to the files beside it.
+    """The contents of a state's resume file, if there is one and it belongs to the files beside it.
 
-    It does not where it names other files, or where none of them has its checksum: then a script deleted the snapshot
-    and left this file, or another program wrote one of the same name. A line of the log says so.
+    It does not if it names other files, or if none of them has its checksum: a script deleted the snapshot and left
+    this file, or another program wrote one of the same name. A line is logged.
 
     Raises:
         FormatError: it is damaged, or one file of the snapshot is as it was written and another is not.
@@ -223,7 +223,8 @@ def _checked(state: Path, log: Log) -> dict[str, Any] | None:
     files = {state.with_name(name): checksum for name, checksum in facts["files"].items()}
     good = {file: file.exists() and _checksum(file) == checksum for file, checksum in files.items()}
     if state not in good or not any(good.values()):
-        log.line(f"{resume.name} belongs to another snapshot: no exact resume, data and random numbers start anew")
+        then = "no exact resume, data and random numbers start from the beginning"
+        log.line(f"{resume.name} belongs to another snapshot: {then}")
         return None
     for file, is_good in good.items():
         if not is_good:
@@ -233,7 +234,7 @@ def _checked(state: Path, log: Log) -> dict[str, Any] | None:
 
 
 def _facts(resume: Path) -> dict[str, Any]:
-    """What a resume file says. Raises FormatError if it is damaged."""
+    """The contents of a resume file. Raises FormatError if it is damaged."""
     try:
         facts: dict[str, Any] = json.loads(resume.read_text())
         if all(isinstance(facts[key], kind) for key, kind in _KINDS.items()):
@@ -247,9 +248,9 @@ _KINDS: dict[str, Any] = {"iter": int, "written": (int, float), "files": dict, "
 
 
 def latest(path: str | Path, *, but: Path | None = None) -> Path | None:
-    """The state of the whole snapshot beside ``path`` (a snapshot, or a snapshot_prefix) written last, or None.
+    """The state of the last whole snapshot of the prefix of ``path`` (a snapshot, or a snapshot_prefix), or None.
 
-    That is not always the one of the highest iteration: a run that was begun anew leaves the earlier one's snapshots.
+    The last by time of writing, not by iteration: a run that was started again leaves the earlier one's snapshots.
     """
     path = Path(path)
     prefix = re.sub(r"_iter_\d+\.(solverstate|caffemodel)(\.h5)?$", "", path.name)
@@ -269,11 +270,13 @@ def latest(path: str | Path, *, but: Path | None = None) -> Path | None:
 
 
 def _weights(state: Path, named: str) -> Path:
-    """The weights that a state names: as written, or beside the state if it has been moved."""
+    """The weights that a state names, at that path or in the state's folder if it has been moved."""
     for path in (Path(named), state.with_name(Path(named).name)):
         if path.exists():
             return path
-    raise FileError(str(state), f"its weights {named} are missing", remedy=f"put them beside it, as {Path(named).name}")
+    raise FileError(
+        str(state), f"its weights {named} are missing", remedy=f"put them into its folder as {Path(named).name}"
+    )
 
 
 def _checksum(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The loop: test, forward and backward ``iter_size`` times, update, snapshot.
+"""The training loop: test, forward and backward ``iter_size`` times, update, snapshot.
 
 Source: solver.cpp, sgd_solver.cpp (bvlc), solver.cpp (noh).
 """
@@ -53,15 +53,15 @@ class Solver:
 
     Args:
         source: a solver prototxt (file or text) or a SolverParameter.
-        path: the file that a SolverParameter came from: what it names may lie beside it.
+        path: the file of a SolverParameter, whose folder is also searched for the files that it names.
         dialect: "bvlc", "noh" or None: the training net's.
-        proto: a fork's own caffe.proto whose fields are to be known too.
-        device: where the nets live.
-        kind: the rule ("SGD" ...) in place of the one that the definition names.
-        log: where lines go; a :class:`Log` writing Caffe's lines to stderr by default.
-        keep_going: whether to train on when the loss is not a number, as Caffe does.
+        proto: another Caffe's caffe.proto, whose fields are then known.
+        device: of the nets.
+        kind: the type ("SGD" ...), in place of the definition's.
+        log: where lines are written; by default a :class:`Log` writing Caffe's lines to stderr.
+        keep_going: whether to continue when the loss is not finite, as Caffe does.
         precision: "fp32", or "bf16" for the training net's products.
-        channels_last: whether parameters and images lie with their channels last.
+        channels_last: whether parameters and images have the channels_last memory format.
         group: the processes that train together.
         gradients: "caffe" or "true": what real Caffe computes where layers work in place, or the derivatives.
 
@@ -77,7 +77,7 @@ class Solver:
     """
 
     writes_resume: ClassVar[bool] = True
-    """Whether snapshots have a ``.resume`` file unless :meth:`snapshot` is told otherwise."""
+    """Whether snapshots have a ``.resume`` file by default."""
 
     def __init__(
         self,
@@ -106,11 +106,11 @@ class Solver:
         self.callbacks: list[Callback] = []
         self.saved: tuple[int, Path] | None = None
         self._debugs = False
-        """Whether the iteration under way is told blob by blob."""
+        """Whether the current iteration is logged blob by blob (``debug_info``)."""
         self._whole = True
-        """Not while parameters change or are written."""
+        """False while parameters are being changed or written."""
         self._all_stop = False
-        """Whether all processes stop for an error, wherever it was."""
+        """Whether all processes stop because of an error in one of them."""
         self.requested: Callable[[], str] = lambda: "none"
         """Asked after every iteration and test pass: "snapshot", "stop" or "none"."""
         self.stopped = False
@@ -124,8 +124,8 @@ class Solver:
         if param.random_seed >= 0:
             random.set_random_seed(param.random_seed + group.rank)
         self._nets = Nets(param, self.path, dialect, proto)
-        said, definition = self._nets.train()
-        self.log.line(f"Creating training net {said}")
+        source_text, definition = self._nets.train()
+        self.log.line(f"Creating training net {source_text}")
         self.dialect = definition.dialect
         parts = policy.make(param, self.dialect, self.path), optimizers.rule.make(param, self.dialect, self.path)
         made = {"fp32": Net, "bf16": Bf16Net}[precision]
@@ -135,8 +135,8 @@ class Solver:
         if channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.test_nets: list[Net] = []
-        for i, (said, definition) in enumerate(self._nets.tests()):
-            self.log.line(f"Creating test net (#{i}) {said}")
+        for i, (source_text, definition) in enumerate(self._nets.tests()):
+            self.log.line(f"Creating test net (#{i}) {source_text}")
             self.test_nets.append(Net(definition, phase="TEST").to(device))
         for weights in param.weights:
             self.load(weights.split(","))
@@ -146,7 +146,7 @@ class Solver:
         self.state = SolverState((self.net, *self.test_nets), learnable, *parts, smoothed_loss)
         self._snapshots = Snapshots(param, self.path, self.net, group, self.log)
         self._idle: set[int] = set()
-        """Parameters without a gradient whose updates are found to do nothing."""
+        """Parameters without a gradient whose updates change nothing."""
         self._timed = (time.monotonic(), 0)
 
     @property
@@ -166,9 +166,9 @@ class Solver:
         """Name the layers whose gradient in Caffe is not their derivative, and which of the two they get."""
         pairs = self.net.caffe_gradients.pairs(self.net.needs)
         if pairs:
-            told = "as Caffe computes them" if self.net.gradients == "caffe" else "derivatives, which Caffe's are not"
+            kind = "as Caffe computes them" if self.net.gradients == "caffe" else "true derivatives, unlike Caffe's"
             shown = "; ".join(pairs[:5]) + (f"; {len(pairs) - 5} more" if len(pairs) > 5 else "")
-            self.log.line(f"Gradients of layers whose blobs are overwritten in place are {told}: {shown}")
+            self.log.line(f"Gradients of layers whose blobs are overwritten in place are {kind}: {shown}")
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -180,13 +180,13 @@ class Solver:
         self.log.line(f"Solving {self.net.definition.net.name}")
         self.log.line(f"Learning Rate Policy: {param.lr_policy}")
         try:
-            self._tell("on_begin")
+            self._call("on_begin")
             self._run()
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what is told
-                self._tell("on_end")
+            with suppress(Exception):  # the first error is the one that is raised
+                self._call("on_end")
             raise
-        self._tell("on_end")
+        self._call("on_end")
 
     def _run(self) -> None:
         param = self.param
@@ -237,22 +237,22 @@ class Solver:
         param = self.param
         display = bool(param.display) and self.iter % param.display == 0
         self._debugs = display and param.debug_info
-        self._tell("on_start")
+        self._call("on_start")
         self._clear_diffs()
         loss, outputs = self._passes()
         if not self.keep_going and self.group.any(not isfinite(loss)):
             self._all_stop = True
             raise diverged(self.net, self.state, self.param.iter_size, loss)
-        shown, told = self.state.smoothed_loss.add(loss), scores(self.net, outputs) if display else []
+        shown, printed = self.state.smoothed_loss.add(loss), scores(self.net, outputs) if display else []
         if display:
             self.log.loss(self.iter, shown, speed=self._speed() if self.dialect.logs_speed else None)
-            self.log.scores("Train", told)
+            self.log.scores("Train", printed)
         self.group.average([p.parameter.grad for p in self.state.learnable if p.parameter.grad is not None])
-        self._tell("on_gradients_ready")
+        self._call("on_gradients_ready")
         self._whole, self.state.position = False, None
         rate = self.apply_update(display)
         self._whole = True
-        self._tell("on_iteration", Iteration(self.iter - 1, shown, rate, told))
+        self._call("on_iteration", Iteration(self.iter - 1, shown, rate, printed))
 
     def _passes(self) -> tuple[float, dict[str, Tensor]]:
         """Forward and backward ``iter_size`` times: the mean loss, and the outputs of the last pass."""
@@ -269,7 +269,7 @@ class Solver:
             for name in layer.aliases:  # a parameter seen in two shapes has one gradient
                 layer.diff(name)
 
-    def _tell(self, event: str, *facts: Any) -> None:
+    def _call(self, event: str, *facts: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *facts)
 
@@ -304,15 +304,15 @@ class Solver:
             self.log.clipped(*clipped, param.clip_gradients)
         late = self.dialect.decay_before_iter_size and param.type == "SGD"
         local = [rate * self.state.learnable[i].lr_mult / (param.iter_size if late else 1) for i in moving]
-        told = self._debugs and self.dialect.debug_tells_updates
+        logged = self._debugs and self.dialect.debug_tells_updates
         kept = [[h[i] for i in moving] for h in state.history]
         for places, (some, steps, *histories) in optimizers.pieces(weights, grads, *kept):
             optimizers.prepare(param, self.dialect, some, steps, [decays[moving[i]] for i in places])
             state.rule.update(steps, histories, optimizers.Rates([local[i] for i in places], state.iter))
-            if not told:
+            if not logged:
                 torch._foreach_sub_(some, steps)
-        if told:
-            debug.tell_updates(self.net, {id(w): g for w, g in zip(weights, grads, strict=True)}, self.log)
+        if logged:
+            debug.log_updates(self.net, {id(w): g for w, g in zip(weights, grads, strict=True)}, self.log)
             torch._foreach_sub_(weights, grads)
         state.iter += 1
         return rate
@@ -329,7 +329,7 @@ class Solver:
         """Whether an update changes parameter ``i`` or its history.
 
         Caffe updates all. One without a gradient can still decay (into a history of gradients even if its rate is 0),
-        or go on by its momentum.
+        or continue to move by its momentum.
         """
         one = self.state.learnable[i]
         if one.parameter.grad is not None:
@@ -367,7 +367,7 @@ class Solver:
         if param.test_compute_loss:
             self.log.line(f"Test loss: {self.log.number(float(loss / np.float32(param.test_iter[i])))}")
         found = told.finish(Scores)
-        self._tell("on_test", i, found)
+        self._call("on_test", i, found)
         return found
 
     @torch.no_grad()
@@ -380,7 +380,7 @@ class Solver:
 
     def _asked_to_stop(self) -> bool:
         if self.group.count > 1:
-            return False  # the others cannot hear of it before the next iteration
+            return False  # the other processes learn of a request only after an iteration
         while (request := self.requested()) != "none":
             if request == "snapshot":
                 self.snapshot()
@@ -409,7 +409,7 @@ class Solver:
         resume = self.writes_resume if resume is None else resume
         state = self._snapshots.write(self.state, self.iter + adds_one, resume=resume)
         self._whole, self.saved = True, (self.iter, state)
-        self._tell("on_snapshot", state)
+        self._call("on_snapshot", state)
         return state
 
     def restore(self, path: str | Path) -> None:

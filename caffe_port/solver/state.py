@@ -94,7 +94,7 @@ class SolverState:
             if saved and saved["name"] == part.name:
                 part.set_state(saved)
             elif saved:
-                log(f"The snapshot's {key} was {saved['name']}, now {part.name}: its own state starts anew")
+                log(f"The snapshot's {key} was {saved['name']}, now {part.name}: its state is reset")
 
 
 class Position:
@@ -136,7 +136,7 @@ class Position:
 
 
 def _positioned(net: Net) -> dict[str, Any]:
-    """The layers of a net that stand somewhere in data or in a sequence, by key."""
+    """The layers of a net that have a position in data or in a sequence, by key."""
     return {node.key: layer for node, layer in net.nodes if isinstance(layer, Stateful)}
 
 

@@ -182,7 +182,7 @@ def _refuse_others(prefix: Path) -> None:
             str(state),
             "a snapshot that nothing says is whole",
             expected="one with its resume file",
-            remedy="go on from it with --snapshot, or move it away to start anew",
+            remedy="resume from it with --snapshot, or move it away to begin again",
         )
 
 
@@ -218,7 +218,7 @@ def _rescued(solver: Solver) -> Iterator[None]:
             state = solver.saved[1] if solver.saved else None
         if state is None:
             raise
-        advice = f"go on with --snapshot {state}"
+        advice = f"resume with --snapshot {state}"
         if isinstance(error, CaffeError):
             raise error.advised(advice) from error
         if isinstance(error, OSError):

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.capabilities import WritesFiles
 from caffe_port.layers.ssd_boxes import decode, suppress
+from caffe_port.layers.ssd_files import OutputFiles
 from caffe_port.log import info
 from caffe_port.spec import ssd
 
@@ -18,7 +20,7 @@ _SLACK = 1e-4
 
 
 @layer("DetectionOutput")
-class DetectionOutput(ssd.DetectionOutput, Layer):
+class DetectionOutput(ssd.DetectionOutput, Layer, WritesFiles):
     """The objects of each item: rows (item, label, score, xmin, ymin, xmax, ymax) in parts of the image.
 
     Bottoms: offsets (num, priors * 4), probabilities (num, priors * num_classes), priors (1, 2, priors * 4). For each
@@ -26,14 +28,31 @@ class DetectionOutput(ssd.DetectionOutput, Layer):
     by overlap; of an item at most ``keep_top_k``. Rows go by item, label, then falling score. Items without an object
     have no row; if none has one, each has a row of -1. Of equal scores the earlier prior is the better one; where
     ``keep_top_k`` cuts between equal scores, the original's choice depends on its sort, here the earlier label stays.
+
+    ``save_output_param`` with a folder, a label map and a name_size_file writes files (``allow_writes``) of the objects
+    of ``num_test_image`` pictures; without all three it writes nothing, as in the original.
     """
 
     untraceable = "it works on boxes one by one"
 
     def setup(self, *shapes: Shape) -> None:
         super().setup(*shapes)
+        self.files: OutputFiles | None = None
+        self._save()
         if self.p.visualize:
             info(f"{self.where}: layer {self.name}: visualize opens no windows here; caffe-port detect draws boxes")
+
+    def _save(self) -> None:
+        """Get ready to write what ``save_output_param`` asks for."""
+        p = self.p.save_output_param
+        p.skip(
+            "num_test_image", "output_format", "output_name_prefix", "resize_param", "name_size_file", "label_map_file"
+        )
+        if p.output_directory and p.label_map_file and p.name_size_file:
+            self.check_writes(p.output_directory)
+            self.files = OutputFiles(self, p)
+            self.files.start()
+            self.keeps_state = True
 
     def forward(self, loc: Tensor, conf: Tensor, prior: Tensor, *picture: Tensor) -> Tensor:
         low, high = (float(end) for end in conf.aminmax()) if conf.numel() else (0.0, 0.0)
@@ -43,7 +62,17 @@ class DetectionOutput(ssd.DetectionOutput, Layer):
                 expected="probabilities from 0 to 1",
                 remedy="put a Softmax over each prior's classes (or a Sigmoid) before it",
             )
-        return rows(self.detect(loc, conf, prior), conf)
+        items = self.detect(loc, conf, prior)
+        self.save(items)
+        return rows(items, conf)
+
+    def save(self, items: list[Found]) -> None:
+        """Hand a pass's objects to the files, if any are written."""
+        if self.files is None:
+            return
+        self.files.start()
+        for label, score, boxes in items:
+            self.files.add(label.tolist(), *(t.detach().float().cpu().numpy() for t in (score, boxes)))
 
     def detect(self, loc: Tensor, conf: Tensor, prior: Tensor) -> list[Found]:
         """The objects of each item, from any scores."""

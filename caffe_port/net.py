@@ -22,7 +22,7 @@ from caffe_port.errors import CaffeError, DefinitionError, WeightsError
 from caffe_port.execution.caffe_gradients import CaffeGradients, check_choice
 from caffe_port.execution.executor import Executor, Mode
 from caffe_port.execution.facts import learned_blobs, loss_weights_of, share_parameters
-from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs
+from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs, refuse_untraceable
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Needs, Node, connect, needs_backward, path_between
 from caffe_port.layers.base import Layer, Named, Shape, unknown_types
@@ -292,18 +292,19 @@ class Net(Named):
 
     def reshape_for(self, inputs: Mapping[str, Shape]) -> None:
         """Work out every blob's shape for these input shapes; layers refuse what cannot be."""
-        count = len(self.nodes)  # a replaced layer has its shapes forgotten
+        nodes = self.nodes  # if a layer has been replaced, the shapes are forgotten here
         if self._shaped_for == inputs:
             return
-        for node in self.graph.nodes:
+        for node, _ in nodes:
             if node.type == "Input":
                 self.shapes.update((t, tuple(inputs[t])) for t in node.tops if t in inputs)
-        self.reshape_nodes(range(count))
+        self.reshape_nodes(range(len(nodes)))
         self._shaped_for = dict(inputs)
 
     def reshape_nodes(self, indices: Iterable[int]) -> None:
         """Work out the shapes of these nodes' tops from those of their bottoms."""
-        for node, layer in (self.nodes[i] for i in indices):
+        nodes = self.nodes
+        for node, layer in (nodes[i] for i in indices):
             if node.type != "Input":
                 self._set_shapes(node, layer)
 
@@ -330,7 +331,7 @@ class Net(Named):
         if recorded(*tensors.values()):
             mode = Mode.PLAIN
             if traced():
-                self._refuse_a_trace()
+                refuse_untraceable(layer for _, layer in self.nodes)
         else:
             ranks = {name: len(self.shapes[name]) if self.shapes[name] != (0,) else None for name in self.graph.inputs}
             check_inputs(tensors, ranks, self._like(), where)
@@ -338,11 +339,6 @@ class Net(Named):
             mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
         self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
         return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
-
-    def _refuse_a_trace(self) -> None:
-        for _, layer in self.nodes:
-            if reason := layer.untraceable:
-                raise layer.error(f"{reason}, which a trace cannot hold", remedy="trace a deploy net, in TEST")
 
     def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:
         """Run only these nodes, without gradients, on the blobs given; those to keep, in whatever memory format."""
@@ -400,12 +396,16 @@ class Net(Named):
         Raises:
             CaffeError: a layer is gone, or has given its place to one with other bottoms or tops.
         """
-        modules = [found_at(self, path) for path in self._paths]
-        kept = self._executor
-        if kept is None or any(a is not b for a, b in zip(modules, kept.modules, strict=True)):
-            kept = self._executor = self._compiled(modules)
-            self._shaped_for = None
-        return kept
+        kept, own = self._executor, self._modules
+        if kept is not None:
+            for path, module in zip(self._paths, kept.modules, strict=True):
+                if (own.get(path[0]) if len(path) == 1 else found_at(self, path)) is not module:
+                    break
+            else:
+                return kept
+        self._executor = self._compiled([found_at(self, path) for path in self._paths])
+        self._shaped_for = None
+        return self._executor
 
     def _compiled(self, modules: Sequence[nn.Module | None]) -> Executor:
         found, standing = list[nn.Module](), list[Layer]()

@@ -87,6 +87,7 @@ class Executor:
         self._kinds, self._call, self._shaped, self._last_use = kinds, call, shaped, last_uses(graph)
         self.caffe_gradients = CaffeGradients(graph, layers, call)
         self._compiled: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
+        self._is_input = [node.type == "Input" for node in graph.nodes]
         count = len(self.nodes)
         self._frozen_until = [next((j for j in range(i, count) if needs.layer[j]), count) - 1 for i in range(count)]
 
@@ -124,6 +125,11 @@ class Executor:
         nodes = range(len(self.nodes)) if nodes is None else nodes
         if not nodes:
             return None
+        if mode is Mode.INFER and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.run(
+                    mode, blobs, nodes, keep=keep, low_memory=low_memory, weigh=weigh, before=before, after=after
+                )
         alone = before is not None or after is not None
         special = self.caffe_gradients
         learns = mode is Mode.RECORD or torch.is_grad_enabled()
@@ -197,17 +203,16 @@ class Executor:
         node, layer = self.nodes[i]
         if run is not None and i in self.caffe_gradients:
             run.run(i, blobs)
-        elif node.type != "Input":
+        elif not self._is_input[i]:
             blobs.update(zip(node.tops, self._call(node, layer, [blobs[b] for b in node.bottoms]), strict=True))
         return i
 
     def _infer(self, blobs: Blobs, steps: Mapping[int, InferStep], i: int, last: int) -> int:
-        with torch.no_grad():
-            step = steps.get(i)
-            if step is None or step.last > last or (function := step.function(blobs[step.bottom])) is None:
-                return self._plain(blobs, i, last)
-            blobs[step.top] = self._shaped(function(blobs[step.bottom]))
-            return step.last
+        step = steps.get(i)
+        if step is None or step.last > last or (function := step.function(blobs[step.bottom])) is None:
+            return self._plain(blobs, i, last)
+        blobs[step.top] = self._shaped(function(blobs[step.bottom]))
+        return step.last
 
     def _train(
         self,
@@ -222,7 +227,8 @@ class Executor:
         if not torch.is_grad_enabled():
             return self._infer(blobs, infer, i, last)
         if not self.needs.layer[i]:
-            return self._infer(blobs, infer, i, min(last, self._frozen_until[i]))
+            with torch.no_grad():
+                return self._infer(blobs, infer, i, min(last, self._frozen_until[i]))
         if layer.overwrites_diffs:
             for p in layer.parameters():
                 p.grad = None
@@ -241,7 +247,7 @@ class Executor:
     def _record(self, blobs: Blobs, tape: Tape, run: Pass | None, i: int, last: int) -> int:
         node, layer = self.nodes[i]
         tape.pop(i, None)
-        if node.type != "Input":
+        if not self._is_input[i]:
             bottoms, needed = [blobs[b] for b in node.bottoms], self.needs.layer[i]
             if needed:
                 bottoms = [b.detach().requires_grad_(n) for b, n in zip(bottoms, self.needs.bottoms[i], strict=True)]

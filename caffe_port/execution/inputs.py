@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from caffe_port.errors import CaffeError, nearest
+from caffe_port.layers.base import Layer
 
-__all__ = ["check_inputs", "known_blobs", "named_inputs"]
+__all__ = ["check_inputs", "known_blobs", "named_inputs", "refuse_untraceable"]
 
 
 def named_inputs(names: Sequence[str], given: Sequence[Any], named: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -66,3 +67,14 @@ def known_blobs(wanted: Iterable[str], blobs: Collection[str], where: str) -> li
             near = nearest(name, blobs)
             raise CaffeError(where, f"no blob {name!r}", remedy=f"near: {near}" if near else "")
     return names
+
+
+def refuse_untraceable(layers: Iterable[Layer]) -> None:
+    """Refuse to trace a net with a layer whose trace would not do what the layer does.
+
+    Raises:
+        LayerError: naming the first such layer, and why.
+    """
+    for layer in layers:
+        if reason := layer.untraceable:
+            raise layer.error(f"{reason}, which a trace cannot hold", remedy="trace a deploy net, in TEST")

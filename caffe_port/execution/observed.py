@@ -17,7 +17,9 @@ def observed(module: nn.Module, kind: type[nn.Module]) -> bool:
     if type(module) is not kind:  # parametrize gives the module a class of its own
         return True
     own = module.__dict__
-    return any(own.get(hooks) for hooks in _HOOKS) or "forward" in own or own.get("_compiled_call_impl") is not None
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return True
+    return "forward" in own or own.get("_compiled_call_impl") is not None
 
 
 def all_observed() -> bool:

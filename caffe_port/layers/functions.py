@@ -58,16 +58,15 @@ class Function(torch.autograd.Function):
     """A step whose ``backward`` says its gradient; call :meth:`run` where torch has ``apply``.
 
     In a trace, and under torch.func, the gradient is that of the operations in ``forward``. Where Caffe's is another
-    (``own_gradient``), torch.func refuses the step, unless it has ``setup_context`` (``newer``).
+    (``own_gradient``), torch.func refuses the step.
     """
 
     own_gradient = False
-    newer = False
 
     @classmethod
     def run(cls, *inputs: Any) -> Any:
         """The outputs."""
-        transformed = torch._C._are_functorch_transforms_active() and not cls.own_gradient and not cls.newer
+        transformed = torch._C._are_functorch_transforms_active() and not cls.own_gradient
         if transformed or torch._C._get_tracing_state() is not None:
-            return cls.forward(*inputs) if cls.newer else cls.forward(_Context(), *inputs)
+            return cls.forward(_Context(), *inputs)
         return cls.apply(*inputs)

@@ -263,26 +263,17 @@ class MVN(elementwise.MVN, Layer):
 
 
 class _AcrossChannels(Function):
-    """x / (k + alpha * sum of the squares of ``size`` channels)^beta; also the sum and the factor, for backward."""
-
-    newer = generate_vmap_rule = True
+    """x / (k + alpha * sum of the squares of ``size`` channels)^beta."""
 
     @staticmethod
-    def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
         scale, factor = _denominators(x, size, alpha, beta, k)
-        return x * factor, scale, factor
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        (x, ctx.size, ctx.alpha, ctx.beta, ctx.k), (_, scale, factor) = inputs, output
-        ctx.mark_non_differentiable(scale, factor)
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, scale, factor)
+        ctx.size, ctx.alpha, ctx.beta, ctx.k = size, alpha, beta, k
+        return x * factor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if grad is None:
-            return (None,) * 5
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, scale, factor = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to have a gradient
             scale = _sum_over_channels(x.square(), ctx.size) * ctx.alpha + ctx.k
@@ -338,7 +329,7 @@ class LRN(elementwise.LRN, Layer):
         if self.across and self.works_in_place:
             return _denominators(x, self.size, self.alpha / self.size, self.beta, self.k)[1].square()
         if self.across:
-            return _AcrossChannels.run(x, self.size, self.alpha / self.size, self.beta, self.k)[0]
+            return _AcrossChannels.run(x, self.size, self.alpha / self.size, self.beta, self.k)
         mean = F.avg_pool2d(x * x, self.size, 1, self.size // 2)
         return x * (1 + self.alpha * mean) ** -self.beta
 

@@ -28,7 +28,9 @@ def resolve(python: str) -> tuple[tuple[int, int], dict[str, str]]:
     """The interpreter's version, and the version of each distribution that pip would install for it."""
     pins = [f"{name}=={version}" for name, version in PINNED.items()]
     command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
-    done = subprocess.run([*command, f"{ROOT}[data,plot,test,lint]", *pins, *EXTRA], check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [*command, f"{ROOT}[data,plot,onnx,test,lint]", *pins, *EXTRA], check=True, stdout=subprocess.PIPE
+    )
     report = json.loads(done.stdout)
     major, minor = report["environment"]["python_version"].split(".")
     found = {}

@@ -29,6 +29,7 @@ ROOMS = [  # a room imports only rooms above it
     "weight_loading",
     "net",
     "pycaffe",
+    "export",
     "detection",
     "solver",
     "segmentation",

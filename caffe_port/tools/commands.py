@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     "convert": (
         Command("caffe2torch", "Caffe's weights as a file for PyTorch"),
         Command("torch2caffe", "A file of PyTorch's as Caffe's weights"),
+        Command("export", "A net as an ONNX file, checked beside the net, or for torch.export"),
         Command("fp-bp", "A classification net's weights for the net that holds its backward pass"),
     ),
     "run": (

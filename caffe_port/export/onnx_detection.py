@@ -1,0 +1,27 @@
+"""ONNX operators for detection nets. Source: permute_layer.cpp, normalize_layer.cpp (weiliu89/caffe, branch ssd)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caffe_port.export.onnx_common import linear, numbers
+from caffe_port.export.onnx_graph import Graph, Value, operator
+
+__all__: list[str] = []
+
+
+@operator("Permute")
+def permute(g: Graph, layer: Any, x: Value) -> Value:
+    order = list(layer.order)
+    return g.node("Transpose", [x], [x.shape[i] for i in order], perm=order)
+
+
+@operator("Normalize")
+def normalize(g: Graph, layer: Any, x: Value) -> Value:
+    axes = list(range(1, len(x.shape))) if layer.across else [1]
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    squares = g.node("ReduceSum", [g.node("Mul", [x, x], x.shape), g.constant(axes)], kept)
+    norm = g.node("Sqrt", [linear(g, squares, 1, layer.eps)], kept)
+    scale = numbers(layer.scale).reshape(1, -1, *(1,) * (len(x.shape) - 2))
+    name = g.initializer(f"{layer.name}.scale", scale)
+    return g.node("Mul", [g.node("Div", [x, norm], x.shape), name], x.shape)

@@ -1,0 +1,190 @@
+"""An ONNX graph under construction: values with names and shapes, nodes, and initializers that stay where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caffe_port.dialects import Dialect
+from caffe_port.errors import CaffeError
+
+if TYPE_CHECKING:
+    from caffe_port.layers.base import Layer
+
+__all__ = ["OPERATORS", "Graph", "Operator", "Value", "operator", "operator_of"]
+
+Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
+
+
+@dataclass
+class Value:
+    """A tensor of the graph.
+
+    Attributes:
+        name: its name in the file. shape: as the definition gives it; the first axis may be dynamic in the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+Operator = Callable[..., Any]
+"""(graph, layer, *bottoms) to the top, or to a tuple of tops; each a :class:`Value`."""
+
+OPERATORS: dict[str, dict[str, Operator]] = {}
+"""By layer type and dialect, "" for all dialects."""
+
+
+def operator(*types: str, dialect: str = "") -> Callable[[Operator], Operator]:
+    """Register what writes a layer type into a graph."""
+
+    def register(function: Operator) -> Operator:
+        for type_name in types:
+            OPERATORS.setdefault(type_name, {})[dialect] = function
+        return function
+
+    return register
+
+
+def operator_of(layer: Layer, dialect: Dialect) -> Operator | None:
+    """What writes a layer: its own method ``onnx(graph, *bottoms)`` (a plugin's), or the registered function."""
+    own = getattr(type(layer), "onnx", None)
+    if own is not None:
+        return lambda graph, layer, *bottoms: own(layer, graph, *bottoms)
+    of_type = OPERATORS.get(layer.type, {})
+    return next((of_type[name] for name in (*dialect.lineage, "") if name in of_type), None)
+
+
+class Graph:
+    """What the operators write to.
+
+    Args:
+        opset: of the default domain. half: numbers are float16 inside the graph.
+        dynamic_batch: the first axis may have any length. dynamic_size: so may height and width.
+    """
+
+    def __init__(
+        self, opset: int, *, half: bool = False, dynamic_batch: bool = True, dynamic_size: bool = False
+    ) -> None:
+        self.opset, self.half = opset, half
+        self.dynamic_batch, self.dynamic_size = dynamic_batch, dynamic_size
+        self.nodes: list[Any] = []
+        self.initializers: dict[str, Array] = {}
+        self.layer = ""
+        self._constants: dict[tuple[Any, ...], str] = {}
+        self._used: set[str] = set()
+
+    def fresh(self, wanted: str) -> str:
+        """``wanted``, or with a number behind where a value or node has that name already."""
+        name, n = wanted, 1
+        while name in self._used:
+            n += 1
+            name = f"{wanted}_{n}"
+        self._used.add(name)
+        return name
+
+    def initializer(self, name: str, array: Array) -> str:
+        """A named array of the file; float32 becomes float16 in a half-precision graph when it is written."""
+        name = self.fresh(name)
+        self.initializers[name] = array
+        return name
+
+    def constant(self, value: Any, dtype: Any = np.int64) -> str:
+        """A small array, each once in the file."""
+        array = np.asarray(value, dtype)
+        if self.half and array.dtype == np.float32:
+            array = np.clip(array, -65504, 65504)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.initializer(f"{self.layer}/constant", array)
+        return self._constants[key]
+
+    def number(self, value: float) -> str:
+        """A single number of the graph's own precision."""
+        return self.constant(value, np.float32)
+
+    def node(
+        self, kind: str, inputs: Sequence[Any], shape: Sequence[int] = (), *, outputs: int = 1, **attributes: Any
+    ) -> Any:
+        """Add an operator.
+
+        Args:
+            inputs: values, names of initializers, or "" for one that is left out.
+            shape: of the first output. outputs: how many there are, all of that shape.
+
+        Returns:
+            The output, or a tuple of them.
+        """
+        from onnx import helper
+
+        names = [self.fresh(f"{self.layer}/{kind}") for _ in range(outputs)]
+        node = helper.make_node(
+            kind,
+            [i.name if isinstance(i, Value) else i for i in inputs],
+            names,
+            self.fresh(f"{self.layer}:{kind}"),
+            **attributes,
+        )
+        self.nodes.append(node)
+        values = tuple(Value(name, tuple(int(n) for n in shape)) for name in names)
+        return values if outputs > 1 else values[0]
+
+    def rename(self, value: Value, name: str) -> Value:
+        """Give a node's output its final name."""
+        name = self.fresh(name)
+        for node in reversed(self.nodes):
+            for field in (node.output, node.input):
+                for i, other in enumerate(field):
+                    if other == value.name:
+                        field[i] = name
+            if name in node.output:
+                break
+        return Value(name, value.shape)
+
+    # -- what many operators need --------------------------------------------------------------------------------------
+
+    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
+        """The same numbers in another shape, whose first axis may be dynamic where it is the old one's."""
+        shape = tuple(int(n) for n in shape)
+        if shape == x.shape:
+            return x
+        wanted = list(shape)
+        if self.dynamic_batch and shape and x.shape and shape[0] == x.shape[0]:
+            wanted[0] = 0
+        elif self.dynamic_batch and shape and x.shape and shape[0] % x.shape[0] == 0:
+            wanted[0] = -1  # the batch with axes behind it
+        elif self.dynamic_batch and shape and x.shape and x.shape[0] % shape[0] == 0 and prod(shape) == prod(x.shape):
+            wanted[0] = -1
+        return self.node("Reshape", [x, self.constant(wanted)], shape)
+
+    def cast(self, x: Value, to: str) -> Value:
+        """As another type: "float" is the graph's own precision."""
+        from onnx import TensorProto
+
+        kind = {"float": "FLOAT16" if self.half else "FLOAT", "int64": "INT64", "bool": "BOOL", "float32": "FLOAT"}[to]
+        return self.node("Cast", [x], x.shape, to=getattr(TensorProto, kind))
+
+    def affine(self, x: Value, scale: Array | None, shift: Array | None, axis: int = 1) -> Value:
+        """x * scale + shift along an axis."""
+        behind = (1,) * (len(x.shape) - 1 - axis)
+        for kind, array in (("Mul", scale), ("Add", shift)):
+            if array is not None:
+                name = self.initializer(
+                    f"{self.layer}/{kind.lower()}", np.ascontiguousarray(array).reshape(-1, *behind)
+                )
+                x = self.node(kind, [x, name], x.shape)
+        return x
+
+    def needs_fixed_size(self, layer: Any, why: str) -> None:
+        """Refuse a layer whose form depends on height and width where these are dynamic."""
+        if self.dynamic_size:
+            raise CaffeError(
+                f"{layer.where}: layer {layer.name} ({layer.type})",
+                f"{why}, which depends on height and width",
+                expected="a fixed size",
+                remedy="export without --dynamic-size, or cut the net before this layer with --outputs BLOB",
+            )

@@ -1,0 +1,123 @@
+"""export: a net as an ONNX file, checked in onnxruntime before it gets its name, or as a file of torch.export."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from caffe_port.errors import CaffeError
+from caffe_port.formats.atomic import check_output
+from caffe_port.tools.cli import Parser, print_json, read_options, run, trained_net
+
+if TYPE_CHECKING:
+    from caffe_port.export.onnx_picture import Preprocessing
+
+__all__ = ["main"]
+
+_SUFFIXES = (".onnx", ".pt2")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command; exits with 0, or 2 after an error."""
+    parser = Parser(
+        "export",
+        "Export a trained net: to ONNX (checked in onnxruntime beside the net, kept only if the numbers agree), or to "
+        "torch.export's .pt2.",
+        example="net.prototxt model.caffemodel -o model.onnx",
+    )
+    add = parser.add_argument
+    add("prototxt", metavar="NET", help="the deploy definition")
+    add("weights", metavar="MODEL", help="its weights, of any format")
+    parser.add_output(help="model.onnx or model.pt2; default: MODEL.onnx")
+    add("--outputs", metavar="BLOB", nargs="+", help="blobs to give, in place of the net's outputs")
+    add("--opset", type=int, metavar="N", help="ONNX's version of operators; default: 18")
+    add("--dtype", choices=("fp32", "fp16"), default="fp32", help="of the numbers inside; default: %(default)s")
+    add("--fixed-batch", action="store_true", help="the definition's batch size only")
+    add("--dynamic-size", action="store_true", help="any height and width, where all layers allow it")
+    add("--no-fold", action="store_true", help="keep normalizations as operators of their own")
+    add("--no-check", action="store_true", help="write the file without running it")
+    add("--reference", metavar="R.npz", help="compare with another Caffe's numbers too (as parity takes them)")
+    group = parser.add_argument_group("pictures: the graph takes uint8 (batch, height, width, channels) of any size")
+    group.add_argument("--mean", metavar="B,G,R", help="subtract these, in the net's order of channels")
+    group.add_argument("--scale", type=float, default=1.0, metavar="S", help="then multiply by this; default: 1")
+    group.add_argument("--input-size", metavar="HxW", help="first resize to this; default: the net's input")
+    group.add_argument("--rgb", action="store_true", help="pictures come as red, green, blue")
+    parser.add_json("print what was written as one line of JSON")
+    parser.add_quiet()
+    parser.add_dialect()
+    run(_export, parser, argv)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    output = arguments.output or str(Path(arguments.weights).with_suffix(".onnx"))
+    suffix = Path(output).suffix
+    if suffix not in _SUFFIXES:
+        raise CaffeError(output, f"the ending {suffix!r}", expected=" or ".join(_SUFFIXES))
+    check_output(output, overwrite=arguments.force)
+    net = trained_net(arguments.prototxt, arguments.weights, quiet=True, mmap=True, **read_options(arguments))
+    if suffix == ".pt2":
+        from caffe_port.export.torch_program import torch_program
+
+        torch_program(net, output, overwrite=arguments.force, verify=not arguments.no_check)
+        if not arguments.quiet:
+            print(f"wrote {output}")
+        return
+    from caffe_port.export import onnx
+
+    result = onnx(
+        net,
+        output,
+        opset=arguments.opset,
+        dynamic_batch=not arguments.fixed_batch,
+        dynamic_size=arguments.dynamic_size,
+        dtype=arguments.dtype,
+        outputs=arguments.outputs,
+        fold=not arguments.no_fold,
+        overwrite=arguments.force,
+        verify=not arguments.no_check,
+        reference=arguments.reference,
+        preprocessing=_preprocessing(arguments),
+    )
+    if arguments.json:
+        checked = result.checked
+        print_json(
+            {
+                "file": output,
+                "inputs": result.inputs,
+                "outputs": result.outputs,
+                "nodes": result.nodes,
+                "folded": result.folded,
+                "computed": result.computed,
+                "worst": checked.worst if checked else None,
+                "error": checked.error if checked else None,
+            }
+        )
+    elif not arguments.quiet:
+        if result.folded:
+            print(f"folded into weights: {', '.join(result.folded)}")
+        print(result.checked or "not checked")
+        print(f"wrote {output}: {result.nodes} operators, {', '.join(result.inputs)} to {', '.join(result.outputs)}")
+
+
+def _preprocessing(arguments: argparse.Namespace) -> Preprocessing | None:
+    if not (arguments.mean or arguments.input_size or arguments.rgb or arguments.scale != 1):
+        return None
+    from caffe_port.export.onnx_picture import Preprocessing
+
+    try:
+        mean = [float(n) for n in arguments.mean.split(",")] if arguments.mean else []
+    except ValueError:
+        raise CaffeError("--mean", repr(arguments.mean), expected="numbers with commas, such as 104,117,123") from None
+    size = None
+    if arguments.input_size:
+        height, cross, width = arguments.input_size.lower().partition("x")
+        if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+            raise CaffeError("--input-size", repr(arguments.input_size), expected="HEIGHTxWIDTH, such as 224x224")
+        size = int(height), int(width)
+    return Preprocessing(mean=mean, scale=arguments.scale, size=size, rgb=arguments.rgb)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,6 +30,7 @@ NOT_DEPLOYED = {
     *("Accuracy", "BinaryAccuracy", "ContrastiveLoss", "DetectionEvaluate", "EltwiseAccuracy", "EuclideanLoss"),
     *("HingeLoss", "InfogainLoss", "MultiBoxLoss", "MultinomialLogisticLoss", "RedAccuracy", "RedSoftmaxWithLoss"),
     *("SegAccuracy", "SigmoidCrossEntropyLoss", "SmoothL1Loss", "SoftmaxWithLoss", "DetectionOutput"),
+    *("SmoothL1LossOHEM", "SoftmaxWithLossOHEM", "BoxAnnotatorOHEM", "PSROIPooling"),
     *("AdaptiveBiasChannel", "BiasChannel", "UniqueLabel", "DenseCRF", "DomainTransform", "DomainTransformForwardOnly"),
     *("HDF5Output", "Python", "DummyData"),
 }

@@ -1,4 +1,5 @@
-"""ONNX operators for detection nets. Source: permute_layer.cpp, normalize_layer.cpp (weiliu89/caffe, branch ssd)."""
+"""ONNX operators for detection nets. Source: permute_layer.cpp, normalize_layer.cpp (weiliu89/caffe,
+branch ssd); roi_pooling_layer.cpp, dropout_layer.cpp (rbgirshick's and daijifeng001's forks)."""
 
 from __future__ import annotations
 
@@ -25,3 +26,19 @@ def normalize(g: Graph, layer: Any, x: Value) -> Value:
     scale = numbers(layer.scale).reshape(1, -1, *(1,) * (len(x.shape) - 2))
     name = g.initializer(f"{layer.name}.scale", scale)
     return g.node("Mul", [g.node("Div", [x, norm], x.shape), name], x.shape)
+
+
+@operator("ROIPooling", dialect="rcnn")
+def roi_pooling(g: Graph, layer: Any, x: Value, rois: Value) -> Value:
+    (shape,) = layer.reshape(x.shape, rois.shape)
+    flat = g.reshape(rois, (rois.shape[0], 5))
+    return g.node(
+        "MaxRoiPool", [x, flat], shape, pooled_shape=list(shape[2:]), spatial_scale=float(layer.scale)
+    )
+
+
+@operator("Dropout", dialect="rcnn")
+def scaled_dropout(g: Graph, layer: Any, x: Value) -> Value:
+    if layer.scales_train:
+        return x
+    return linear(g, x, 1 - layer.ratio)

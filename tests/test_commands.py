@@ -31,7 +31,7 @@ READS_NETS = [
     *("train-classifier", "train-segmentation"),
 ]
 """Commands whose errors about a definition name --proto and --plugin."""
-SLOW = ["demo", "train-segmentation"]
+SLOW = ["demo", "train-segmentation", "detect"]
 """Commands whose example other tests run."""
 SOLVER = """
 train_net: "train.prototxt" base_lr: 0.001 lr_policy: "fixed" max_iter: 2 snapshot_prefix: "s" solver_mode: CPU

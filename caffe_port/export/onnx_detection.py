@@ -32,9 +32,7 @@ def normalize(g: Graph, layer: Any, x: Value) -> Value:
 def roi_pooling(g: Graph, layer: Any, x: Value, rois: Value) -> Value:
     (shape,) = layer.reshape(x.shape, rois.shape)
     flat = g.reshape(rois, (rois.shape[0], 5))
-    return g.node(
-        "MaxRoiPool", [x, flat], shape, pooled_shape=list(shape[2:]), spatial_scale=float(layer.scale)
-    )
+    return g.node("MaxRoiPool", [x, flat], shape, pooled_shape=list(shape[2:]), spatial_scale=float(layer.scale))
 
 
 @operator("Dropout", dialect="rcnn")

@@ -41,7 +41,7 @@ LAYER_TESTS = ["tests/test_layers.py", "tests/test_data_layers.py", "tests/test_
 NOT_FLAGS = {"name", "title", "lineage", "proto", "marks", "lacks"}
 FACTS = {
     *("bottoms", "tops", "labels", "in_place", "loss", "blob_specs", "reads", "aligned", "states", "gates"),
-    *("transposed", "data_shaped", "told"),
+    *("transposed", "data_shaped", "told", "reads_bottoms", "reads_tops", "spoils_diffs"),
 }
 """Facts of a record. Those that nothing but documentation reads (``by_phase``) or that only pass over a field
 (``ignores``) are left out."""

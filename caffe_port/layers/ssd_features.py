@@ -62,9 +62,6 @@ class Normalize(ssd.Normalize, Layer):
     have one scale. In a cell of zeros it is dy scale / sqrt(eps), 10^5 dy by default.
     """
 
-    reads_bottoms = (0,)
-    reads_tops = (0,)
-
     def forward(self, x: Tensor) -> Tensor:
         scale = self.scale.reshape(1, -1, *(1,) * (x.dim() - 2))
         return _Normalized.run(x, scale, self.eps, tuple(range(1, x.dim())) if self.across else (1,))

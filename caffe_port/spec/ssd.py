@@ -37,6 +37,7 @@ class Permute(Spec):
 
 @record("Normalize", "norm_param", SSD)
 class Normalize(Spec):
+    reads_bottoms = reads_tops = (0,)
     blob_specs = (Blob("scale", None, "scale_filler", default=1.0),)
     reads = ("across=across_spatial", "shared_scale=channel_shared", "eps")
 

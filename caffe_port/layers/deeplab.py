@@ -15,44 +15,17 @@ from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.deeplab_wssl import BiasChannel
+from caffe_port.spec import deeplab2
 
-_DIALECT = ("deeplab2",)
 
-
-@layer("Interp", param="interp_param", dialects=_DIALECT)
-class Interp(Layer):
+@layer("Interp")
+class Interp(deeplab2.Interp, Layer):
     """Bilinear resizing that puts corners onto corners, after cutting ``-pad_beg`` and ``-pad_end`` rows and columns.
 
     The size is the first of these that is given: by ``shrink_factor`` alone, by ``zoom_factor`` alone, ``height`` and
     ``width``, shrunk and then zoomed. A blob of one channel, which may hold labels, is computed in the original's own
     order of rounding: a label that comes out as 2.9999998 is cut to 2 by the layers after it.
     """
-
-    in_place = False
-
-    def setup(self, x: Shape) -> None:
-        p = self.p
-        self.cut = -p.pad_beg, -p.pad_end
-        if min(self.cut) < 0:
-            raise self.error(f"pad_beg {p.pad_beg}, pad_end {p.pad_end}", expected="0 or less: pads cut off")
-        shrinks, zooms = p.has("shrink_factor"), p.has("zoom_factor")
-        self.shrink = p.shrink_factor if shrinks else 1
-        self.zoom = p.zoom_factor if zooms else 1
-        sized = p.has("height") and p.has("width")
-        self.size = (p.height, p.width) if sized and shrinks == zooms else None
-        if not (shrinks or zooms or sized):
-            raise self.error("no size", expected="shrink_factor, zoom_factor, or height and width")
-        if min(self.shrink, self.zoom) < 1:
-            raise self.error(f"shrink_factor {self.shrink}, zoom_factor {self.zoom}", expected="1 or more")
-
-    def reshape(self, x: Shape) -> list[Shape]:
-        if len(x) != 4:
-            raise self.shape_error(f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
-        kept = [n - sum(self.cut) for n in x[2:]]
-        h, w = self.size or (((n - 1) // self.shrink) * self.zoom + 1 for n in kept)
-        if min(*kept, h, w) < 1:
-            raise self.shape_error(f"{kept} pixels to {(h, w)}", expected="1 or more of each")
-        return [(x[0], x[1], h, w)]
 
     def forward(self, x: Tensor) -> Tensor:
         begin, end = self.cut
@@ -74,8 +47,8 @@ def _along(x: Tensor, axis: int, size: int) -> Tensor:
     return (1 - share) * first + share * second
 
 
-@layer("SegAccuracy", param="seg_accuracy_param", dialects=_DIALECT)
-class SegAccuracy(Layer):
+@layer("SegAccuracy")
+class SegAccuracy(deeplab2.SegAccuracy, Layer):
     """Pixel accuracy, mean recall of the classes present, mean intersection over union of all classes: (1, 1, 1, 3).
 
     A class absent from predictions and labels has a union of 1. Of equal scores the highest class wins. With
@@ -84,20 +57,10 @@ class SegAccuracy(Layer):
 
     untraceable = "it counts on from pass to pass"
 
-    bottoms = (2, 2)
-    labels = (0, 1)
-
     def setup(self, x: Shape, label: Shape) -> None:
-        p = self.p
-        p.skip("metric")
-        self.ignored, self.reset = p.ignore_label, p.reset
+        super().setup(x, label)
         self.keeps_state = not self.reset
         self.register_buffer("counts", torch.zeros(x[1], x[1], dtype=torch.int64), persistent=False)
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if len(x) != 4 or label != (x[0], 1, *x[2:]):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="(N, C, H, W) and (N, 1, H, W)")
-        return [(1, 1, 1, 3)]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         classes = x.shape[1]
@@ -123,39 +86,18 @@ class SegAccuracy(Layer):
         return torch.stack((accuracy, recall, overlap)).to(x.dtype).view(1, 1, 1, 3)
 
 
-@layer("SpatialProduct", dialects=_DIALECT)
-class SpatialProduct(Layer):
+@layer("SpatialProduct")
+class SpatialProduct(deeplab2.SpatialProduct, Layer):
     """Every channel of the first bottom times the second, which has one channel."""
-
-    bottoms = (2, 2)
-
-    def reshape(self, x: Shape, factor: Shape) -> list[Shape]:
-        if len(x) != 4 or factor != (x[0], 1, *x[2:]):
-            raise self.shape_error(f"bottoms of shapes {x} and {factor}", expected="(N, C, H, W) and (N, 1, H, W)")
-        return [x]
 
     def forward(self, x: Tensor, factor: Tensor) -> Tensor:
         return x * factor
 
 
-@layer("BiasChannel", param="bias_channel_param", dialects=_DIALECT)
-class BiasChannel2(BiasChannel):
+@layer("BiasChannel")
+class BiasChannel2(deeplab2.BiasChannel2, BiasChannel):
     """BiasChannel that knows labels of pixels: ``fg_bias`` is added to a pixel's class, and, if ``background_label`` or
     ``bg_bias`` is given, ``bg_bias`` to the background at every labelled pixel."""
-
-    def setup(self, x: Shape, label: Shape) -> None:
-        super().setup(x, label)
-        p = self.p
-        self.by_pixel = p.enum("label_type") == "PIXEL"
-        given = p.has("background_label") or p.has("bg_bias")
-        self.background_label = p.background_label if given else None
-
-    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
-        if not self.by_pixel:
-            return super().reshape(x, label)
-        if len(x) != 4 or label != (x[0], 1, *x[2:]):
-            raise self.shape_error(f"scores {x} with labels {label}", expected="(N, C, H, W) and (N, 1, H, W)")
-        return [x]
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         if not self.by_pixel:
@@ -217,8 +159,8 @@ class _Recursive(torch.autograd.Function):
         return dx, dw
 
 
-@layer("DomainTransform", param="domain_transform_param", dialects=_DIALECT)
-class DomainTransform(Layer):
+@layer("DomainTransform")
+class DomainTransform(deeplab2.DomainTransform, Layer):
     """Smooths scores between the edges of a picture, ``num_iter`` times along rows and columns, both ways.
 
     Bottoms: scores (N, C, H, W), edges (N, 1, H, W), and for each item the height and width to work on (N, 1, 1, 2);
@@ -228,27 +170,7 @@ class DomainTransform(Layer):
 
     untraceable = "it reads the numbers of its bottoms one by one"
 
-    bottoms = (3, 3)
-    labels: tuple[int, ...] = (2,)
     clamps = True
-
-    def setup(self, x: Shape, edge: Shape, size: Shape) -> None:
-        p = self.p
-        self.rounds, self.spatial, self.range = p.num_iter, p.spatial_sigma, p.range_sigma
-        self.low = p.min_weight
-        if self.rounds < 1 or self.spatial <= 0 or self.range <= 0 or self.low < 0:
-            raise self.error(
-                f"num_iter {self.rounds}, spatial_sigma {self.spatial}, range_sigma {self.range}, "
-                f"min_weight {self.low}",
-                expected="num_iter of 1 or more, sigmas above 0, min_weight of 0 or more",
-            )
-
-    def reshape(self, x: Shape, edge: Shape, size: Shape) -> list[Shape]:
-        if len(x) != 4 or edge != (x[0], 1, *x[2:]) or size != (x[0], 1, 1, 2):
-            raise self.shape_error(
-                f"bottoms of shapes {x}, {edge} and {size}", expected="(N, C, H, W), (N, 1, H, W) and (N, 1, 1, 2)"
-            )
-        return [x]
 
     def forward(self, x: Tensor, edge: Tensor, size: Tensor) -> Tensor:
         items = [self.item(a, b[0], h, w) for a, b, (h, w) in zip(x, edge, self.sizes(x, size), strict=True)]
@@ -287,11 +209,9 @@ def _both_ways(x: Tensor, w: Tensor) -> Tensor:
     return _Recursive.apply(x.flip(0), w.flip(0).roll(1, 0)).flip(0)
 
 
-@layer("DomainTransformForwardOnly", param="domain_transform_param", dialects=_DIALECT)
+@layer("DomainTransformForwardOnly")
 class DomainTransformForwardOnly(DomainTransform):
     """The same without a gradient, and without bounds for the weights."""
-
-    labels = (0, 1, 2)
 
     def weight(self, edge: Tensor, slope: float) -> Tensor:
         return torch.exp((edge * (self.spatial / self.range) + 1) * slope)

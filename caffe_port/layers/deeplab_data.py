@@ -17,20 +17,17 @@ from caffe_port.data.scaled_segments import ScaledSegments, ScaledTransformer, l
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import WritesFiles
 from caffe_port.layers.prefetching import Prefetching, Reading
+from caffe_port.spec import deeplab2
 
-_DIALECT = ("deeplab2",)
 
-
-@layer("ImageSegData", param="image_data_param", dialects=_DIALECT)
-class ImageSegData2(Prefetching):
+@layer("ImageSegData")
+class ImageSegData2(Prefetching, deeplab2.ImageSegData2):
     """Pictures, their labels and their real sizes: (N, C, H, W), (N, 1, H, W), (N, 1, 1, 2).
 
     ``label_type`` IMAGE (default) fills the labels with the list's number, NONE with ``ignore_label``, PIXEL reads a
     picture of labels, which ``new_height`` and ``new_width`` resize bilinearly, as the original does.
     """
 
-    tops = (3, 3)
-    data_shaped = True
     mean_file = False
     transformer: ScaledTransformer
 
@@ -78,11 +75,9 @@ class _Named(Layer):
         return [name[: len(name) - strip] for name in found]
 
 
-@layer("MatRead", param="mat_read_param", dialects=_DIALECT)
+@layer("MatRead")
 class MatRead(Reading, _Named):
     """Items from MATLAB files PREFIX NAME_blob_I.mat, a file an item for each top, ``batch_size`` of them a pass."""
-
-    tops = (1, None)
 
     def setup(self) -> None:
         p = self.p
@@ -121,16 +116,14 @@ class MatRead(Reading, _Named):
         self.at = int(state["at"][0])
 
 
-@layer("MatWrite", param="mat_write_param", dialects=_DIALECT)
-class MatWrite(_Named, WritesFiles):
+@layer("MatWrite")
+class MatWrite(deeplab2.MatWrite, _Named, WritesFiles):
     """Writes its bottoms to MATLAB files PREFIX NAME_blob_I.mat in every ``period``-th pass.
 
     NAME is ``iter_K`` for pass K, or, with a ``source``, the K-th name of that list. Without ``allow_writes`` the
     layer is refused.
     """
 
-    bottoms = (1, None)
-    tops = (0, 0)
     keeps_state = True
     untraceable = "it writes files"
 
@@ -144,11 +137,6 @@ class MatWrite(_Named, WritesFiles):
         if not p.source:
             p.skip("strip")
         self.passes = 0
-
-    def reshape(self, *shapes: Shape) -> list[Shape]:
-        if any(len(shape) > 4 for shape in shapes):
-            raise self.shape_error(f"bottoms of shapes {shapes}", expected="up to 4 axes")
-        return []
 
     def forward(self, *bottoms: Tensor) -> tuple[()]:
         if self.passes % self.p.period == 0:

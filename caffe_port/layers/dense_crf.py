@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.layers.base import Layer, Shape, layer
+from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.lattice import Array, Lattice
+from caffe_port.spec import deeplab2
 
 _VECTOR = 4
 """The original's lattice takes so many pixels at once; what fills up the last ones lies at 0 and adds corners there."""
 
 
-@layer("DenseCRF", param="dense_crf_param", dialects=("deeplab2",))
-class DenseCRF(Layer):
+@layer("DenseCRF")
+class DenseCRF(deeplab2.DenseCRF, Layer):
     """Mean-field inference over a picture's pixels; no gradient.
 
     Bottoms: scores (N, C, H, W), each item's real height and width (N, 1, 1, 2), pictures (N, 3, H, W). The top holds
@@ -26,33 +27,6 @@ class DenseCRF(Layer):
     """
 
     untraceable = "it works in host memory"
-
-    bottoms = (3, 3)
-    labels = (0, 1, 2)
-
-    def setup(self, x: Shape, size: Shape, picture: Shape) -> None:
-        p = self.p
-        self.rounds, self.gives_probability = p.max_iter, p.output_probability
-        position = p.pos_w, p.pos_xy_std
-        bilateral = p.bi_w, p.bi_xy_std, p.bi_rgb_std
-        for what, lists in (("pos_w, pos_xy_std", position), ("bi_w, bi_xy_std, bi_rgb_std", bilateral)):
-            if len({len(values) for values in lists}) > 1:
-                raise self.error(
-                    f"{what} given {', '.join(str(len(v)) for v in lists)} times", expected="equally often"
-                )
-        if not bilateral[0]:
-            raise self.error("no bi_w", expected="one or more, for the picture")
-        if any(deviation == 0 for values in (*position[1:], *bilateral[1:]) for deviation in values):
-            raise self.error("a standard deviation of 0", expected="numbers other than 0")
-        self.kernels: list[tuple[float, float, float | None]] = [(w, s, None) for w, s in zip(*position, strict=True)]
-        self.kernels += list(zip(*bilateral, strict=True))
-
-    def reshape(self, x: Shape, size: Shape, picture: Shape) -> list[Shape]:
-        if len(x) != 4 or size != (x[0], 1, 1, 2) or picture != (x[0], 3, *x[2:]):
-            raise self.shape_error(
-                f"bottoms of shapes {x}, {size} and {picture}", expected="(N, C, H, W), (N, 1, 1, 2) and (N, 3, H, W)"
-            )
-        return [x]
 
     def forward(self, x: Tensor, size: Tensor, picture: Tensor) -> Tensor:
         y = torch.zeros_like(x)

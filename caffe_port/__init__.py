@@ -1,6 +1,6 @@
 """Caffe in PyTorch: definitions, weights, layers and the solver of two real Caffes, exact to their numbers.
 
-``import caffe_port`` itself costs nothing: names are fetched from their rooms when first used, so that tools which only
+``import caffe_port`` itself costs nothing: names are imported from their modules at first use, so that tools which only
 move numbers never load torch. ``import caffe_port as caffe`` has all of pycaffe's names.
 """
 

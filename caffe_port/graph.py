@@ -1,4 +1,4 @@
-"""From a definition to the frozen graph: who reads what, which numbers need a gradient, how blobs lie over one another.
+"""From a definition to the frozen graph: who reads what, which numbers need a gradient, coordinate maps between blobs.
 
 A blob is a name. An in-place layer writes a new value under the name of its bottom; since every layer runs in the order
 of the definition, the name always stands for the value that the next reader wants.

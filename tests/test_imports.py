@@ -1,4 +1,4 @@
-"""The rooms of the house lie in one direction, and importing them costs no more than it must."""
+"""Packages import only packages above them, without cycles, and importing them loads no more than needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "caffe_port"
 
-ROOMS = [  # a room imports only rooms above it
+PACKAGES = [  # each imports only those above it
     "errors",
     "log",
     "dialects",
@@ -36,7 +36,7 @@ ROOMS = [  # a room imports only rooms above it
     "tools",
 ]
 HEAVY = ["torch", "h5py", "cv2", "lmdb", "scipy", "matplotlib", "PIL", "tqdm", "safetensors"]
-"""Distributions that are imported where they are used, torch by the rooms that compute."""
+"""Distributions that are imported where they are used, torch by the packages that compute."""
 WITHOUT_TORCH = ["errors", "dialects", "spec", "schema", "formats", "random", "data", "graph"]
 NUMBER_MOVERS = [
     "tools.cli",
@@ -51,7 +51,7 @@ NUMBER_MOVERS = [
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     """ "schema" for a file in that folder, "net" for net.py, "" for the package itself; a __main__ is a command."""
     if path.name == "__main__.py":
         return "tools"
@@ -73,8 +73,8 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from imports(node)
 
 
-def rooms(path: Path) -> set[str]:
-    """The rooms of caffe_port that a file imports from."""
+def packages_of(path: Path) -> set[str]:
+    """The packages of caffe_port that a file imports from."""
     names = (name.split(".") for name in imports(ast.parse(path.read_text(encoding="utf-8"))))
     return {name[1] for name in names if name[0] == "caffe_port" and len(name) > 1} - {"__version__"}
 
@@ -86,19 +86,19 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_every_module_lies_in_a_room() -> None:
-    assert {room_of(path) for path in MODULES} <= {"", *ROOMS}
+def test_every_module_is_in_a_listed_package() -> None:
+    assert {package_of(path) for path in MODULES} <= {"", *PACKAGES}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
-    room = room_of(path)
-    allowed = {*ROOMS[: ROOMS.index(room) + 1]} if room else set()
-    assert rooms(path) <= allowed
+def test_a_package_imports_only_packages_above_it(path: Path) -> None:
+    package = package_of(path)
+    allowed = {*PACKAGES[: PACKAGES.index(package) + 1]} if package else set()
+    assert packages_of(path) <= allowed
 
 
 APART = ["execution", "graph", "layers", "net", "pycaffe", "weight_loading"]
-"""Rooms whose modules lie in no circle of imports."""
+"""Packages whose modules are in no import cycle."""
 
 
 def name_of(path: Path) -> str:
@@ -115,8 +115,8 @@ def all_imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def test_no_circles() -> None:
-    """Not even among imports for types or inside functions. A package's ``__init__`` only gathers what lies in it."""
+def test_no_cycles() -> None:
+    """Not even among imports for types or inside functions. A package's ``__init__`` only gathers its modules."""
     modules = {name_of(path): path for path in MODULES if path.name != "__init__.py"}
     needs: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -154,7 +154,7 @@ def test_the_package_alone_loads_nothing() -> None:
 
 
 def test_rooms_that_move_numbers_need_no_torch() -> None:
-    below = [path for path in MODULES if room_of(path) in WITHOUT_TORCH]
+    below = [path for path in MODULES if package_of(path) in WITHOUT_TORCH]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in below]
     names += [f"caffe_port.{tool}" for tool in NUMBER_MOVERS if (PACKAGE / f"{tool.replace('.', '/')}.py").exists()]
     assert len(names) > 30

@@ -74,7 +74,7 @@ class Layer(Spec, Named):
         self.copies = Copies()
         """Arrays over copies of parameters that lie on another device."""
         self.lent: dict[str, weakref.ref[Any]] = {}
-        """Arrays over parameters that were handed out and may be written to behind our back."""
+        """Arrays over parameters that callers hold and may write to at any time."""
         self.aliases: dict[str, nn.Parameter] = {}
         """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), and whose."""
 

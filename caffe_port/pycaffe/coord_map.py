@@ -1,4 +1,4 @@
-"""How coordinates of one blob lie over those of another, and the Crop that makes them fit, for nets in Python.
+"""The map from one blob's coordinates to another's, and the Crop that aligns them, for nets in Python.
 
 A map is (axis, scale, shift): coordinate ``x`` of a layer's input lies at ``scale * x + shift`` in its output, from
 ``axis`` on; numbers, or arrays with one for each spatial axis. An axis of None fits any.
@@ -33,7 +33,7 @@ __all__ = [
 Map = tuple[Any, Any, Any]
 
 PASS_THROUGH_LAYERS = [name for name in RECORDS if (known := RECORDS.find(name, BVLC)) and "bvlc" in known.aligned]
-"""Layers whose tops lie exactly over their bottoms."""
+"""Layers whose tops have the same coordinates as their bottoms."""
 
 _LEGACY = {"pad_h", "pad_w", "kernel_h", "kernel_w", "stride_h", "stride_w"}
 
@@ -86,7 +86,7 @@ def coord_map(fn: Function) -> Map:
     if fn.type_name == "Crop":
         axis, offset = crop_params(fn)
         return axis - 1, 1, -offset
-    raise UndefinedMapException(f"L.{fn.type_name}", "a layer whose tops do not lie over its bottoms")
+    raise UndefinedMapException(f"L.{fn.type_name}", "a layer whose tops have no coordinate map to its bottoms")
 
 
 def compose(base_map: Map, next_map: Map) -> Map:
@@ -138,7 +138,7 @@ def _climb(start: Top) -> Any:
 
 
 def crop(top_from: Top, top_to: Top) -> Top:
-    """A Crop layer that cuts ``top_from`` to lie over ``top_to``.
+    """A Crop layer that cuts ``top_from`` to the area of ``top_to``.
 
     Raises:
         CropError: another scale, an offset that is negative or not whole.

@@ -16,7 +16,7 @@ from caffe_port.schema.plugins import allow_python_layers
 __all__ = ["install_as_caffe"]
 
 _VERSION = "1.0.0"
-"""The Caffe whose face this is."""
+"""The version of pycaffe whose interface this is."""
 
 _SHIM = "caffe_port"
 """What the finder of shim/ gives as the module's origin."""

@@ -90,7 +90,7 @@ def forest(path: str) -> Any:
     if not Path(path).is_file():
         raise FileError(path, "no such file", expected="a structured forest (OpenCV's model.yml.gz)")
     try:
-        # Asked first: OpenCV divides by what it reads of a file that is no forest, and takes the process with it.
+        # Checked first: OpenCV divides by a number of the file, and the process ends if that is 0.
         trees = cv2.FileStorage(path, cv2.FILE_STORAGE_READ).getNode("childs")
         if not trees.empty():
             return cv2.ximgproc.createStructuredEdgeDetection(path)

@@ -1,4 +1,4 @@
-"""Coordinate maps: how one blob's pixels lie over another's. Source: coords.hpp (noh), coord_map.py (bvlc)."""
+"""Coordinate maps from one blob's pixels to another's. Source: coords.hpp (noh), coord_map.py (bvlc)."""
 
 from __future__ import annotations
 

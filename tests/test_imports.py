@@ -153,7 +153,7 @@ def test_the_package_alone_loads_nothing() -> None:
     assert not loaded("import caffe_port; caffe_port.CaffeError, caffe_port.NOH") & {"numpy", "google", *HEAVY}
 
 
-def test_rooms_that_move_numbers_need_no_torch() -> None:
+def test_packages_that_move_numbers_need_no_torch() -> None:
     below = [path for path in MODULES if package_of(path) in WITHOUT_TORCH]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in below]
     names += [f"caffe_port.{tool}" for tool in NUMBER_MOVERS if (PACKAGE / f"{tool.replace('.', '/')}.py").exists()]

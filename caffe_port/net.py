@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import layers, random
+from caffe_port.console import info
 from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError, DefinitionError, WeightsError
 from caffe_port.execution.caffe_gradients import CaffeGradients, check_choice
@@ -30,7 +31,6 @@ from caffe_port.layers.blobs import legacy
 from caffe_port.layers.capabilities import RunsCode, WritesFiles
 from caffe_port.layers.foreign import Foreign, Place, found_at, register
 from caffe_port.layers.functions import recorded, traced
-from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import PHASES
 from caffe_port.schema.plugins import python_layers_allowed, writes_allowed

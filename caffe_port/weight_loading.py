@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.console import info
 from caffe_port.errors import WeightsError
 from caffe_port.formats import open_weights
 from caffe_port.formats.fitting import Account, fit
 from caffe_port.formats.mapping import file_span, read_spans
 from caffe_port.layers.base import Layer
-from caffe_port.log import info
 
 __all__ = ["Account", "load"]
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "caffe_port"
 
 PACKAGES = [  # each imports only those above it
     "errors",
-    "log",
+    "console",
     "dialects",
     "spec",
     "schema",

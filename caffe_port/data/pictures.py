@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from caffe_port.console import info
 from caffe_port.data.batches import Array, Batches, Cursor, State
 from caffe_port.data.files import WHOLE, Places, lines
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import FormatError
-from caffe_port.log import info
 
 __all__ = ["LabelMaps", "Labelled", "PictureBatches", "Reader", "decode", "labelled", "planes", "resize"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from caffe_port.console import info
 from caffe_port.data import State
 from caffe_port.data.hdf5_rows import Rows
 from caffe_port.formats.atomic import atomic_path, check_output
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import WritesFiles
 from caffe_port.layers.prefetching import Reading
-from caffe_port.log import info
 from caffe_port.random import c_rand, default_stream
 from caffe_port.spec import sources
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from caffe_port.console import info
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import WritesFiles
 from caffe_port.layers.ssd_boxes import decode, suppress
 from caffe_port.layers.ssd_files import OutputFiles
-from caffe_port.log import info
 from caffe_port.spec import ssd
 
 Found = tuple[Tensor, Tensor, Tensor]

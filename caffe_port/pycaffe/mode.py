@@ -11,9 +11,9 @@ import warnings
 
 import torch
 
+from caffe_port.console import info
 from caffe_port.errors import CaffeError
 from caffe_port.layers import REGISTRY
-from caffe_port.log import info
 
 __all__ = [
     "NCCL",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from caffe_port.log import quiet
+from caffe_port.console import quiet
 
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Scores

@@ -10,12 +10,12 @@ from typing import NoReturn
 
 import numpy as np
 
+from caffe_port.console import info
 from caffe_port.errors import WeightsError
 from caffe_port.formats import Weights, open_weights, save_state_dict
 from caffe_port.formats.atomic import check_output
 from caffe_port.formats.fitting import fit, some
 from caffe_port.formats.statedict import STATE_FORMATS, format_of
-from caffe_port.log import info
 from caffe_port.schema import Definition, read_net
 from caffe_port.spec import infer, is_known
 from caffe_port.tools.cli import Parser, print_json, read_options, run, table

@@ -1,4 +1,7 @@
-"""Single remarks on stderr beside the results; GLOG_minloglevel above 0 silences them, as in Caffe."""
+"""Lines for the user on stderr; GLOG_minloglevel above 0 silences them, as in Caffe.
+
+Not named log: ``caffe_port.log`` is pycaffe's function of that name.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ __all__ = ["info", "quiet"]
 
 
 def quiet() -> bool:
-    """Whether the environment asks for silence."""
+    """Whether GLOG_minloglevel is above 0."""
     return int(os.environ.get("GLOG_minloglevel") or 0) > 0
 
 
 def info(remark: object) -> None:
-    """Print a remark on stderr, unless :func:`quiet`."""
+    """Print a line on stderr, unless :func:`quiet`."""
     if not quiet():
         print(remark, file=sys.stderr, flush=True)

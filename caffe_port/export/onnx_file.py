@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from caffe_port.console import info
 from caffe_port.errors import CaffeError, FileError, nearest
 from caffe_port.export import onnx_detection, onnx_layers, onnx_windows  # noqa: F401
 from caffe_port.export.onnx_check import Checked, check
@@ -26,7 +27,6 @@ from caffe_port.export.onnx_picture import Preprocessing
 from caffe_port.export.onnx_write import save
 from caffe_port.formats.atomic import check_output
 from caffe_port.graph import Node
-from caffe_port.log import info
 
 if TYPE_CHECKING:
     from caffe_port.layers.base import Layer

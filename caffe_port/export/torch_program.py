@@ -79,7 +79,7 @@ def _exported(net: Net, given: dict[str, torch.Tensor], shapes: Any) -> Any:
             try:
                 return torch.export.export(_ByName(net).eval(), (), given, dynamic_shapes=shapes, strict=False)
             except Exception:
-                from caffe_port.log import info
+                from caffe_port.console import info
 
                 info("the batch size is fixed: a layer's form depends on it")
         return torch.export.export(_ByName(net).eval(), (), given, strict=False)

@@ -72,6 +72,8 @@ class Graph:
     blobs: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    forced: bool = False
+    """Whether every layer runs backward (``force_backward``)."""
 
 
 def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
@@ -128,7 +130,8 @@ def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
         nodes.append(Node(i, message, where, tuple(message.bottom), tuple(message.top), key, shown))
         if message.type == "Input":
             inputs += message.top
-    return Graph(tuple(nodes), tuple(makers), tuple(inputs), tuple(sorted(unread)))
+    forced = bool(definition.net.force_backward)
+    return Graph(tuple(nodes), tuple(makers), tuple(inputs), tuple(sorted(unread)), forced)
 
 
 def _with_top(message: Any, top: str) -> Any:
@@ -210,6 +213,8 @@ class Reads:
     keeps_signs: bool = False
     shares_memory: bool = False
     spoils_diffs: bool = False
+    clears: bool = False
+    """Its backward pass sets its bottoms' data to 0."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +269,10 @@ def overwritten(graph: Graph, reads: Sequence[Reads]) -> dict[int, Overwritten]:
         for j, top in enumerate(node.tops):
             if node.bottoms[j : j + 1] == (top,):
                 writes.setdefault(memory[top], []).append((node.index, top))
+    for node, fact in zip(graph.nodes, reads, strict=True):
+        if fact.clears and graph.forced:  # in the backward pass, after everything that forward writes
+            for bottom in node.bottoms:
+                writes.setdefault(memory[bottom], []).append((node.index, bottom))
     found: dict[int, Overwritten] = {}
     for node, fact in zip(graph.nodes, reads, strict=True):
         i, by = node.index, set[int]()

@@ -33,7 +33,6 @@ def wrong(case: Case, *, own_switches: bool = False) -> list[str]:
 
 WAITING = {
     "segnet/shared_params": "diffs that layers which share a parameter keep for themselves",
-    "segnet/silence_shared_blob": "data cleared in a backward pass",
 }
 """What is not done yet."""
 

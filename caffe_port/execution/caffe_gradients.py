@@ -59,9 +59,12 @@ class CaffeGradients:
                 layer.keeps_signs,
                 layer.shares_memory,
                 layer.spoils_diffs,
+                layer.clears_data,
             )
             for layer in layers
         ]
+        self.clears = {i for i, fact in enumerate(facts) if fact.clears and graph.forced}
+        """The nodes whose backward pass sets their bottoms' data to 0."""
         self.of: dict[int, Overwritten] = overwritten(graph, facts)
         self.besides = overwritten_besides(graph, [layer.shares_memory for layer in layers])
         self.written: dict[int, set[str]] = {}
@@ -113,7 +116,11 @@ class CaffeGradients:
 
         def now(side: Mapping[int, tuple[int, str]], kept: Sequence[Tensor]) -> list[Tensor]:
             found = [written(*side[k]) if k in side else None for k in range(len(kept))]
-            return [t if f is None else f.detach().reshape(t.shape) for f, t in zip(found, kept, strict=True)]
+            cleared = [k in side and side[k][0] in self.clears for k in range(len(kept))]
+            return [
+                torch.zeros_like(t) if zero else t if f is None else f.detach().reshape(t.shape)
+                for f, t, zero in zip(found, kept, cleared, strict=True)
+            ]
 
         bottoms, tops = now(one.bottoms, given), now(one.tops, tops)
         given, bottoms, tops, diffs = ([_wide(t) for t in ts] for ts in (given, bottoms, tops, diffs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caffe_port.layers.base import Layer, layer
+from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.spec import shaping, sources
 
 
@@ -31,7 +31,13 @@ class Split(Layer):
 
 @layer("Silence")
 class Silence(Layer):
-    """Nothing at all: its bottoms are no outputs of the net."""
+    """Nothing at all: its bottoms are no outputs of the net.
+
+    In segnet its backward pass, which only ``force_backward`` makes run, sets the data of its bottoms to 0.
+    """
+
+    def setup(self, *shapes: Shape) -> None:
+        self.clears_data = self.dialect.silence_clears_data
 
     def forward(self, *bottoms: Tensor) -> tuple[()]:
         return ()

@@ -136,6 +136,8 @@ class Passes:
             self._call("before backward", node.index)
             if self.net.needs.layer[node.index] and (node.bottoms or layer.blob_names):
                 self._step_back(node)
+            if node.index in self.net.caffe_gradients.clears and self.net.gradients != "true":
+                self.data.update((name, torch.zeros_like(self.data[name])) for name in node.bottoms)
             self._call("after backward", node.index)
 
     def _step_back(self, node: Node) -> None:

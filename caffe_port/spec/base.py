@@ -126,6 +126,8 @@ class Spec:
     """Whether in Caffe the tops lie in the first bottom's memory."""
     spoils_diffs: bool = False
     """Whether in place, where top and bottom have one diff, backward writes over what it has yet to read."""
+    clears_data: bool = False
+    """Whether its backward pass sets its bottoms' data to 0."""
     aligned: ClassVar[tuple[str, ...]] = ()
     """The dialects whose coordinate maps know this layer's tops to lie exactly over its first bottom."""
     by_phase: ClassVar[bool] = False

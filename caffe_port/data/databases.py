@@ -22,7 +22,7 @@ from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError, FileError, FormatError
 from caffe_port.schema.messages import SCHEMA
 
-__all__ = ["DatumBatches", "Records", "open_records", "read_datum"]
+__all__ = ["DatumBatches", "Records", "missing_package", "open_records", "read_datum"]
 
 
 class Records(ABC):
@@ -135,7 +135,7 @@ def _open_lmdb(path: str) -> Any:
     try:
         import lmdb
     except ImportError as error:
-        raise _missing(path, "lmdb") from error
+        raise missing_package(path, "lmdb") from error
     try:
         # Without a lock, a folder that is not writable can be read, too.
         return lmdb.open(path, readonly=True, lock=False, subdir=Path(path).is_dir())
@@ -147,15 +147,16 @@ def _open_leveldb(path: str) -> Any:
     try:
         import plyvel
     except ImportError as error:
-        raise _missing(path, "plyvel") from error
+        raise missing_package(path, "plyvel") from error
     try:
         return plyvel.DB(path, create_if_missing=False)
     except (plyvel.Error, OSError) as error:
         raise FileError(path, f"a LevelDB database that cannot be opened: {error}") from error
 
 
-def _missing(path: str, package: str) -> CaffeError:
-    return CaffeError(path, f"no Python package {package}, which reads it", remedy=f"pip install {package}")
+def missing_package(path: str, package: str, does: str = "reads") -> CaffeError:
+    """The error for a database whose package is not installed."""
+    return CaffeError(path, f"no Python package {package}, which {does} it", remedy=f"pip install {package}")
 
 
 def read_datum(data: bytes, decoder: Callable[[bytes, str], Array], where: str) -> tuple[Array, int]:

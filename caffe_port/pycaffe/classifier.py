@@ -34,6 +34,7 @@ class Classifier(Net):
         image_dims: (height, width) to bring pictures to before cropping; the input's own by default.
         mean, input_scale, raw_scale, channel_swap: see :class:`caffe_port.pycaffe.io.Transformer`.
         gpu: run on the GPU, as the fork's Classifier has it.
+        options: as :class:`caffe_port.pycaffe.Net` has them (``dialect``, ``proto``).
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class Classifier(Net):
         channel_swap: Sequence[int] | None = None,
         *,
         gpu: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(model_file, TEST, weights=pretrained_file)
+        super().__init__(model_file, TEST, weights=pretrained_file, **options)
         if gpu:
             self.set_mode_gpu()
         self.transformer = transformer_of(

@@ -21,15 +21,24 @@ from caffe_port.spec import infer, is_known
 from caffe_port.tools.cli import Parser, print_json, read_options, run, table
 from caffe_port.tools.progress import progress
 
-__all__ = ["main"]
+__all__ = ["convert", "main"]
 
 _CAFFE_SUFFIXES = (".caffemodel.h5", ".caffemodel", ".h5")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
+    run(_convert, _parser("caffe2torch"), argv)
+
+
+def convert(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command ``convert``: the same, and at its end what one can do next."""
+    run(_convert_and_tell, _parser("convert"), argv)
+
+
+def _parser(name: str) -> Parser:
     parser = Parser(
-        "caffe2torch",
+        name,
         "Convert Caffe's weights to a file of PyTorch. Needs no Caffe, and torch only for .pth.",
         example="model.caffemodel",
     )
@@ -41,7 +50,25 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--prototxt", metavar="NET", help="also check the weights against this net")
     parser.add_quiet()
     parser.add_dialect()
-    run(_convert, parser, argv)
+    return parser
+
+
+def _convert_and_tell(arguments: argparse.Namespace) -> None:
+    _convert(arguments)
+    if arguments.quiet or arguments.json or arguments.list:
+        return
+    output, source = _target(arguments)[0], arguments.weights
+    net = arguments.prototxt or "NET.prototxt"
+    loads = {".safetensors": f"safetensors.torch.load_file({output!r})", ".pth": f"torch.load({output!r})"}
+    print("\nnext:")
+    for what, how in (
+        ("its arrays in PyTorch", loads.get(Path(output).suffix, f"numpy.load({output!r})")),
+        ("the net in PyTorch", f"caffe_port.Net({net!r}, {source!r})"),
+        ("what the net is", f"caffe-port info {net} {source}"),
+        ("is it right?", f"caffe-port dump-reference; caffe-port parity {net} {source} REFERENCE.npz"),
+        ("back to Caffe", f"caffe-port torch2caffe {output} --prototxt {net}"),
+    ):
+        print(f"  {what:22} {how}")
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -33,19 +33,28 @@ class Command(NamedTuple):
 COMMANDS: dict[str, tuple[Command, ...]] = {
     "look": (
         Command("info", "What a definition or weight file holds, and what of it is not known"),
+        Command("draw", "A definition as a picture of boxes", aliases=("draw-net",)),
         Command("parity", "A net beside what another Caffe computed, layer by layer"),
         Command("layers-table", "Every layer type: bottoms, tops, gradient, what it was compared with"),
     ),
     "convert": (
+        Command("convert", "Caffe's weights for PyTorch, and what can be done next", "caffe2torch:convert"),
         Command("caffe2torch", "Caffe's weights as a file for PyTorch"),
         Command("torch2caffe", "A file of PyTorch's as Caffe's weights"),
         Command("export", "A net as an ONNX file, checked beside the net, or for torch.export"),
         Command("fp-bp", "A classification net's weights for the net that holds its backward pass"),
+        Command(
+            "upgrade",
+            "Definitions and weights of old generations in the newest form",
+            aliases=("upgrade-net-proto-text", "upgrade-net-proto-binary", "upgrade-solver-proto-text"),
+        ),
     ),
     "run": (
         Command("test", "Score a net on the data it names", "caffe:score"),
         Command("time", "Time a net, layer by layer", "caffe:benchmark"),
         Command("device-query", "The GPUs there are", "caffe:device_query"),
+        Command("extract-features", "Blobs of a net over its data, as databases"),
+        Command("classify", "The best classes of pictures, by a trained net"),
         Command("segment", "Masks for pictures, by a trained net"),
         Command("detect", "Objects in pictures, by a trained net; mean average precision"),
     ),
@@ -53,6 +62,8 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("train", "Train or finetune a net with Caffe's solver", "caffe:train"),
         Command("make-shapes", "Pictures with masks, drawn, to try everything on"),
         Command("prepare", "Training lists from a folder of Pascal VOC"),
+        Command("convert-imageset", "Pictures and labels as an LMDB or LevelDB database"),
+        Command("compute-image-mean", "The mean picture of a database"),
         Command("train-classifier", "The classification net under DecoupledNet, from image-level labels"),
         Command("train-segmentation", "DecoupledNet's segmentation net, from masks"),
         Command("fold", "Batch statistics into scale and shift, for inference"),

@@ -52,6 +52,7 @@ class Foreign(Layer):
         self.fillers = dict.fromkeys(self.blob_shapes)
         self.shared, self.aliases, self.filled, self.lent, self.copies = set(), {}, set(), {}, Copies()
         self.drawn_again: list[str] = []
+        self.works_in_place = False
         self._shapes: dict[tuple[Shape, ...], list[Shape]] = {}
 
     def __getattr__(self, name: str) -> Any:

@@ -150,6 +150,8 @@ class Spec:
         super().__init__()
         self.where, self.dialect, self.name = where, dialect, message.name
         self.n_bottoms, self.n_tops = len(message.bottom), len(message.top)
+        self.works_in_place = self.n_bottoms > 0 < self.n_tops and message.bottom[0] == message.top[0]
+        """Whether its first top is its first bottom."""
         self.fields = Fields(message)
         self.fields.skip(*_NET_FIELDS)
         self.blob_shapes: dict[str, Shape] = {}
@@ -189,11 +191,6 @@ class Spec:
     def align(self, offset: tuple[int, int]) -> None:
         """Take the offset (rows, columns) of the second bottom in the first."""
         raise NotImplementedError
-
-    @property
-    def works_in_place(self) -> bool:
-        """Whether its first top is its first bottom."""
-        return self.n_bottoms > 0 < self.n_tops and self.fields.bottom[0] == self.fields.top[0]
 
     def uses(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         """How often a pass multiplies by each number of the weights (blobs of two axes or more)."""

@@ -21,11 +21,13 @@ def areas(boxes: Tensor) -> Tensor:
 
 def overlaps(a: Tensor, b: Tensor) -> Tensor:
     """Intersection by union of each box of ``a`` (N, 4) with each of ``b`` (M, 4): (N, M). 0 where they only touch."""
-    low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    width, height = (high - low).unbind(2)
-    common = width * height
-    meet = (width > 0) & (height > 0)
-    return (common / (areas(a)[:, None] + areas(b)[None, :] - common)).masked_fill_(~meet, 0)
+    (ax, ay, a_right, a_low), (bx, by, b_right, b_low) = a.t()[:, :, None], b.t()[:, None, :]
+    width = torch.minimum(a_right, b_right).sub_(torch.maximum(ax, bx))
+    height = torch.minimum(a_low, b_low).sub_(torch.maximum(ay, by))
+    apart = ~(torch.minimum(width, height) > 0)  # nan is apart
+    common = width.mul_(height)
+    union = (areas(a)[:, None] + areas(b)[None, :]).sub_(common)
+    return common.div_(union).masked_fill_(apart, 0)
 
 
 def inside(boxes: Tensor) -> Tensor:
@@ -96,14 +98,15 @@ def suppress(boxes: Tensor, threshold: float, eta: float = 1.0) -> Tensor:
                 index = index[clear]
         if not len(index):
             continue
-        hits = (~(overlaps(boxes[index], boxes[index]) <= threshold)).triu_(1)  # nan is a hit
-        stays = torch.ones(len(index), dtype=torch.bool, device=boxes.device)
+        here = boxes[index]
+        hits = (~(overlaps(here, here) <= threshold)).to(boxes.dtype).triu_(1)  # nan is a hit
+        stays = hits.new_ones(len(index))
         while True:  # each turn settles at least the next box, and most all of them
-            after = ~(hits & stays[:, None]).any(0)
+            after = (stays @ hits == 0).to(boxes.dtype)
             if torch.equal(after, stays):
                 break
             stays = after
-        kept.append(index[stays])
+        kept.append(index[stays > 0])
     return torch.cat(kept)
 
 

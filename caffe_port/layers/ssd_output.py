@@ -94,7 +94,12 @@ class DetectionOutput(ssd.DetectionOutput, Layer, WritesFiles):
                 index = torch.arange(len(score), device=score.device)
             else:
                 index = (score > self.least).nonzero().flatten()
-            kept, order = score[index].sort(descending=True, stable=True)
+            kept = score[index]
+            if -1 < self.top_k < len(kept):  # those of the best scores, and all that equal the last of them
+                last = kept.topk(self.top_k).values[-1] if self.top_k else float("inf")
+                among = (kept >= last).nonzero().flatten()
+                index, kept = index[among], kept[among]
+            kept, order = kept.sort(descending=True, stable=True)
             index = index[order][: self.top_k if self.top_k > -1 else None]
             if len(index):
                 boxes = decoded[index, 0 if self.shared else c]

@@ -192,7 +192,7 @@ def test_parser_reads_what_describes_messages():
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("message A {\n  optional int32 a = x;\n}", "t.proto:2:22: expected a number, found 'x'"),
+        ("message A {\n  optional int32 a = x;\n}", "t.proto:2:22: expected a number from 1 to 536870911, found 'x'"),
         ("message A {", "t.proto:1:12: expected more of a definition, found the end of the file"),
         ("message A { optional Bx b = 1; } message Bxx {}", "1:22: expected the type of b, found 'Bx', which"),
         ("message A { optional Bx b = 1; } message Bxx {}", "did you mean Bxx?"),

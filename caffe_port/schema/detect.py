@@ -18,6 +18,9 @@ from caffe_port.schema.layer_types import V1_TO_V2, v2_type
 
 __all__ = ["Evidence", "detect_dialect", "evidence_of_message", "evidence_of_text", "knows"]
 
+_DEEPEST = 32
+"""Messages in one another; no Caffe has a third as many."""
+
 Evidence = dict[str, str]
 """What a net holds, each with the place where it is first: "type T", "layers type T" for a name of V1, "field a.b" of a
 layer, "T with N tops", "solver field f", "module m" of a Python layer."""
@@ -57,7 +60,7 @@ def evidence_of_text(text: str, path: str) -> Evidence:
             word = ""
         elif kind in ("word", "string"):
             value = value.strip("\"'") if kind == "string" else value
-            if typed:
+            if typed and stack:
                 typed = False
                 type_name = value
                 if stack[-1] == "layers" and kind == "word":
@@ -70,7 +73,7 @@ def evidence_of_text(text: str, path: str) -> Evidence:
                 tops += word == "top" and len(stack) == 1
                 if not stack:
                     _add(found, f"solver field {word}", path, line, "")
-                elif stack[0] in ("layer", "layers"):
+                elif stack[0] in ("layer", "layers") and len(stack) < _DEEPEST:
                     _add(found, f"field {'.'.join([*stack[1:], word])}", path, line, name)
             elif word == "module" and stack[1:] == ["python_param"]:
                 _add(found, f"module {value}", path, line, name)

@@ -43,6 +43,7 @@ _TOKEN = re.compile(
     | (?P<wrong> . )""",
     re.VERBOSE | re.DOTALL,
 )
+_DEEPEST = 64
 _CLOSING = {"{": "}", "[": "]", "(": ")", "<": ">"}
 
 
@@ -111,12 +112,15 @@ class _Parser:
             raise self.error(repr(self.peek()), expected="a name")
         return self.next()
 
-    def number(self) -> int:
+    def number(self, smallest: int, largest: int) -> int:
         try:
-            return int(self.next(), 0)
+            number = int(self.next(), 0)
         except ValueError:
-            self.at -= 1
-            raise self.error(repr(self.peek()), expected="a number") from None
+            number = largest + 1
+        if smallest <= number <= largest:
+            return number
+        self.at -= 1
+        raise self.error(repr(self.peek()), expected=f"a number from {smallest} to {largest}")
 
     def skip_statement(self) -> None:
         """Pass over everything to the statement's ``;`` or the end of its block."""
@@ -128,9 +132,13 @@ class _Parser:
                 return
 
     def skip_block(self, opening: str) -> None:
-        while (token := self.next()) != _CLOSING[opening]:
-            if token in _CLOSING:
-                self.skip_block(token)
+        wanted = [_CLOSING[opening]]
+        while wanted:
+            token = self.next()
+            if token == wanted[-1]:
+                wanted.pop()
+            elif token in _CLOSING:
+                wanted.append(_CLOSING[token])
 
     def file(self, result: FileDescriptorProto) -> None:
         while self.peek():
@@ -151,6 +159,8 @@ class _Parser:
     def message(self, result: DescriptorProto, scope: tuple[str, ...]) -> None:
         result.name = self.name()
         scope = (*scope, result.name)
+        if len(scope) > _DEEPEST:
+            raise self.error(f"a message in {_DEEPEST} others", expected="fewer")
         self.expect("{")
         while not self.accept("}"):
             if self.accept("message"):
@@ -184,7 +194,7 @@ class _Parser:
             else:
                 value = result.value.add(name=self.name())
                 self.expect("=")
-                value.number = self.number()
+                value.number = self.number(-(2**31), 2**31 - 1)
                 if self.accept("["):
                     self.skip_block("[")
                 self.expect(";")
@@ -202,7 +212,7 @@ class _Parser:
             result.type_name = kind
         result.name = self.name()
         self.expect("=")
-        result.number = self.number()
+        result.number = self.number(1, 2**29 - 1)
         if self.accept("["):
             self.options(result, kind)
         self.expect(";")

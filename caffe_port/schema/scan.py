@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,7 +36,10 @@ _NEXT = re.compile(
       | \Z)""",
     re.VERBOSE | re.DOTALL,
 )
-_TEMPLATE = re.compile(r"\$\{[^}\n]*\}|\{\{[^}\n]*\}\}|\{%[^\n]*?%\}|<%[^\n]*?%>|\$\(\w+\)|\$[A-Z_]{2,}")
+# Bounded, so that a text of braces alone takes no longer than another.
+_TEMPLATE = re.compile(
+    r"\$\{[^{}\n]{0,99}\}|\{\{[^{}\n]{0,99}\}\}|\{%[^\n]{0,99}?%\}|<%[^\n]{0,99}?%>|\$\(\w{1,99}\)|\$[A-Z_]{2,99}"
+)
 _QUOTED = re.compile(r"""\#[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""")
 
 
@@ -239,12 +243,12 @@ def listed(names: Sequence[Unknown], text: str, where: str) -> str:
     Args:
         where: ``file:line:column`` of the error.
     """
-    line = int(where.rsplit(":", 2)[1])
-    first = next((one for one in names if line in (line_of(text, at) for at in one.at)), names[0])
+    line, ends = int(where.rsplit(":", 2)[1]), [m.start() for m in re.finditer("\n", text)]
+    first = next((one for one in names if line in (bisect_left(ends, at) + 1 for at in one.at)), names[0])
     groups: dict[str, list[str]] = {}
     for one in names:
         if one is not first:
-            groups.setdefault(one.fork, []).append(f"{one} (line {line_of(text, one.at[0])})")
+            groups.setdefault(one.fork, []).append(f"{one} (line {bisect_left(ends, one.at[0]) + 1})")
     told = f", of {first.fork}" if first.fork else ""
     for fork, others in groups.items():
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")

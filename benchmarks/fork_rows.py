@@ -78,6 +78,34 @@ ROWS: list[Row] = [
     ),
 ]
 
+
+def hard_swish(x: Tensor) -> Tensor:
+    return F.hardswish(x)
+
+
+_DEPTHWISE = "convolution_param { num_output: 64 kernel_size: 3 pad: 1 group: 64 bias_term: false }"
+ROWS += [
+    *(
+        Row(name, MAP, lambda x, w: F.conv2d(x, w, None, 1, 1, groups=64), _DEPTHWISE)
+        for name in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution")
+    ),
+    Row("Axpy", ((4, 64, 1, 1), *MAP, *MAP), lambda a, x, y: torch.addcmul(y, a, x)),
+    Row("HardSwish", MAP, hard_swish),
+    Row("Mul", (*MAP, (4, 64, 1, 1)), lambda x, a: x * a),
+    Row("Pad", MAP, lambda x: F.pad(x, (1, 1, 1, 1)), f"pad_param {{ {'paddings: 0 ' * 4}{'paddings: 1 ' * 4} }}"),
+    Row("ReLU6", MAP, F.relu6),
+    Row("Reorg", MAP, lambda x: F.pixel_unshuffle(x, 2), "reorg_param { stride: 2 }", draws=True, backward=False),
+    Row(
+        "ResizeNearestNeighbor",
+        MAP,
+        lambda x: F.interpolate(x, scale_factor=2),
+        "resize_nearest_neighbor_param { data_format: 'NCHW' output_height: 56 output_width: 56 }",
+    ),
+    Row("ShuffleChannel", MAP, lambda x: F.channel_shuffle(x, 4), "shuffle_channel_param { group: 4 }"),
+    Row("Squeeze", ((64, 1, 1000),), lambda x: x.squeeze(1), "squeeze_param { axis: 1 }", view=True),
+    Row("UpsampleDarknet", MAP, lambda x: F.interpolate(x, scale_factor=2), "upsample_darknet_param { stride: 2 }"),
+]
+
 LEFT_OUT: dict[str, str] = {
     "BoxAnnotatorOHEM": "it chooses examples",
     "DenseCRF": "the lattice of segmentation's CRF, which docs/segmenting.md times",
@@ -91,6 +119,8 @@ LEFT_OUT: dict[str, str] = {
     "Python rpn.proposal_layer.ProposalLayer": "numpy, as the original",
     "Python rpn.proposal_target_layer.ProposalTargetLayer": "numpy, as the original",
     "Python roi_data_layer.layer.RoIDataLayer": "it reads pictures",
+    "YoloDetectionOutput": "it tells objects",
+    "Yolov3DetectionOutput": "it tells objects",
     "SegAccuracy": "a count of pixels by class",
 }
 """Types without a row, and why."""

@@ -34,6 +34,7 @@ from caffe_port.layers.functions import recorded, traced
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import PHASES
 from caffe_port.schema.plugins import python_layers_allowed, writes_allowed
+from caffe_port.spec.base import without_effect
 from caffe_port.spec.coords import compose, identity_map, inverse
 from caffe_port.spec.infer import blob_shape
 from caffe_port.weight_loading import Account, load
@@ -114,8 +115,8 @@ class Net(Named):
             built.append((node, self._build(node, built)))
             if fill:
                 self._fill(built[-1][1])
-        for field in self.ignored:
-            info(f"{field} is another layer type's, ignored as in Caffe")
+        for line in without_effect(source, self.ignored):
+            info(line)
         share_parameters(built)
         self.loss_weights = {
             top: weight

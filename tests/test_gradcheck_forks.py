@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import test_gradcheck
 import torch
-from test_gradcheck import EXEMPT, XY, Row, X, distinct, holds, labels, normal
+from test_gradcheck import EXEMPT, XY, Row, X, distinct, holds, labels, normal, off_halves
 from torch import Tensor
 
 from caffe_port.layers import REGISTRY
@@ -49,8 +49,38 @@ ROWS = [
     Row("Dropout", X, "dropout_param { dropout_ratio: 0.4 scale_train: false }", phase="TRAIN", dialect="rcnn"),
 ]
 
+DEPTHWISE = "convolution_param { num_output: 3 kernel_size: 3 stride: 2 %s }"
+POOLED = "pooling_param { pool: %s kernel_size: 3 stride: 2 pad_t: 1 pad_r: 2 ceil_mode: false }"
+ROWS += [
+    Row("Axpy", ((2, 3, 1, 1), X[0], X[0])),
+    Row("BatchNorm", ((4, 3, 2),), "batch_norm_param { scale_bias: true }", phase="TRAIN"),
+    Row(
+        "Convolution", ((2, 4, 5, 7),), "convolution_param { num_output: 6 kernel_size: 3 group: 2 pad_l: 2 pad_b: 1 }"
+    ),
+    Row("ConvolutionDepthwise", X, DEPTHWISE % "pad: 1"),
+    Row("DepthwiseConv", X, DEPTHWISE % "pad: 1"),
+    Row("DepthwiseConvolution", X, DEPTHWISE % "pad_r: 1 group: 3"),
+    Row("HardSwish", X, holds=(off_halves,), kink="3 and -3"),
+    Row("Mul", ((2, 3, 4, 5), (3, 1, 5))),
+    Row("Mul", X, "mul_param { mul_shape: 4 mul_shape: 1 }"),
+    Row("Pad", ((2, 3),), "pad_param { paddings: 0 paddings: 1 paddings: 2 paddings: 0 }"),
+    Row("Pooling", ((2, 3, 6, 7),), POOLED % "MAX", holds=(distinct,), kink="equal numbers in a window"),
+    Row("Pooling", ((2, 3, 6, 7),), POOLED % "AVE_EXC_PAD"),
+    Row("ReLU", X, "relu_param { relu6: true }", holds=(lambda shape: 4 * off_halves(shape) + 0.1,), kink="0 and 6"),
+    Row("ReLU6", X, holds=(lambda shape: 4 * off_halves(shape) + 0.1,), kink="0 and 6"),
+    Row("Reorg", ((2, 4, 4, 6),), "reorg_param { stride: 2 }"),
+    Row("Reorg", ((2, 8, 3, 5),), "reorg_param { stride: 2 reverse: true }"),
+    Row("Reshape", ((2, 8, 3, 5),), "reshape_param { pixelshuffler: 2 }"),
+    Row("ResizeNearestNeighbor", X, "resize_nearest_neighbor_param { output_height: 5 output_width: 3 }"),
+    Row("ShuffleChannel", ((2, 6, 3),), "shuffle_channel_param { group: 2 }"),
+    Row("Squeeze", ((2, 1, 3, 1),), "squeeze_param { axis: 1 }"),
+    Row("UpsampleDarknet", X, "upsample_darknet_param { stride: 2 }"),
+]
+
 NONE = {
     "BoxAnnotatorOHEM": "it chooses examples",
+    "YoloDetectionOutput": "it tells objects",
+    "Yolov3DetectionOutput": "it tells objects",
 }
 
 

@@ -173,10 +173,13 @@ def test_forks(name: str, fork: str) -> None:
 def test_a_net_names_all_unknown_types() -> None:
     text = "".join(
         f'layer {{ name: "{i}" type: "{kind}" top: "{i}" }}\n'
-        for i, kind in enumerate(["Mine", "Axpy", "Mine", "CenterLoss"])
+        for i, kind in enumerate(["Mine", "Gramian", "Mine", "CenterLoss"])
     )
     with pytest.raises(CaffeError) as caught:
         Net(text)
     said = str(caught.value)
     assert said.startswith("<text>:1: layer 0: unknown layer type 'Mine'")
-    assert "; also unknown: Axpy of eric612/MobileNet-YOLO; CenterLoss of Center loss (ydwen/caffe-face)" in said
+    assert (
+        "; also unknown: Gramian of TransferNet (maga33/TransferNet); CenterLoss of Center loss (ydwen/caffe-face)"
+        in said
+    )

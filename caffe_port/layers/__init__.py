@@ -8,6 +8,7 @@ from typing import Any
 
 from caffe_port.layers import (  # noqa: F401
     accuracy,
+    additions,
     affine,
     batch_indexing,
     convolution,
@@ -38,6 +39,7 @@ from caffe_port.layers import (  # noqa: F401
     ssd_features,
     ssd_loss,
     ssd_output,
+    yolo,
 )
 from caffe_port.layers.base import REGISTRY, Layer, create, layer, layer_class, layer_types
 from caffe_port.schema import net_spec

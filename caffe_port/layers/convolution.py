@@ -119,6 +119,7 @@ class _Windowed(Layer, Fusible, PrefersChannelsLast):
         """(images, channels, ...) to (images, num_output, ...)."""
         if self.as_product(x):
             return self.by_product(x)
+        x = F.pad(x, self.border) if any(self.border) else x
         windows = tuple(zip(self.kernel, self.stride, self.pad, self.dilation, strict=True))
         return _convolve(x, self.weight, self.bias, windows, self.transposed, self.group)
 
@@ -129,6 +130,8 @@ class _Windowed(Layer, Fusible, PrefersChannelsLast):
         """
         if x.device.type != "cpu" or len(self.kernel) != 2 or self.group != 1 or self.weight.numel() < LARGE_WEIGHT:
             return False
+        if any(self.border):
+            return False
         return prod(x.shape[2:] if self.transposed else self.lengths(x.shape[2:])) <= FEW_PIXELS
 
     def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -136,7 +139,7 @@ class _Windowed(Layer, Fusible, PrefersChannelsLast):
         raise NotImplementedError
 
     def fusible(self) -> bool:
-        return len(self.kernel) == 2 and self.channel_axis == 1 and self.n_bottoms == 1
+        return len(self.kernel) == 2 and self.channel_axis == 1 and self.n_bottoms == 1 and not any(self.border)
 
     def form_key(self, x: Tensor) -> bool:
         return self.as_product(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from caffe_port.console import info
 from caffe_port.data import Batches
 from caffe_port.data.boxes import BoxBatches, Sampling, box_file
 from caffe_port.data.databases import DatumBatches, open_records
@@ -22,6 +23,8 @@ class Data(Prefetching):
 
     def open(self) -> Batches:
         self.p.skip("prefetch", "force_encoded_color", "rand_skip")
+        if self.p.shuffle:
+            info(f"{self.where}: layer {self.name}: records come in the database's order, shuffle is not followed")
         limit = self.p.rand_skip if self.dialect.data_skips_at_random else 0
         path, batch = self.find(self.p.source, "database"), self.batch_size()
         records = open_records(path, self.p.enum("backend"))

@@ -36,14 +36,18 @@ class _Curve(Layer):
 
 @layer("ReLU")
 class ReLU(elementwise.ReLU, Layer):
-    """max(x, 0) + negative_slope * min(x, 0); in noh a second top gives the mask x > 0 as 0 and 1."""
+    """max(x, 0) + negative_slope * min(x, 0); in noh a second top gives the mask x > 0 as 0 and 1.
+
+    With ``relu6`` (not in BVLC 1.0) no more than 6, and no gradient from 6 on.
+    """
 
     def setup(self, x: Shape) -> None:
         super().setup(x)
-        self.rectifies = not self.slope and self.n_tops == 1
+        self.rectifies = not self.slope and self.n_tops == 1 and not self.capped
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        y = F.leaky_relu(x, self.slope) if self.slope else F.relu(x)
+        y = F.leaky_relu(x, self.slope) if self.slope else F.relu6(x) if self.capped else F.relu(x)
+        y = y.clamp(max=6) if self.slope and self.capped else y
         return (y, above(x, 0)) if self.n_tops == 2 else y
 
 

@@ -160,12 +160,25 @@ class BatchNorm(elementwise.BatchNorm, Layer):
     blobs: mean and variance are sums that fade by ``moving_average_fraction`` a pass, ``scale_factor`` is the sum of
     their weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the
     blobs, divided by the scale factor, are the statistics.
+
+    With ``scale_bias`` it is NVCaffe's: the result times ``scale`` plus ``shift``; the blobs are the statistics as they
+    are, which fade by their fraction, the biased variance with eps added, after two passes that replace them.
     """
+
+    eps: float
+
+    def setup(self, x: Shape) -> None:
+        super().setup(x)
+        self.passes = 0
+        if self.scale is not None:
+            self.eps = max(self.eps, 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.uses_blobs():
             mean, variance = self.statistics()
-            return F.batch_norm(x, mean, variance, eps=self.eps)
+            return F.batch_norm(x, mean, variance, self.scale, self.shift, eps=self.eps)
+        if self.scale is not None:
+            return self._scaled(x)
         mean, variance = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         y = by_batch(x, self.eps, mean=mean, variance=variance)
         with torch.no_grad():
@@ -173,6 +186,19 @@ class BatchNorm(elementwise.BatchNorm, Layer):
             self.mean.mul_(self.fraction).add_(mean)
             self.variance.mul_(self.fraction).add_(variance if x.numel() > x.shape[1] else 0)
         return y
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        mean, variance = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        y = by_batch(x, self.eps, mean=mean, variance=variance)
+        over = (-1, *(1,) * (x.dim() - 2))
+        with torch.no_grad():
+            count = x.numel() // x.shape[1]
+            biased = variance * ((count - 1) / count) + self.eps
+            keep = self.fraction if self.passes > 1 else 0.0
+            self.mean.mul_(keep).add_(mean, alpha=1 - keep)
+            self.variance.mul_(keep).add_(biased, alpha=1 - keep)
+        self.passes += 1
+        return y * self.scale.view(over) + self.shift.view(over)
 
     @property
     def keeps_state(self) -> bool:
@@ -184,6 +210,8 @@ class BatchNorm(elementwise.BatchNorm, Layer):
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """The mean and variance that the blobs hold."""
+        if self.scale is not None:
+            return self.mean, self.variance
         weight = torch.where(self.scale_factor == 0, self.scale_factor, 1 / self.scale_factor)
         return self.mean * weight, self.variance * weight
 
@@ -192,6 +220,9 @@ class BatchNorm(elementwise.BatchNorm, Layer):
             return None
         mean, variance = self.statistics()
         scale = torch.rsqrt(variance + self.eps)
+        if self.scale is not None:
+            scale = scale * self.scale
+            return scale, self.shift - mean * scale
         return scale, -mean * scale
 
 

@@ -28,8 +28,8 @@ MANY_CHANNELS = 16
 @layer("Pooling")
 class Pooling(windows.Pooling, Layer):
     """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does
-    not), STOCHASTIC (for numbers not below zero: in TRAIN one of the window's, each with a chance as large as its share
-    of their sum; in TEST the mean by these chances).
+    not), AVE_EXC_PAD (not in BVLC 1.0: only pixels count), STOCHASTIC (for numbers not below zero: in TRAIN one of the
+    window's, each with a chance as large as its share of their sum; in TEST the mean by these chances).
 
     Caffe has STOCHASTIC on the GPU only. Here a window's number comes from the stream of all other draws.
     """
@@ -88,7 +88,11 @@ class Pooling(windows.Pooling, Layer):
             windows.pooled_length(n, k, s, p, padded=self.ceil, ceil=self.ceil)
             for n, k, s, p in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True)
         )
-        return theirs == size and all(2 * p <= k for p, k in zip(self.pad, kernel, strict=True))
+        return (
+            self.pad == self.behind
+            and theirs == size
+            and all(2 * p <= k for p, k in zip(self.pad, kernel, strict=True))
+        )
 
     def _padded(
         self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...], value: float
@@ -100,14 +104,17 @@ class Pooling(windows.Pooling, Layer):
         return F.pad(x, sides, value=value) if any(sides) else x, (top, left)
 
     def _average(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> Tensor:
-        if kernel == x.shape[2:] and not any(self.pad):
+        if kernel == x.shape[2:] and not any((*self.pad, *self.behind)):
             return x.mean((2, 3), keepdim=True)
         if self._as_torch(x, kernel, size):
-            return F.avg_pool2d(x, kernel, self.stride, self.pad, self.ceil, count_include_pad=True)
+            return F.avg_pool2d(x, kernel, self.stride, self.pad, self.ceil, count_include_pad=self.counts_padding)
         counts = []
-        for n, k, s, p, m in zip(x.shape[2:], kernel, self.stride, self.pad, size, strict=True):
+        for n, k, s, p, b, m in zip(x.shape[2:], kernel, self.stride, self.pad, self.behind, size, strict=True):
             start = torch.arange(m, device=x.device) * s - p
-            counts.append(torch.clamp(start + k, max=n + p) - start)
+            if self.counts_padding:
+                counts.append(torch.clamp(start + k, max=n + b) - start)
+            else:
+                counts.append(torch.clamp(start + k, max=n) - start.clamp(min=0))
         total = F.avg_pool2d(self._padded(x, kernel, size, 0.0)[0], kernel, self.stride, divisor_override=1)
         return total / (counts[0][:, None] * counts[1]).to(x.dtype)
 

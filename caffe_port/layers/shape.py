@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.spec import shaping, sources
@@ -80,10 +81,12 @@ class Reshape(shaping.Reshape, Layer):
     """The same numbers under another shape: ``num_axes`` axes from ``axis`` on give way to those of ``shape``.
 
     A 0 in it keeps the bottom's axis at that place, a -1 takes what is left over. A negative ``axis`` counts from
-    behind the last one.
+    behind the last one. ``pixelshuffler`` (not in BVLC 1.0) spreads so many times so many channels over the pixels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.shuffles != 1:
+            return F.pixel_shuffle(x, self.shuffles)
         if self.from_axis == 0 and self.num_axes == -1:
             return x.reshape([d or x.shape[i] for i, d in enumerate(self.dims)])
         return x.reshape(self.asked(x.shape))

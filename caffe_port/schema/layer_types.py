@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from caffe_port.dialects import DIALECTS, NOH, Dialect
+from caffe_port.spec import RECORDS
 
 __all__ = [
     "DEEPLAB_V1",
@@ -122,6 +123,8 @@ def known_type(name: str, dialect: Dialect | None = None) -> bool:
 
     Without plugins all types are BVLC's, with an older name or younger than the fork, or what one dialect alone has.
     """
+    if RECORDS.find(name, dialect) if dialect else name in RECORDS:
+        return True
     what = f"type {name}"
     marked = [d.name for d in DIALECTS.values() if what in d.marks]
     if not (marked or name == "Input" or name in V2_TO_V1 or any(what in d.lacks for d in DIALECTS.values())):

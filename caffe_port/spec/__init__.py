@@ -3,7 +3,19 @@
 Needs no torch. Importing it registers the records of all modules named here; a fork's records are one more module.
 """
 
-from caffe_port.spec import deeplab2, elementwise, losses, products, rcnn, segnet, shaping, sources, ssd, windows  # noqa: F401
+from caffe_port.spec import (  # noqa: F401
+    additions,
+    deeplab2,
+    elementwise,
+    losses,
+    products,
+    rcnn,
+    segnet,
+    shaping,
+    sources,
+    ssd,
+    windows,
+)
 from caffe_port.spec.base import RECORDS, Blob, Shape, Spec, define, record, records_of
 from caffe_port.spec.infer import Inferred, infer, macs, shapes
 from caffe_port.spec.unknown import UNKNOWN, is_known

@@ -46,14 +46,27 @@ __all__ = [
     "kind",
     "record",
     "records_of",
+    "without_effect",
 ]
 
 Shape = tuple[int, ...]
+
+NO_EFFECT = {
+    "quantization_param": "intel/caffe's whole-number arithmetic is not followed; layers compute in floating point",
+    "engine": "intel/caffe's choice of a library",
+    **dict.fromkeys(
+        ("forward_type", "backward_type", "forward_math", "backward_math"),
+        "NVCaffe's choice of a precision is not followed; --precision or the tensors' own choose it",
+    ),
+    "cudnn_math_override": "NVCaffe's choice of a cuDNN algorithm",
+}
+"""Fields of a layer that are read and change nothing here, and why."""
 
 # What the net itself reads of a layer's message.
 _NET_FIELDS = (
     *("name", "type", "bottom", "top", "phase", "include", "exclude", "loss_weight", "propagate_down", "blobs"),
     *("param", "blob_share_mode", "blobs_lr", "weight_decay"),
+    *NO_EFFECT,
 )
 
 BVLC, NOH = ("bvlc",), ("noh",)
@@ -345,6 +358,14 @@ def kind(message: Any, dialect: Dialect) -> str:
         if RECORDS.find(name, dialect):
             return name
     return str(message.type)
+
+
+def without_effect(definition: Any, others: Iterable[str]) -> list[str]:
+    """What to say of a net's fields that are read without effect, once each, and of the ``others``' of other types."""
+    fields = {field.name for message in definition.net.layer for field, _ in message.ListFields()}
+    told = [f"{name} is read without effect: {why}" for name, why in NO_EFFECT.items() if name in fields]
+    ignored = [f"{field} is another layer type's, ignored as in Caffe" for field in others]
+    return ignored + [f"{definition.path}: {line}" for line in told]
 
 
 def records_of(type_name: str) -> Iterable[type[Spec]]:

@@ -53,10 +53,11 @@ class Power(Neuron):
 class ReLU(Neuron):
     tops = (1, 2)
     reads_bottoms, reads_signs = (0,), True
-    reads = ("slope=negative_slope",)
+    reads = ("slope=negative_slope", "capped=relu6")
     ignores = ("engine",)
 
     def setup(self, x: Shape) -> None:
+        self.reads_signs = not self.capped
         self.refuse(
             self.n_tops == 2 and not self.dialect.relu_gives_mask,
             "2 tops",
@@ -233,11 +234,19 @@ class BatchNorm(Spec):
         Blob("mean", 1, learned=False),
         Blob("variance", 1, learned=False),
         Blob("scale_factor", 1, learned=False),
+        Blob("scale", 1, "scale_filler", 1.0, when=lambda layer: layer.scales()),
+        Blob("shift", 1, "bias_filler", when=lambda layer: layer.scales()),
     )
     reads = ("fraction=moving_average_fraction", "eps", "use_global_stats?")
+    ignores = ("engine",)
+
+    def scales(self) -> bool:
+        """Whether it is NVCaffe's, with a scale and a shift of its own."""
+        return bool(self.p.scale_bias or self.p.has("scale_filler") or self.p.has("bias_filler"))
 
     def setup(self, x: Shape) -> None:
-        for spec in self.fields.param:
+        self.refuse(not self.p.add_eps_before_sqrt, "add_eps_before_sqrt: false", expected="true, as everywhere else")
+        for spec in self.fields.param[:3]:
             self.refuse(
                 spec.message.lr_mult != 0,
                 f"a param with lr_mult {spec.lr_mult}",
@@ -245,7 +254,7 @@ class BatchNorm(Spec):
             )
         self.refuse_shape(len(x) < 2, f"a bottom of shape {x}", expected="2 axes or more")
         self.channels = x[1]
-        self.make_blobs((x[1],), (x[1],), (1,))
+        self.make_blobs((x[1],), (x[1],), (1,), (x[1],), (x[1],))
 
     def reshape(self, x: Shape) -> list[Shape]:
         self.refuse_shape(

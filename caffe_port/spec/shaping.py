@@ -122,10 +122,11 @@ class Flatten(Spec):
 @record("Reshape", "reshape_param", BVLC)
 class Reshape(Spec):
     in_place, shares_memory = False, True
-    reads = ("from_axis=axis", "num_axes")
+    reads = ("from_axis=axis", "num_axes", "shuffles=pixelshuffler")
 
     def setup(self, x: Shape) -> None:
         self.dims = self.p.shape.dim
+        self.shares_memory = self.shuffles == 1
         self.refuse(
             self.dims.count(-1) > 1 or min(self.dims, default=0) < -1,
             f"shape {self.dims}",
@@ -148,6 +149,12 @@ class Reshape(Spec):
         return [*x[:start], *(d or x[i] for i, d in enumerate(self.dims, start)), *x[end:]]
 
     def reshape(self, x: Shape) -> list[Shape]:
+        if self.shuffles != 1:
+            n = self.shuffles
+            self.refuse(n < 1 or self.dims, f"pixelshuffler {n}, shape {self.dims}", expected="1 or more, and no shape")
+            wrong = len(x) != 4 or x[1] % n**2
+            self.refuse_shape(wrong, f"a bottom of shape {x}", expected=f"4 axes, a multiple of {n**2} channels")
+            return [(x[0], x[1] // n**2, x[2] * n, x[3] * n)]
         shape = self.asked(x)
         if self.dims.count(-1):
             place = shape.index(-1)

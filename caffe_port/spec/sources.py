@@ -104,6 +104,7 @@ class HDF5Data(FromFiles):
 @record("Data", "data_param")
 class Data(FromFiles):
     tops = (1, 2)
+    ignores: ClassVar[tuple[str, ...]] = ("threads", "parser_threads", "cache", "precache")
     by_phase = True
     data_shaped = True
 
@@ -117,6 +118,7 @@ class Data(FromFiles):
 
 @record("WindowData", "window_data_param")
 class WindowData(Data):
+    ignores = ()
     tops = (2, 2)
     data_shaped = False
 
@@ -126,6 +128,7 @@ class WindowData(Data):
 
 @record("ImageData", "image_data_param")
 class ImageData(Data):
+    ignores = ()
     tops = (2, 2)
 
     def pictures(self) -> Shape:

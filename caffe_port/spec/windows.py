@@ -15,12 +15,15 @@ from caffe_port.spec.coords import CoordMap, filter_map, inverse
 __all__ = ["SPP", "Convolution", "Deconvolution", "Im2col", "Pooling", "Unpooling", "Windows", "pooled_length"]
 
 
-def pooled_length(n: int, kernel: int, stride: int, pad: int, *, padded: bool, ceil: bool = True) -> int:
+def pooled_length(
+    n: int, kernel: int, stride: int, pad: int, *, padded: bool, ceil: bool = True, behind: int | None = None
+) -> int:
     """How many windows Caffe lays over ``n`` pixels (pooling_layer.cpp, Reshape).
 
-    One window fewer where the last would start in the padding; Caffe asks that only when some axis is padded.
+    One window fewer where the last would start in the padding; Caffe asks that only when some axis is padded. There may
+    be another padding ``behind``.
     """
-    steps = n + 2 * pad - kernel
+    steps = n + pad + (pad if behind is None else behind) - kernel
     count = (-(-steps // stride) if ceil else steps // stride) + 1
     return count - 1 if padded and (count - 1) * stride >= n + pad else count
 
@@ -66,6 +69,16 @@ class Windows(Spec):
         )
         return self.pair("hole")
 
+    def sides(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """The padding (top, left) and (bottom, right) where it is given for each side; None where it is not."""
+        p = self.p
+        sides = (p.pad_t, p.pad_l), (p.pad_b, p.pad_r)
+        if sides == ((0, 0), (0, 0)):
+            return None
+        self.refuse(p.has("pad_h") or p.has("pad_w"), "pad_l, pad_r, pad_t or pad_b with pad_h", expected="one form")
+        self.refuse(min(map(min, sides)) < 0, f"pads {sides}", expected="0 or more")
+        return sides
+
     def pair(self, name: str) -> tuple[int, int]:
         """An optional window field with ``_h``/``_w`` forms, as pooling has them (pooling_layer.cpp, LayerSetUp)."""
         p, short = self.p, name.removesuffix("_size")
@@ -102,6 +115,14 @@ class Windowed(Windows):
             expected="as many tops as bottoms",
         )
         self.read_windows(x)
+        self.border = (0, 0, 0, 0)
+        if sides := self.sides():
+            self.refuse(self.p.pad or len(self.kernel) != 2, "pad_l and others with pad", expected="one, for two axes")
+            self.refuse(self.transposed and sides[0] != sides[1], f"pads {sides}", expected="equal ones")
+            if sides[0] == sides[1]:
+                self.pad = sides[0]
+            else:
+                self.border = (sides[0][1], sides[1][1], sides[0][0], sides[1][0])
         self.reads_bottoms = tuple(range(self.n_bottoms))
         self.channels = x[self.channel_axis]
         self.refuse(self.num_output < 1, f"num_output {self.num_output}", expected="at least 1")
@@ -137,6 +158,12 @@ class Windowed(Windows):
 
 @record("Convolution", "convolution_param")
 class Convolution(Windowed):
+    def lengths(self, sides: Sequence[int]) -> tuple[int, ...]:
+        if any(self.border):
+            left, right, top, low = self.border
+            sides = (sides[0] + top + low, sides[1] + left + right)
+        return super().lengths(sides)
+
     def coord_map(self) -> CoordMap:
         return inverse(filter_map(self.kernel, self.stride, self.pad, self.dilation))
 
@@ -183,10 +210,16 @@ class Pooling(Windows):
     by_phase = True
     reads = ("method=pool", "global_pooling")
     ignores = ("engine",)
+    method: str
 
     def setup(self, x: Shape) -> None:
         p = self.p
         self.ceil = p.enum("round_mode") == "CEIL"
+        if p.has("ceil_mode") and not p.has("round_mode"):
+            self.ceil = p.ceil_mode
+        self.counts_padding = self.method not in ("AVE_EXC_PAD", "AVE_TF")
+        if not self.counts_padding:
+            self.method = "AVE"
         sized = p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w")
         self.refuse(
             self.global_pooling == sized,
@@ -197,6 +230,9 @@ class Pooling(Windows):
         self.aligned_window = (*x, 0, 0)[2:4] if self.global_pooling else self.kernel
         self.reads_tops = (1,) if self.method == "MAX" and self.n_tops == 2 else ()
         self.stride, self.pad = self.pair("stride"), self.pair("pad")
+        sides = self.sides()
+        self.refuse(sides and p.has("pad"), "both pad and pad_l, pad_r, pad_t, pad_b", remedy="keep one form")
+        self.pad, self.behind = sides or (self.pad, self.pad)
         self.refuse(
             self.global_pooling and (self.stride != (1, 1) or self.pad != (0, 0)),
             f"global_pooling with stride {self.stride}, pad {self.pad}",
@@ -226,8 +262,8 @@ class Pooling(Windows):
     def reshape(self, x: Shape) -> list[Shape]:
         self.four_axes(x)
         out = tuple(
-            pooled_length(n, k, s, p, padded=any(self.pad), ceil=self.ceil)
-            for n, k, s, p in zip(x[2:], self.window(x), self.stride, self.pad, strict=True)
+            pooled_length(n, k, s, p, padded=any((*self.pad, *self.behind)), ceil=self.ceil, behind=b)
+            for n, k, s, p, b in zip(x[2:], self.window(x), self.stride, self.pad, self.behind, strict=True)
         )
         self.refuse_shape(
             min(out) < 1, f"an output of {out} pixels from {x}", expected=f"at least 1 (kernel {self.window(x)})"

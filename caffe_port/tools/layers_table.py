@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,8 +24,9 @@ Written from the registry; after a change:
 `.venv/bin/python -m caffe_port.tools.layers_table --cases tests/reference > docs/layers.md`
 
 *forward* and *backward* say whether the pass is compared with real Caffe's numbers, *cases* in which suites of
-`tests/reference`; "none" means that the layer has no gradient. *exports* says whether `torch.export` takes the layer as
-those cases use it in TEST. *bvlc* is BVLC Caffe 1.0, *noh* the fork of DecoupledNet and DeconvNet.
+`tests/reference`, or "from source": known from the fork's code and tests of our own. "none" means that the layer has
+no gradient. *exports* says whether `torch.export` takes the layer as those cases use it in TEST. *bvlc* is BVLC Caffe
+1.0, with what several forks add and nothing clashes with; *noh* the fork of DecoupledNet and DeconvNet.
 `AdaptiveBiasChannel`, `BiasChannel` and `UniqueLabel` are DeepLab's, and run in both.
 
 """
@@ -64,7 +66,7 @@ def table(cases: Path | None = None) -> str:
         yield "yes" if name in forward else ""
         yield "none" if not differentiable(cls) else "yes" if name in backward else ""
         yield {True: "yes", False: "no", None: ""}[exported.get(name)]
-        yield " ".join(sorted(forward.get(name, ())))
+        yield " ".join(sorted(forward.get(name, ()))) or ("from source" if from_source(cls) else "")
         yield summary(cls.__doc__ or "")
 
     rows = [
@@ -77,6 +79,11 @@ def table(cases: Path | None = None) -> str:
         ),
     ]
     return _HEAD + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def from_source(cls: type[Layer]) -> bool:
+    """Whether a layer's numbers are known from its fork's code and tests of this port alone."""
+    return "rom source" in f"{sys.modules[cls.__module__].__doc__}{cls.__doc__}"
 
 
 def differentiable(cls: type[Layer]) -> bool:

@@ -151,7 +151,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         first = pool.submit(Runner(tmp_path).run, [slow])
         while not (tmp_path / "steps" / "slow.json").exists():
             time.sleep(0.01)
-        with pytest.raises(CaffeError, match="another run at work there"):
+        with pytest.raises(CaffeError, match="another run is active there"):
             Runner(tmp_path).run([other])
         first.result()
     Runner(tmp_path).run([other])

@@ -44,7 +44,7 @@ class Batches(ABC):
 
     @abstractmethod
     def move(self, state: State) -> None:
-        """Go to a :meth:`position`. Raises CaffeError if it is none of this source's."""
+        """Move to a :meth:`position`. Raises CaffeError if it is not one of this source."""
 
     def get_state(self) -> State:
         """All that decides what :meth:`make` returns next. Its arrays are never changed later."""
@@ -71,7 +71,7 @@ class Batches(ABC):
 
 
 class Cursor:
-    """A position among ``count`` items that are gone through again and again.
+    """A position among ``count`` items that are read in a cycle.
 
     Args:
         stream: shuffles the items now and after every round; None leaves them in order.
@@ -104,13 +104,13 @@ class Cursor:
             self._order = np.array(order, np.int32)  # a new one: states share the old
 
     def get_state(self) -> State:
-        """Where it stands."""
+        """The current position."""
         if self._stream is None:
             return {"at": np.array([self._at, self._order.size])}
         return {"at": np.array([self._at, self._order.size]), "order": self._order, "shuffle": self._stream.get_state()}
 
     def set_state(self, state: State) -> None:
-        """Stand there. Raises CaffeError if the list has changed since."""
+        """Move to a position. Raises CaffeError if the list has changed since."""
         at, count = state["at"].tolist()
         if count != self._order.size or ("shuffle" in state) != (self._stream is not None):
             raise CaffeError(

@@ -43,7 +43,7 @@ class BoxFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a ``window_data_param`` says.
+    """The fields of a ``window_data_param``.
 
     Attributes:
         objects: how many boxes of a batch hold objects. pad: ``context_pad``. square: whether ``crop_mode`` is that.
@@ -224,5 +224,5 @@ def _with_context(
 
 
 def _round(x: float) -> int:
-    """To the nearest whole number, halves away from zero, as C has it."""
+    """Round to the nearest whole number, halves away from zero, as C's round."""
     return int(math.copysign(math.floor(abs(float(x)) + 0.5), x))

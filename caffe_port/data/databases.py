@@ -33,7 +33,7 @@ class Records(ABC):
 
     @abstractmethod
     def first(self) -> bool:
-        """Go to the first record; False if there is none."""
+        """Move to the first record; False if there is none."""
 
     @abstractmethod
     def next(self) -> bool:
@@ -41,7 +41,7 @@ class Records(ABC):
 
     @abstractmethod
     def seek(self, key: bytes) -> bool:
-        """Go to the record of this key; False if there is none."""
+        """Move to the record of this key; False if there is none."""
 
     def advance(self) -> None:
         """Go to the next record, from the last to the first."""

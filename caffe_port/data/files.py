@@ -1,4 +1,4 @@
-"""Where a definition's files lie, and the text files that list pictures."""
+"""The paths of the files that a definition names, and the text files that list pictures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Places:
         """
         candidates = [str(Path(folder, name)) for folder in self.folders] if name else []
         for path in candidates:
-            if os.path.exists(path):  # noqa: PTH110  a Path costs more than the question; this is asked for every picture
+            if os.path.exists(path):  # noqa: PTH110  for every picture, and a Path is slower
                 return path
         looked = f" (looked for {' and for '.join(dict.fromkeys(candidates))})" if candidates else ""
         raise FileError(where, f"no {what} {name!r}{looked}", remedy="names are relative to the working directory")
@@ -54,7 +54,7 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
     """
     empty = True
     try:
-        # File names are bytes: whatever encoding they are in comes out as it went in.
+        # File names are bytes in any encoding, which is kept.
         with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
                 text = line.strip()

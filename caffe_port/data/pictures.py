@@ -91,7 +91,7 @@ class LabelMaps:
     """Reads masks whose pixels are labels.
 
     A PNG with a palette, as PASCAL VOC has them, holds labels as its indices, and these are read. (The originals read
-    the grey of the palette's colours.) Which kind is read is said once on stderr, unless GLOG_minloglevel is above 0.
+    the grey of the palette's colours.) The kind is printed once on stderr, unless GLOG_minloglevel is above 0.
 
     Args:
         reader: finds the files. layer: whose masks they are.
@@ -138,7 +138,7 @@ def _indices(path: str) -> Array | None:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture)
-    except (OSError, SyntaxError, ValueError):  # Pillow's ways to say that a PNG is damaged
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged PNG
         return None
 
 

@@ -20,7 +20,7 @@ def pack(state: State) -> dict[str, str]:
 
 
 def unpack(state: dict[str, str]) -> State:
-    """The position in a text of :func:`pack`. Raises CaffeError if it is none."""
+    """The position in a text of :func:`pack`. Raises CaffeError if the text is damaged."""
     try:
         split = {name: text.split(" ") for name, text in state.items()}
         return {name: _array(*parts) for name, parts in split.items()}

@@ -26,7 +26,7 @@ class _Job(threading.Thread):
     def run(self) -> None:
         try:
             self.batch = self.source.make()
-        except BaseException as error:  # raised again where the batch is wanted
+        except BaseException as error:  # raised again in the thread that takes the batch
             self.error = error
 
 
@@ -55,7 +55,7 @@ class Ahead:
         return self._job.batch
 
     def get_state(self) -> State:
-        """The position of the batch in work, which nobody has taken yet."""
+        """The position of the batch that is being made, which has not been taken yet."""
         assert self._job is not None, "nothing was started"
         return dict(self._job.before)
 

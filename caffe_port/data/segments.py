@@ -79,7 +79,7 @@ def segments(path: str, *, labels: int, box: bool, numbers: int) -> list[Segment
 
 @dataclass(frozen=True)
 class Settings:
-    """What an ``image_data_param`` of the fork says.
+    """The fields of an ``image_data_param`` of the fork.
 
     Attributes:
         source: the list's name, for errors. label_type: "PIXEL" (masks), "IMAGE" (a label for all pixels) or "NONE".
@@ -101,12 +101,12 @@ class Settings:
 
     @property
     def fill(self) -> int:
-        """The label of pixels that lie nowhere: ``ignore``, as far as a mask's 8 bits hold it."""
+        """The label of pixels outside the picture: ``ignore``, in a mask's 8 bits."""
         return min(max(self.ignore, 0), 255)
 
 
 class Segments(Batches):
-    """Pictures, the labels of their pixels, and a third thing, by kind."""
+    """Pictures, the labels of their pixels, and a third array that depends on the kind."""
 
     def __init__(self, settings: Settings) -> None:
         self.s, self.transformer = settings, settings.transformer
@@ -198,7 +198,7 @@ class Pictures(Segments):
 
 
 class Windows(Segments):
-    """Boxes out of pictures, resized (WINDOW_SEG_DATA). What of a box lies outside is 0, and its labels are ignored."""
+    """Boxes out of pictures, resized (WINDOW_SEG_DATA). Outside the picture pixels are 0 and labels ignored."""
 
     def cut(self, item: Segment) -> tuple[Array, Array, tuple[int, ...]]:
         picture = self.s.reader.read(item.name, self.where, resized=False)
@@ -206,7 +206,7 @@ class Windows(Segments):
         labels = self.labels_for(item, size)
         self.check_size(item.mask, labels, size)
         # A box smaller than the crop is filled up with the mean, but its labels with those around it: OpenCV's
-        # copyMakeBorder looks beyond a cut-out, and the picture is one no more. Resized boxes have nothing around them.
+        # copyMakeBorder reads beyond a view of a larger picture; resized boxes are no views.
         reach = 0 if self.size[0] else self.transformer.crop
         labels = self.relabel(item, self.window(labels, item, self.s.fill, reach), size)
         return self.window(picture, item, 0), labels, size
@@ -249,7 +249,7 @@ class InstanceWindows(Windows):
 class BinaryWindows(Windows):
     """Boxes whose labels are object (1) or background (WINDOW_SEG_BINARY).
 
-    As in the original, only where boxes are resized, and it is 255 that stays, whatever ``ignore_label`` says.
+    As in the original, only where boxes are resized, and 255 stays, not ``ignore_label``.
     """
 
     def relabel(self, item: Segment, labels: Array, size: tuple[int, ...]) -> Array:
@@ -259,7 +259,7 @@ class BinaryWindows(Windows):
 class ClassWindows(Windows):
     """Boxes with the set of classes seen in them (WINDOW_CLS_DATA): class c is number c - 1 of ``label_dim``.
 
-    As in the original, it is 255 that does not count, whatever ``ignore_label`` says.
+    As in the original, 255 does not count, not ``ignore_label``.
     """
 
     def tops(self, data: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -188,7 +188,7 @@ class Power(elementwise.Power, _Curve):
 
 class _Dropout(elementwise.Dropout, Layer):
     def mask(self, x: Tensor) -> Tensor:
-        """0 for what is dropped, 1 for what is kept, in a shape that lies over ``x``."""
+        """0 for what is dropped, 1 for what is kept, in a shape that broadcasts over ``x``."""
         raise NotImplementedError
 
     def drops(self) -> bool:

@@ -26,10 +26,10 @@ def default_stream() -> Stream:
 
 
 def set_random_seed(seed: int) -> None:
-    """Start this thread's stream anew (Caffe::set_random_seed)."""
+    """Seed this thread's stream (Caffe::set_random_seed)."""
     default_stream().seed(seed)
 
 
 def c_rand() -> CRand:
-    """The process's rand(), which nobody seeds: HDF5Data shuffles with it."""
+    """The process's rand(), which Caffe never seeds; HDF5Data shuffles with it."""
     return _c_rand

@@ -52,7 +52,7 @@ class CRand:
         return np.array(self._words[self._at :] + self._words[: self._at], np.uint32)
 
     def set_state(self, state: Any) -> None:
-        """Go to a position. Raises CaffeError if it is none."""
+        """Move to a position. Raises CaffeError if it is damaged."""
         state = np.asarray(state)
         if state.shape != (_LAG,) or state.dtype != np.uint32:
             raise CaffeError("rand() state", f"{state.dtype} {state.shape}", expected=f"uint32 ({_LAG},)")

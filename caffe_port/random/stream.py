@@ -50,7 +50,7 @@ class Stream:
         self.seeded = seed is not None
 
     def seed(self, seed: int) -> None:
-        """Start anew from ``seed`` (Caffe::set_random_seed)."""
+        """Restart the stream from ``seed`` (Caffe::set_random_seed)."""
         self._source = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self.seeded = True
         self._ahead = np.empty(0, np.uint32)
@@ -95,7 +95,7 @@ class Stream:
         return result
 
     def rand(self, below: int) -> int:
-        """A whole number in [0, below) the way Caffe's data layers draw one: the next word modulo ``below``."""
+        """A whole number in [0, below) as Caffe's data layers draw one: the next word modulo ``below``."""
         return int(self.words(1)[0]) % below
 
     def uniform(self, low: float, high: float, count: int, dtype: Any = np.float32, *, fused: bool = True) -> Array:

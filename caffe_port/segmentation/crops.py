@@ -25,7 +25,7 @@ _MOST = 12
 _CONTEXT = 1.2
 """How much longer than an object or proposal DeconvNet's crops are."""
 _SPECK = 1 / 1000
-"""Share of a picture below which connected pixels are no object of their own."""
+"""Share of a picture below which connected pixels are not an object."""
 
 
 def present(labels: Array) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def _size(mask: Array) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a matrix of pixel counts says.
+    """The scores in a matrix of pixel counts.
 
     Attributes:
         counts: int64 (classes, classes), true labels along the rows.
@@ -66,7 +66,7 @@ class Scores:
 
     @property
     def iou(self) -> Array:
-        """Each class's intersection over union, float64 (classes,); nan for one that nobody has or should have."""
+        """Each class's intersection over union, float64 (classes,); nan for one in neither results nor truths."""
         right = np.diag(self.counts).astype(np.float64)
         union = self.counts.sum(0) + self.counts.sum(1) - right
         return np.divide(right, union, out=np.full(len(right), np.nan), where=union > 0)

@@ -130,7 +130,7 @@ class Segmenter:
 
 
 class PassByPass(Segmenter):
-    """Segments as released, the whole net for every pass: what the other way is measured by."""
+    """Segments as released, with the whole net for every pass: the reference for the faster method."""
 
     def maps(self, data: Array) -> Maps:
         x = self._tensor(data)

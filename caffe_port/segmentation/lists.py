@@ -46,7 +46,7 @@ class Level:
 
     @property
     def suffix(self) -> str:
-        """What the lists' names that the published definitions do not know by level get."""
+        """The suffix of lists for levels that the published definitions do not name."""
         return "" if self.name == FULL else f"_{self.name}"
 
 
@@ -80,7 +80,7 @@ class Plan:
 
 @dataclass
 class Prepared:
-    """What was made: lines by list, and what is to be known of the data: remark -> the pictures or classes it is on."""
+    """What was written: lines by list, and remarks on the data: remark -> the pictures or classes concerned."""
 
     lines: dict[str, int] = field(default_factory=dict)
     remarks: dict[str, list[str]] = field(default_factory=dict)
@@ -285,7 +285,7 @@ def _masks(folder: Folder, path: str, names: Iterable[str], out: Outputs) -> Non
 
 
 def pattern(labels: Sequence[int], height: int, width: int) -> Array:
-    """Labels of pixels that say no more than an image-level label: every crop shows all of them."""
+    """Masks that carry only image-level labels: every crop contains all of them."""
     choice = np.random.default_rng(0).integers(0, max(len(labels), 1), _TILE)
     tile = np.array(labels or (0,), np.uint8)[choice]
     return np.tile(tile, (-(-height // _TILE[0]), -(-width // _TILE[1])))[:height, :width]

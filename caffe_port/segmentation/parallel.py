@@ -1,4 +1,4 @@
-"""A function over many things, in processes, with results in order."""
+"""A function applied to many items in several processes, results in order."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def usable_cores() -> int:
 
 
 def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) -> Iterator[R]:
-    """``map(function, things)`` by this many processes; in this one if it is 1.
+    """``map(function, things)`` in this many processes; in the current one if it is 1.
 
-    The processes start anew, so that none inherits another library's threads; a script that calls this needs
+    The processes are spawned, so that none inherits a library's threads; a script that calls this needs
     ``if __name__ == "__main__":``.
 
     Raises:

@@ -234,7 +234,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def _placed(rng: np.random.Generator, outlines: Sequence[Array], height: int, width: int) -> tuple[Array, Array, Array]:
-    """Where a shape lies, bool (height, width), and each pixel's place in its own coordinates."""
+    """A shape's mask, bool (height, width), and each pixel's position in the shape's coordinates."""
     import cv2
 
     radius = max(height, width) * np.exp(rng.uniform(*np.log(_SCALES)))

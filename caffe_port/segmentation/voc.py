@@ -45,7 +45,7 @@ MEAN = (104.00698793, 116.66876762, 122.67891434)
 """Blue, green, red: what VGG-16 and all nets made of it subtract."""
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings by which a folder's pictures are known."""
+"""File name endings of pictures."""
 
 
 def class_names(count: int) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ class Spec:
     clears_data: bool = False
     """Whether its backward pass sets its bottoms' data to 0."""
     aligned: ClassVar[tuple[str, ...]] = ()
-    """The dialects whose coordinate maps know this layer's tops to lie exactly over its first bottom."""
+    """The dialects in whose coordinate maps this layer's tops have the coordinates of its first bottom."""
     by_phase: ClassVar[bool] = False
     """Whether it computes something else in TRAIN than in TEST."""
     told: ClassVar[bool] = True
@@ -150,7 +150,7 @@ class Spec:
     data_shaped: ClassVar[bool] = False
     """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
     aligns: bool = False
-    """Whether the net is to tell :meth:`align` how the bottoms lie over one another."""
+    """Whether the net calls :meth:`align` with the coordinate map between the bottoms."""
     exports: ClassVar[set[str]] = set()
     """Where layers of the type can be exported to; exporters add themselves."""
 
@@ -198,7 +198,7 @@ class Spec:
         return [shapes[0]] * self.n_tops
 
     def coord_map(self) -> CoordMap | None:
-        """How the top's pixels lie over those of the first bottom; None if the dialect does not say."""
+        """The coordinate map from the first bottom to the top; None if the dialect defines none."""
         return identity_map() if set(self.aligned).intersection(self.dialect.lineage) else None
 
     def align(self, offset: tuple[int, int]) -> None:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "experiment",
         "Train and score every system of the paper's Table 1 at every level of strong annotations: a table, its curves"
-        " and every command in OUT/results.md. Run again with the same options, it goes on where it was.",
+        " and every command in OUT/results.md. Run again with the same options to continue where it stopped.",
         example="--quick --levels 5 --systems decouplednet --plan",
     )
     add = parser.add_argument

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]], *, seed: int) -> str:
     """Writes ``results.md``, ``results.csv``, ``annotations.png`` and ``curves.png``; the main table's text.
 
-    Only what is done is told of; "-" stands for the rest.
+    Only finished steps are reported; "-" marks the others.
 
     Args:
         facts: what the whole table has in common, to stand above it.
@@ -104,7 +104,7 @@ def _notes(cells: Sequence[Cell]) -> str:
 
 
 def _commands(plan: Plan, runner: Runner) -> str:
-    """The commands of every cell; those that several cells share stand once, before them."""
+    """The commands of every cell; those that several cells share come once, before them."""
     users: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         if not cell.same_as:

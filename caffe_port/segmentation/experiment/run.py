@@ -1,4 +1,4 @@
-"""Runs steps side by side, each in a process of its own, and remembers which are done."""
+"""Runs steps in parallel, each in its own process, and records which are done."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Runner:
     """Runs what is not done yet.
 
     A step's record is a file in the folder ``steps`` beside its log. A step whose command, or that of one before it, is
-    another than the record's starts anew: its folder is removed. One that was cut off is run again, in its folder.
+    different from the record's is run again after its folder is removed. An interrupted one is run again in its folder.
 
     Attributes:
         output: the experiment's folder. jobs: steps at a time. quiet: no bar. told: of each step when it has ended, and
@@ -66,7 +66,7 @@ class Runner:
             raise
 
     def done(self, step: Step) -> bool:
-        """Whether the step, as it is now, has been run to its end."""
+        """Whether the step, with its current command, is finished."""
         record = self.record(step)
         return bool(record.get("seconds")) and record["key"] == step.key and step.makes.exists()
 
@@ -109,7 +109,7 @@ class Runner:
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         variables = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         with self._path(step, "log").open("ab") as log:
-            # A session of its own: Ctrl-C is for this process, which passes it on once.
+            # Its own session: only this process gets Ctrl-C, and passes it on once.
             return subprocess.Popen(
                 step.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
             )
@@ -130,7 +130,7 @@ class Runner:
                 raise CaffeError(
                     f"step {step.name}",
                     last or f"status {status}",
-                    remedy=f"all of it is in {self._path(step, 'log')}; the same command goes on from here",
+                    remedy=f"its output is in {self._path(step, 'log')}; the same command continues from here",
                 )
             seconds = round(time.monotonic() - start, 1)
             self._write(step, seconds=seconds)
@@ -153,7 +153,7 @@ class Runner:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """While nobody else runs steps in this folder.
+    """Holds the folder's lock, so that no other run uses it.
 
     Raises:
         FileError: somebody does, or the folder cannot be made.
@@ -171,7 +171,9 @@ def _alone(folder: Path) -> Iterator[None]:
         except ImportError:  # Windows
             pass
         except OSError:
-            raise FileError(str(folder.parent), "another run at work there", remedy="wait for it or end it") from None
+            raise FileError(
+                str(folder.parent), "another run is active there", remedy="wait for it or end it"
+            ) from None
         yield
 
 

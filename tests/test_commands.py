@@ -128,7 +128,7 @@ def test_the_list_has_every_command_in_its_group(arguments: list[str], capsys: p
         assert re.findall(r"^  (\S+)", groups[group], re.MULTILINE) == [command.name for command in commands]
 
 
-def test_names_are_told_apart() -> None:
+def test_names_are_distinguished() -> None:
     every = [n for group in COMMANDS.values() for c in group for n in (c.name, *c.aliases)]
     assert len(every) == len(set(every))
     assert all(find(name) and find(name.replace("-", "_")) for name in every)
@@ -235,7 +235,7 @@ def test_json_has_no_numbers_that_json_lacks(capsys: pytest.CaptureFixture[str])
 # -- progress where stderr is a file
 
 
-def test_slow_work_is_told_in_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slow_work_logs_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter(range(0, 1000))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     assert list(progress.each(range(40), "work")) == [*range(40)]

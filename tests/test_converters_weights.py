@@ -213,7 +213,7 @@ def test_quiet(here: Path, capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_missing_and_unexpected_are_told(here: Path, capsys: pytest.CaptureFixture) -> None:
+def test_missing_and_unexpected_are_listed(here: Path, capsys: pytest.CaptureFixture) -> None:
     call(caffe2torch.main, "v2.caffemodel", "-q")
     state = safetensors.numpy.load_file("v2.safetensors")
     del state["fc.weight"]

@@ -243,7 +243,7 @@ def test_leaving_python_while_a_batch_is_made(last: str) -> None:
     assert done.stderr.splitlines()[-1:] == (["KeyboardInterrupt"] if last else [])
 
 
-def test_a_picture_that_vanishes_is_missed_when_its_batch_is_due(tmp_path: Path) -> None:
+def test_a_deleted_picture_is_an_error_when_its_batch_is_due(tmp_path: Path) -> None:
     for i in range(5):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((4, 4, 3), i, np.uint8))
     (tmp_path / "list.txt").write_text("".join(f"{i}.png {i}\n" for i in range(5)))

@@ -101,7 +101,7 @@ def writes(folder: Path, name: str, extra: str = "") -> str:
     return f"from pathlib import Path; Path({str(folder / name / 'made')!r}).write_text('x'); {extra}"
 
 
-def test_done_once_and_anew_when_the_command_changes(tmp_path: Path) -> None:
+def test_run_once_and_again_when_the_command_changes(tmp_path: Path) -> None:
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('%s')"
     first = step(tmp_path, "first", writes(tmp_path, "first", count % "f"))
     second = step(tmp_path, "second", writes(tmp_path, "second", count % "s"), first)
@@ -119,7 +119,7 @@ def test_done_once_and_anew_when_the_command_changes(tmp_path: Path) -> None:
     assert record["seconds"] > 0
 
 
-def test_what_was_cut_off_goes_on_in_its_folder(tmp_path: Path) -> None:
+def test_an_interrupted_step_continues_in_its_folder(tmp_path: Path) -> None:
     one = step(tmp_path, "one", "import sys; sys.exit('the disk is full')")
     with pytest.raises(CaffeError, match="step one: the disk is full"):
         Runner(tmp_path).run([one])

@@ -66,7 +66,7 @@ def test_a_small_net_by_hand(tmp_path: Path) -> None:
     assert len(summarize(path, stages=["deep"], level=3).lines) == 5
 
 
-def test_what_data_decides_is_not_told(tmp_path: Path) -> None:
+def test_what_data_decides_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "n.prototxt"
     path.write_text(
         'layer { name: "d" type: "Data" top: "d" data_param { source: "nowhere" batch_size: 2 backend: LMDB } }'
@@ -91,7 +91,7 @@ def test_what_data_decides_is_not_told(tmp_path: Path) -> None:
         ('layers { layer { type: "convo" name: "c" } }', "net", ["value V0LayerParameter.type.convo"]),
     ],
 )  # fmt: skip
-def test_everything_unknown_is_told(text: str, kind: str, unknown: list[str], tmp_path: Path) -> None:
+def test_everything_unknown_is_listed(text: str, kind: str, unknown: list[str], tmp_path: Path) -> None:
     path = tmp_path / "n.prototxt"
     path.write_text(text)
     found = summarize(path).as_json()

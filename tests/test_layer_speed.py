@@ -177,7 +177,7 @@ def test_lrn_is_torchs(channels: int, beta: float) -> None:
     torch.testing.assert_close(*(torch.autograd.grad(y, x, diff)[0] for y in (ours, theirs)))
 
 
-def test_training_goes_on_from_states_that_inference_mode_left() -> None:
+def test_training_continues_from_states_of_inference_mode() -> None:
     net = caffe_port.Net("""
         layer { name: 'x' type: 'Input' top: 'x' top: 'c' input_param { shape { dim: 3 dim: 2 dim: 4 }
           shape { dim: 3 dim: 2 } } }

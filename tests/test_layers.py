@@ -126,7 +126,7 @@ def test_parameter_diffs_are_replaced_where_others_add_up() -> None:
         assert (net.params["s"][0].diff == 12 * passes).all()
 
 
-def test_recurrent_states_start_anew_with_another_number_of_streams() -> None:
+def test_recurrent_states_are_reset_with_another_number_of_streams() -> None:
     text = inputs(x=(3, 2, 4), cont=(3, 2)) + one(
         "LSTM", "recurrent_param { num_output: 5 weight_filler { type: 'gaussian' } }", "x cont"
     )

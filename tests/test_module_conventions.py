@@ -263,7 +263,7 @@ def test_autocast_casts() -> None:
         ('type: "DummyData" top: "y" dummy_data_param { shape { dim: 2 } data_filler { type: "gaussian" } }', "draws"),
     ],
 )
-def test_what_a_trace_cannot_hold_is_said(layer: str, reason: str) -> None:
+def test_what_a_trace_cannot_hold_is_an_error(layer: str, reason: str) -> None:
     net = Net(f'input: "x" input_shape {{ dim: 2 dim: 3 }} layer {{ name: "l" {layer} }}', phase="TRAIN")
     x = torch.ones(2, 3)
     for export in (lambda: torch.jit.trace(net, (x,), strict=False), lambda: torch.export.export(net, (x,))):

@@ -148,7 +148,7 @@ TRAINED = IN_PLACE.replace('input: "x" input_shape { dim: 2 dim: 2 dim: 2 dim: 3
 
 @pytest.mark.parametrize("debug_info", ["false", "true"])
 @pytest.mark.parametrize("gradients", ["caffe", "true"])
-def test_solver_steps_by_the_gradient_that_it_is_told(gradients: str, debug_info: str) -> None:
+def test_solver_uses_the_chosen_gradient(gradients: str, debug_info: str) -> None:
     """It is the one that pycaffe's backward gives, which the cases above hold, told blob by blob or not."""
     stream = io.StringIO()
     param = read_solver(f'base_lr: 0.1 lr_policy: "fixed" max_iter: 1 display: 1 debug_info: {debug_info}')

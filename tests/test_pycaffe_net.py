@@ -221,7 +221,7 @@ def test_backward_after_forward_in_parts(phase: int) -> None:
     assert (net.blobs["half"].data == 3.5).all()
 
 
-def test_a_test_net_with_data_of_its_own_is_not_drawn_anew_by_backward() -> None:
+def test_backward_does_not_draw_new_data_in_a_test_net() -> None:
     text = """
     force_backward: true
     layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 3 dim: 2 }

@@ -115,7 +115,7 @@ def test_arrays_over_copies_are_taken_over(net: Any, monkeypatch: pytest.MonkeyP
     assert (net.state_dict()["ip.bias"] == 8).all()
 
 
-def test_a_gpu_that_is_not_there_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(mode._State, "warned", False)
     net = caffe_port.Net(NET)

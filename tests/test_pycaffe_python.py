@@ -172,7 +172,7 @@ def test_what_is_no_layer(text: str, message: str) -> None:
         net(text)
 
 
-def test_a_gradient_that_nobody_can_give() -> None:
+def test_a_missing_gradient() -> None:
     n = net(layer("OneWay", "x", "y"))
     n.forward()
     with pytest.raises(LayerError, match="class OneWay without backward"):

@@ -72,7 +72,7 @@ def test_one_error_names_them_all() -> None:
         ("{% for x in y %}layer { }", "1:1", "{% for x in y %}, a template's placeholder"),
     ],
 )
-def test_a_template_is_told(text: str, where: str, found: str) -> None:
+def test_a_template_is_recognised(text: str, where: str, found: str) -> None:
     for read in (scan.fields, lambda text, path: parse_text(text, SCHEMA.NetParameter, path)):
         with pytest.raises(DefinitionError) as caught:
             read(text, "t")

@@ -55,7 +55,7 @@ def test_wrong_arguments(arguments: list[str], message: str, solve: Solve) -> No
         ["-sigint-effect", "none", "-keep-going"],
     ],
 )
-def test_options_are_spelled_as_anyone_likes(spelling: list[str], solve: Solve) -> None:
+def test_spellings_of_options(spelling: list[str], solve: Solve) -> None:
     assert solve(*spelling, "-set", "max_iter=1")[0] == 0
 
 
@@ -151,7 +151,9 @@ def test_a_picture_that_cannot_be_read(harm: str, solve: Solve) -> None:
 
 
 @pytest.mark.parametrize("iteration", [1, 4, 5])
-def test_a_picture_that_vanishes_in_the_midst(iteration: int, solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_is_deleted_during_training(
+    iteration: int, solve: Solve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All pictures go at once, so that the next batches fail, also those of a test; the run goes on bit for bit."""
     expected = whole(solve)
     away = Path("away")
@@ -205,7 +207,7 @@ DIVERGING = ["--set", "net=log.prototxt", "--set", "test_iter=", "--set", "max_i
 
 
 @pytest.mark.parametrize(("seed", "iteration", "turn"), [(1, 1, 2), (2, 3, 2), (3, 0, 1)])
-def test_a_loss_that_is_no_number(seed: int, iteration: int, turn: int, solve: Solve) -> None:
+def test_a_loss_that_is_not_finite(seed: int, iteration: int, turn: int, solve: Solve) -> None:
     """The logarithm of a negative number comes sooner or later; where it came first is named, and nothing is lost."""
     Path("log.prototxt").write_text(LOG)
     status, said = solve(*DIVERGING, "--set", f"random_seed={seed}")
@@ -219,7 +221,7 @@ def test_a_loss_that_is_no_number(seed: int, iteration: int, turn: int, solve: S
     assert solve(*DIVERGING, "--set", f"random_seed={seed}", "--keep-going")[0] == 0
 
 
-def test_parameters_that_are_no_numbers_are_not_written(solve: Solve) -> None:
+def test_parameters_that_are_not_finite_are_not_written(solve: Solve) -> None:
     status, said = solve("--set", "base_lr=1e38", "--set", "snapshot=1", "--set", "test_iter=")
     assert status == 2
     assert re.search(r"(inf|nan) among \d+ in (parameter|blob) \w+ of layer", said)

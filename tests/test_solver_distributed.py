@@ -133,7 +133,7 @@ def test_the_command_under_torchrun(trainer: Trainer) -> None:
         assert ("Resuming from torchrun/snap_iter_4.solverstate" in done.stderr) == bool(more)
 
 
-def test_no_number_in_one_process_stops_both_with_a_snapshot_from_before(trainer: Trainer) -> None:
+def test_a_loss_not_finite_in_one_process_stops_both_with_a_snapshot(trainer: Trainer) -> None:
     """Row 13 is in one process's share of the second iteration."""
     place = trainer.place
     (place / "lost").mkdir()
@@ -164,7 +164,7 @@ def test_no_number_in_one_process_stops_both_with_a_snapshot_from_before(trainer
     ]
 
 
-def test_another_number_of_processes_goes_on_with_data_from_the_start(trainer: Trainer) -> None:
+def test_another_number_of_processes_restarts_the_data(trainer: Trainer) -> None:
     trainer.train("noh", "changed", two(), iterations=4)
     trainer.train("noh", "changed", iterations=6)
     assert read_solverstate(trainer.place / "changed" / "snap_iter_6.solverstate").iter == 6

@@ -46,7 +46,7 @@ def test_tables_hold_what_the_log_says(solve: Solve, monkeypatch: pytest.MonkeyP
     assert sorted(seconds) == seconds
 
 
-def test_tables_go_on_with_a_run(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_continue_with_a_resumed_run(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     solve("--log-dir", "out", "--set", "snapshot=5")
     whole = rows("out/train.csv"), rows("out/test.csv")

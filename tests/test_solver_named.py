@@ -108,7 +108,7 @@ def test_test_nets_and_shared_weights(definition: Path) -> None:
     np.testing.assert_allclose(test.blobs["z"].data, 2 * test.blobs["x"].data.sum(1, keepdims=True) * [1, 1], rtol=1e-5)
 
 
-def test_going_on_from_a_snapshot(definition: Path) -> None:
+def test_resuming_from_a_snapshot(definition: Path) -> None:
     whole = solver("Nesterov", definition)
     whole.step(4)
     state = whole.snapshot()

@@ -46,7 +46,7 @@ def test_killed_at_random_moments(net: str, trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_a_run_that_ended_goes_on(net: str, trainer: Trainer) -> None:
+def test_a_finished_run_continues(net: str, trainer: Trainer) -> None:
     """Its last snapshot lies off the interval, and the fork numbers that one too high."""
     trainer.train(net, f"ended_{net}", iterations=5)
     trainer.train(net, f"ended_{net}")

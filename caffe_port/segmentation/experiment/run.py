@@ -171,9 +171,7 @@ def _alone(folder: Path) -> Iterator[None]:
         except ImportError:  # Windows
             pass
         except OSError:
-            raise FileError(
-                str(folder.parent), "another run is active there", remedy="wait for it or end it"
-            ) from None
+            raise FileError(str(folder.parent), "another run is active there", remedy="wait for it or end it") from None
         yield
 
 

@@ -151,9 +151,7 @@ def test_a_picture_that_cannot_be_read(harm: str, solve: Solve) -> None:
 
 
 @pytest.mark.parametrize("iteration", [1, 4, 5])
-def test_a_picture_that_is_deleted_during_training(
-    iteration: int, solve: Solve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_deleted_during_training(iteration: int, solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
     """All pictures go at once, so that the next batches fail, also those of a test; the run goes on bit for bit."""
     expected = whole(solve)
     away = Path("away")

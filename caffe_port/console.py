@@ -19,4 +19,5 @@ def quiet() -> bool:
 def info(remark: object) -> None:
     """Print a line on stderr, unless :func:`quiet`."""
     if not quiet():
-        print(remark, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{remark}\n")  # in one write, so that lines of several processes do not mix
+        sys.stderr.flush()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from reference import EMBEDDED
 
+from caffe_port import console
 from caffe_port.solver import Solver
 from caffe_port.solver.log import Log
 
@@ -48,6 +49,18 @@ def test_lines_are_those_of_real_caffe(dialect: str, log: Log, tmp_path: Path, m
     for mine, line in zip(ours, theirs, strict=True):
         numbers = [[float(n) for n in NUMBER.findall(one)] for one in (mine, line)]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-7), line
+
+
+def test_a_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several processes write to one stderr: a line and its end in two writes would mix."""
+    written: list[str] = []
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "write", written.append)
+    monkeypatch.setenv("GLOG_minloglevel", "0")
+    Log(stream).line("one")
+    monkeypatch.setattr("sys.stderr", stream)
+    console.info("two")
+    assert [text[-4:] for text in written] == ["one\n", "two\n"]
 
 
 def test_the_speed_of_bvlc(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

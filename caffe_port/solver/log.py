@@ -27,8 +27,12 @@ class Log:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file or sys.stderr
-        self.write: Callable[[str], object] = lambda line: print(line, file=self.file, flush=True)
+        self.write: Callable[[str], object] = self._print
         self.quiet = quiet()
+
+    def _print(self, line: str) -> None:
+        self.file.write(f"{line}\n")  # in one write, so that lines of several processes do not mix
+        self.file.flush()
 
     @staticmethod
     def number(x: float) -> str:

@@ -187,6 +187,35 @@ def test_a_pass_in_which_nothing_counts_clears_matches_too() -> None:
     assert float(net.blobs["top"].data) > 0
 
 
+NORMALIZE = """
+layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 3 dim: 4 dim: 5 }} }} }}
+layer {{ name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param {{ num_output: 4 kernel_size: 3 }} }}
+layer {{ name: "n" type: "Normalize" bottom: "c" top: "c" norm_param {{ {} }} }}
+"""
+
+# The sum of the top, and of the scale's diff, as the program itself (4817bf8b) gives them for these numbers.
+IN_PLACE = [
+    ("", -3.11033, -0.433732),
+    ("across_spatial: false channel_shared: false", -10.7714, 5.22823),
+    ("across_spatial: false", -7.33263, 0.420092),
+]
+
+
+@pytest.mark.parametrize(("body", "top", "scale"), IN_PLACE)
+def test_normalize_in_place_passes_no_gradient_down(body: str, top: float, scale: float) -> None:
+    net, rng = caffe_port.Net("force_backward: true" + NORMALIZE.format(body), phase="TRAIN"), np.random.RandomState(0)
+    net.blobs["x"].data[...] = rng.randn(2, 3, 4, 5)
+    net.params["c"][0].data[...] = rng.randn(4, 3, 3, 3) * 0.3
+    net.params["c"][1].data[...] = rng.randn(4)
+    net.params["n"][0].data[...] = np.abs(rng.randn(*net.params["n"][0].data.shape)) + 0.5
+    net.forward()
+    net.blobs["c"].diff[...] = rng.randn(2, 4, 2, 3)
+    net.backward()
+    found = net.blobs["c"].data.sum(), net.params["n"][0].diff.sum()
+    assert found == pytest.approx((top, scale), rel=1e-4)
+    assert not net.blobs["c"].diff.any() and not net.blobs["x"].diff.any() and not net.params["c"][0].diff.any()
+
+
 # -- objects -----------------------------------------------------------------------------------------------------------
 
 OUTPUT = "type: 'DetectionOutput' detection_output_param {{ num_classes: 3 {} }}"

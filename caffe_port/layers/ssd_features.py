@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.functions import Function
 from caffe_port.spec import ssd
@@ -43,14 +44,17 @@ class _Normalized(Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, y, norm, scale = ctx.saved_tensors
-        dx = dscale = None
-        if ctx.needs_input_grad[0]:
-            along = (x * grad).sum(ctx.over, keepdim=True) / norm / norm
-            dx = (grad - x * along).div_(norm).mul_(scale)
-        if ctx.needs_input_grad[1]:
-            rest = [i for i in range(x.dim()) if scale.shape[i] == 1]
-            dscale = (y * grad).sum(rest, keepdim=True) / scale
-        return dx, dscale, None, None
+        dx = _to_bottom(grad, x, norm, scale, ctx.over) if ctx.needs_input_grad[0] else None
+        return dx, _to_scale(grad, y, scale) if ctx.needs_input_grad[1] else None, None, None
+
+
+def _to_bottom(grad: Tensor, x: Tensor, norm: Tensor, scale: Tensor, over: tuple[int, ...]) -> Tensor:
+    along = (x * grad).sum(over, keepdim=True) / norm / norm
+    return (grad - x * along).div_(norm).mul_(scale)
+
+
+def _to_scale(grad: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    return (y * grad).sum([i for i in range(y.dim()) if scale.shape[i] == 1], keepdim=True) / scale
 
 
 @layer("Normalize")
@@ -59,12 +63,28 @@ class Normalize(ssd.Normalize, Layer):
 
     ``scale`` is learned, one for all channels or (``channel_shared: false``) one for each. Gradients are Caffe's: that
     of a scale is sum(y dy) / scale, nan for a scale of 0; that of the bottom is the true one only where all channels
-    have one scale. In a cell of zeros it is dy scale / sqrt(eps), 10^5 dy by default.
+    have one scale, and 0 in place. In a cell of zeros it is dy scale / sqrt(eps), 10^5 dy by default.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale.reshape(1, -1, *(1,) * (x.dim() - 2))
-        return _Normalized.run(x, scale, self.eps, tuple(range(1, x.dim())) if self.across else (1,))
+        return _Normalized.run(x, self._scale(x), self.eps, self._over(x))
+
+    def _scale(self, x: Tensor) -> Tensor:
+        return self.scale.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+    def _over(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(range(1, x.dim())) if self.across else (1,)
+
+    def caffe_gradient(self, b: Backward) -> Gradients:
+        given, x, y, grad = b.given[0], b.bottoms[0], b.tops[0], b.diffs[0]
+        scale, over = self._scale(given).detach(), self._over(given)
+        dscale = _to_scale(grad, y, scale).reshape(self.scale.shape)
+        if not b.wanted[0]:
+            return [None], {"scale": dscale}
+        if b.in_place:  # what is subtracted has been written over what it is subtracted from
+            return [torch.zeros_like(grad)], {"scale": dscale}
+        norm = (given * given).sum(over, keepdim=True).add_(self.eps).sqrt_()
+        return [_to_bottom(grad, x, norm, scale, over)], {"scale": dscale}
 
 
 @dataclass(frozen=True)

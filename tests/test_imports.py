@@ -48,6 +48,9 @@ NUMBER_MOVERS = [
 ]
 """Tools that move numbers from file to file."""
 
+PYCAFFE_NAMES = ["classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto"]
+"""Modules that only stand for those of ``pycaffe`` and ``schema``, under the names that scripts import."""
+
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -55,8 +58,8 @@ def package_of(path: Path) -> str:
     """ "schema" for a file in that folder, "net" for net.py, "" for the package itself; a __main__ is a command."""
     if path.name == "__main__.py":
         return "tools"
-    first = path.relative_to(PACKAGE).parts[0]
-    return "" if first == "__init__.py" else first.removesuffix(".py")
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else "pycaffe" if first in PYCAFFE_NAMES else first
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -267,6 +267,23 @@ def test_names_are_escaped(here: Path) -> None:
     assert "&lt;i&gt;" in Path("page.html").read_text()
 
 
+def test_outputs_that_the_reference_lacks_are_told(here: Path, capsys: pytest.CaptureFixture) -> None:
+    arrays = {k: a for k, a in computed().items() if k.startswith(("in/", "param/", "out/")) and k != "out/score"}
+    assert run(arrays, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["lacking"] == ["score"]
+    assert run(arrays, "-q") == 0
+    assert capsys.readouterr().out.rstrip().endswith("; the reference lacks the net's outputs score")
+
+
+@pytest.mark.parametrize(("share", "hinted"), [(0.005, True), (0.5, False)])
+def test_few_values_over_look_like_near_ties(share: float, hinted: bool, here: Path, capsys) -> None:
+    arrays = {k: a for k, a in computed().items() if k.startswith(("in/", "param/", "out/"))}
+    moved = arrays["out/conv"].copy()
+    moved.ravel()[: int(share * moved.size)] += 1
+    assert run(arrays | {"out/conv": moved}) == 1
+    assert ("look like near ties" in capsys.readouterr().out) is hinted
+
+
 # -- wrong input -------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +302,11 @@ WRONG_REFERENCES: list[tuple[str, Arrays, str]] = [
     ("key", {"conv1": ONE}, "the key 'conv1'"),
     ("kind", {"weights/conv1": ONE}, "the key 'weights/conv1'"),
     ("nothing", {"in/data": ONE}, "no numbers to compare with"),
+    (
+        "inputs alone",
+        {k: a for k, a in computed().items() if k.startswith(("in/", "param/"))} | {"out/data": computed()["in/data"]},
+        "found nothing that a layer computed (1 arrays, all of inputs)",
+    ),
     ("objects", broken(out__pool=np.array([None])), "out/pool cannot be read"),
     ("text", broken(out__pool=np.array(["a"])), "expected numbers"),
     (

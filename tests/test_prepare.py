@@ -305,7 +305,7 @@ def _remove(place: str) -> Callable[[Folder], None]:
 
 
 def _colour(folder: Folder) -> None:
-    Image.new("RGB", (48, 64)).save(folder.mask("val_000001"))
+    Image.new("RGB", (48, 64), (1, 2, 3)).save(folder.mask("val_000001"))
 
 
 def _no_masks(folder: Folder) -> None:
@@ -317,7 +317,7 @@ LISTS = "ImageSets"
 WRONG: dict[str, tuple[Callable[[Folder], object], type[CaffeError], str]] = {
     "label beyond the classes": (_relabel, CaffeError, "train_000002.png: expected 0 to 4, or 255, found the label 7"),
     "mask of another size": (_shrink, ShapeError, "train_000002.png: expected .* as its picture"),
-    "mask in colours": (_colour, FormatError, "val_000001.png: expected a mask"),
+    "mask in colours": (_colour, FormatError, "val_000001.png: expected a mask.*the colour"),
     "no picture": (_remove("JPEGImages/train_000002.jpg"), FileError, "no such picture"),
     "broken picture": (_write("JPEGImages/val_000003.jpg", "x"), FormatError, "val_000003.jpg.*cannot be read"),
     "no list": (_remove(f"{LISTS}/val.txt"), FileError, "val: expected one of .*no such list"),
@@ -386,3 +386,10 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         printed = capsys.readouterr()
         assert (done.value.code or 0) == status, printed
         assert said in printed.out + printed.err
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".Png".upper()])
+def test_pictures_are_found_whatever_the_case_of_their_ending(ending: str, tmp_path: Path) -> None:
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "JPEGImages" / f"a{ending}").write_bytes(b"x")
+    assert Folder(tmp_path).photograph("a").name == f"a{ending}"

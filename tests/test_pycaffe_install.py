@@ -221,3 +221,19 @@ def test_folding_of_batch_statistics_as_published(tmp_path: Path) -> None:
     folded = scale.ravel() / np.sqrt(var + 1e-9)
     np.testing.assert_allclose(after.params["b"][0].data.ravel(), folded, rtol=1e-4)
     np.testing.assert_allclose(after.params["b"][1].data.ravel(), shift.ravel() - folded * mean, rtol=1e-3, atol=1e-4)
+
+
+def test_modules_by_pycaffes_names(tmp_path: Path) -> None:
+    """Each is the module that the package's attribute is, whichever is asked for first."""
+    code = """
+import caffe_port.io, caffe_port.net_spec
+from caffe_port.proto import caffe_pb2
+from caffe_port.coord_map import crop
+from caffe_port import classifier, detector, draw
+import caffe_port
+assert caffe_port.io is __import__("caffe_port.pycaffe.io", fromlist=["io"])
+assert caffe_port.coord_map.crop is crop and caffe_port.draw is draw
+assert caffe_port.proto.caffe_pb2.NetParameter is caffe_pb2.NetParameter
+"""
+    done = run(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,27 @@ def test_the_users_exceptions_are_his(where: str) -> None:
 def test_what_is_no_layer(text: str, message: str) -> None:
     with pytest.raises(LayerError, match=message):
         net(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "module", "message"),
+    [
+        ({}, "lacking.inner.mine", "no Python module 'lacking'; put its folder on PYTHONPATH"),
+        ({"lacks/__init__.py": ""}, "lacks.inner.mine", "no Python module 'lacks.inner'; put its folder"),
+        ({"asks.py": "import caffe\n"}, "asks", "Python module 'asks', which imports caffe; .*install_as_caffe"),
+        ({"older.py": "x = 1\nprint x\n"}, "older", r"'older', which is no Python 3 \(.*older.py:2: .*; bring it to"),
+    ],
+)
+def test_modules_that_cannot_be_imported(
+    files: dict[str, str], module: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "caffe", raising=False)
+    with pytest.raises(LayerError, match=message):
+        net(layer("Affine", "x", "y", module=module))
 
 
 def test_a_missing_gradient() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import pytest
 from PIL import Image
 from segment_nets import TINY, picture, save, tiny
 
+import caffe_port
+from caffe_port.errors import FormatError
+from caffe_port.formats import LayerWeights, write_caffemodel
 from caffe_port.net import Net
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.inference import Segmenter
@@ -228,3 +232,40 @@ def test_masks_are_indices_or_grey_values(mode: str, tmp_path: Path) -> None:
     else:
         save(tmp_path / "x.png", labels)
     assert (voc.read_labels(tmp_path / "x.png") == labels).all()
+
+
+def test_masks_in_vocs_colours_are_labels(tmp_path: Path) -> None:
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(voc.palette()[labels]).save(tmp_path / "x.png")
+    assert (voc.read_labels(tmp_path / "x.png") == labels).all()
+    pixels = voc.palette()[labels]
+    pixels[3, 5] = 1, 2, 3
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    with pytest.raises(FormatError, match=r"found the colour \(1, 2, 3\) at x 5, y 3; save it with its palette"):
+        voc.read_labels(tmp_path / "x.png")
+
+
+def test_class_names_may_be_given(here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert call("a.png", *NET, "-o", "one", "--threshold", "0", "--json") == 0
+    first = json.loads(capsys.readouterr().out)["classes"]
+    given = [f"n{i}" for i in range(1, len(first) + 1)]
+    Path("names.txt").write_text("\n".join(given))
+    for i, classes in enumerate((",".join(given), "names.txt")):
+        assert call("a.png", *NET, "-o", f"two{i}", "--threshold", "0", "--json", "--classes", classes) == 0
+        found = json.loads(capsys.readouterr().out)["classes"]
+        assert [*found] == given
+        assert [*found.values()] == [*first.values()]
+    assert call("a.png", *NET, "-o", "three", "--classes", "one") == 2
+    assert "--classes: expected" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_folded_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bn = 'layers { name: "bn" type: BN bottom: "data" top: "bn" bn_param { bn_mode: INFERENCE } }'
+    net = caffe_port.Net('input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4 ' + bn)
+    blobs = [np.ones((1, 3, 1, 1), np.float32)] * 2
+    layers = [LayerWeights("bn", "BN", blobs), LayerWeights("loss", "SoftmaxWithLoss", [])]
+    for name, written, warned in (("trained", layers, True), ("folded", layers[:1], False)):
+        path = str(tmp_path / f"{name}.caffemodel")
+        write_caffemodel(path, written, generation=1)
+        segment._warn_unfolded(net, path)
+        assert ("whose BN layers are not folded" in capsys.readouterr().err) is warned

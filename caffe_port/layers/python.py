@@ -110,9 +110,17 @@ class Python(Layer, RunsCode):
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-            raise self.error(f"no Python module {module!r}", remedy="put its folder on PYTHONPATH") from None
+            parents = [module.rsplit(".", i)[0] for i in range(module.count(".") + 1)]
+            if error.name in parents:
+                raise self.error(f"no Python module {error.name!r}", remedy="put its folder on PYTHONPATH") from None
+            if (error.name or "").partition(".")[0] == "caffe":
+                remedy = "call caffe_port.install_as_caffe() first, or run the script by caffe-port as-caffe"
+                raise self.error(f"Python module {module!r}, which imports caffe", remedy=remedy) from None
+            raise
+        except SyntaxError as error:
+            where = f"{error.filename}:{error.lineno}"
+            found_there = f"Python module {module!r}, which is no Python 3 ({where}: {error.msg})"
+            raise self.error(found_there, remedy="bring it to Python 3, in which print is a function") from None
         if not (isinstance(found, type) and issubclass(found, PythonLayer)):
             raise self.error(f"{module}.{name}: {found}", expected="a class derived from caffe.Layer")
         return found

@@ -116,7 +116,7 @@ class Folder:
         """
         if len(name.split()) != 1:
             raise FormatError(repr(name), "a blank", expected="names of pictures without them: lists part words by it")
-        for ending in PICTURES:
+        for ending in (*PICTURES, *map(str.upper, PICTURES)):
             path = self.root / PHOTOGRAPHS / f"{name}{ending}"
             if path.is_file():
                 return path

@@ -90,16 +90,37 @@ def read_picture(path: str | Path) -> Array:
 
 
 def read_labels(path: str | Path) -> Array:
-    """A mask's labels, uint8 (height, width): a palette's indices, or grey values.
+    """A mask's labels, uint8 (height, width): a palette's indices, grey values, or which of VOC's colours pixels have.
 
     Raises:
-        FileError: it is not there. FormatError: it cannot be read, or has colours.
+        FileError: it is not there. FormatError: it cannot be read, or has other colours than VOC's palette.
     """
     with _opened(path) as picture:
+        if picture.mode == "RGB":
+            return _labels_of_colours(np.asarray(picture), str(path))
         if picture.mode not in ("P", "L", "1"):
             found = f"a picture of mode {picture.mode}"
             raise FormatError(str(path), found, expected="a mask: a PNG with a palette, or grey")
         return np.asarray(picture).astype(np.uint8, copy=False)
+
+
+def _labels_of_colours(picture: Array, path: str) -> Array:
+    """The labels that VOC's palette gives these colours, uint8 (height, width)."""
+    codes = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    known = palette().astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    order = np.argsort(known, kind="stable")
+    at = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
+    labels = order[at].astype(np.uint8)
+    wrong = known[labels] != codes
+    if wrong.any():
+        y, x = np.argwhere(wrong)[0]
+        raise FormatError(
+            path,
+            f"the colour {tuple(int(n) for n in picture[y, x])} at x {x}, y {y}",
+            expected="a mask: a PNG with a palette, or grey, or in VOC's colours",
+            remedy="save it with its palette's indices (a JPEG's colours are never exact)",
+        )
+    return labels
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Row", "main", "measure"]
 
 _TOP = 12
+_FEW = 0.01
+"""Share of an array's values up to which those over the bound look like near ties."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Report:
     reference: str
     setting: str
     rows: list[Row]
+    lacking: list[str] = field(default_factory=list)
+    """Outputs of the net that the reference does not have."""
 
     @property
     def over(self) -> list[Row]:
@@ -86,6 +90,18 @@ class Report:
     @property
     def verdict(self) -> str:
         """One sentence: whether all is well, or where it first is not."""
+        lacking = f"; the reference lacks the net's outputs {', '.join(self.lacking)}" if self.lacking else ""
+        return self._verdict() + lacking
+
+    @property
+    def near_ties(self) -> bool:
+        """Whether what is over looks as near ties do: few values of the first array that is over."""
+        if not self.over:
+            return False
+        first = min(self.over, key=lambda row: row.turn).comparison
+        return not first.found and 0 < first.outside < _FEW * first.size
+
+    def _verdict(self) -> str:
         if not self.over:
             worst = max((row.comparison for row in self.rows if not row.comparison.outside), key=lambda c: c.error)
             ties = sum(row.comparison.outside for row in self.rows)
@@ -117,9 +133,15 @@ def measure(net: Net, reference: Reference, *, forwards: int = 1, own_switches: 
         turn = 2 * len(net.nodes) - index if comparison.kind in ("diff", "pdiff") else index
         names = [node.name or f"({node.type})" for node in makers]
         rows.append(Row(index, turn, _from_to(names), _from_to([node.type for node in makers]), comparison))
+    if all(row.type == "Input" for row in rows):
+        found = f"nothing that a layer computed ({len(rows)} arrays, all of inputs)"
+        remedy = "dump it again: caffe-port dump-reference"
+        raise CaffeError(reference.path, found, expected="out/BLOB of the net's layers", remedy=remedy)
+    held = {key.partition("/")[2] for key in reference.keys("out", "sample", "moments", "masksum", "switch")}
+    lacking = [name for name in net.outputs if name not in held]
     rows.sort(key=lambda row: row.turn)
     setting = f"phase {net.phase}, dialect {net.dialect.name}" + (", the reference's switches" if own_switches else "")
-    return Report(net.definition.path, reference.path, setting, rows)
+    return Report(net.definition.path, reference.path, setting, rows, lacking)
 
 
 def _makers(net: Net, comparison: Comparison) -> list[Node]:
@@ -229,6 +251,11 @@ def _main(arguments: argparse.Namespace) -> int:
     print(report.verdict)
     if report.over and not arguments.switches and reference.keys("switch"):
         print("near ties may have moved the deeper layers: --switches takes them out of the comparison")
+    elif report.near_ties and not arguments.switches:
+        print(
+            "so few values look like near ties: a pooling window or a class whose inputs are equal but for their last"
+            " bits; where layers unpool, a reference with their switches and --switches take them out"
+        )
     if arguments.html:
         print(f"wrote {arguments.html}")
     return 1 if report.over else 0
@@ -255,6 +282,7 @@ def _as_json(report: Report) -> dict[str, Any]:
     return {
         **{"net": report.net, "reference": report.reference, "setting": report.setting, "ok": not report.over},
         "verdict": report.verdict,
+        "lacking": report.lacking,
         "rows": [row(r) for r in report.rows],
     }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--system", choices=KINDS, help="how the net is used; default: as its inputs and layers say")
     add("--with", nargs=2, metavar=("NET", "FILE"), dest="other", help="an ensemble with this net: scores multiplied")
     add("--crf", choices=CRFS, help="a dense CRF over the maps, with these settings")
+    add("--classes", metavar="A,B,...|FILE", help="the classes' names from label 1 on, to print; default: classes.txt")
     add("--palette", metavar="PNG", help="take the colours from this PNG's palette; default: PASCAL VOC's")
     parser.add_device()
     parser.add_json("print a line of JSON for each picture: its mask, and the classes found with their scores")
@@ -130,7 +132,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     jobs = _jobs(_pictures(arguments), arguments)
     segmenter = _system(arguments)
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    names, width = voc.class_names(segmenter.classes), max(len(job.picture.name) for job in jobs)
+    names, width = _class_names(arguments, segmenter.classes), max(len(job.picture.name) for job in jobs)
     for job in each(jobs, "segment", quiet=arguments.quiet):
         picture = voc.read_picture(job.picture)
         found = segmenter(picture)
@@ -141,6 +143,46 @@ def _segment(arguments: argparse.Namespace) -> None:
         elif not arguments.quiet:
             scores = (f"{names[label]} {found.scores[label - 1]:.2f}" for label in found.found)
             print_line(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
+
+
+def _class_names(arguments: argparse.Namespace, count: int) -> tuple[str, ...]:
+    """Names of labels 0 to ``count``: those given, those of a folder's classes.txt, VOC's, or numbers.
+
+    Raises:
+        CaffeError: as many are not given.
+    """
+    from caffe_port.segmentation.folder import CLASSES_FILE, PHOTOGRAPHS, Folder
+    from caffe_port.segmentation.voc import class_names
+
+    folders = [Path(given) for given in arguments.pictures if (Path(given) / PHOTOGRAPHS).is_dir()]
+    if arguments.classes:
+        file = Path(arguments.classes)
+        names = file.read_text(encoding="utf-8").split() if file.is_file() else arguments.classes.split(",")
+        if len(names) != count:
+            raise CaffeError("--classes", f"{len(names)} names", expected=f"{count}, as the net scores")
+        return ("background", *names)
+    if folders and (folders[0] / CLASSES_FILE).is_file() and len(Folder(folders[0]).classes) == count:
+        return ("background", *Folder(folders[0]).classes)
+    return class_names(count)
+
+
+def _warn_unfolded(net: Any, weights: str) -> None:
+    """Says when weights look trained and not folded: their file holds a loss, and the net's BN layers take statistics
+    from it."""
+    from caffe_port.formats import open_weights
+
+    folded = [layer for node, layer in net.nodes if node.type == "BN" and node.message.bn_param.bn_mode == _INFERENCE]
+    types = {layer.type for layer in open_weights(weights, writable=False).layers}
+    if folded and any(name.endswith("Loss") for name in types):
+        print(
+            f"caffe-port segment: warning: {weights}: a training's snapshot, whose BN layers are not folded;"
+            " caffe-port fold makes weights for inference",
+            file=sys.stderr,
+        )
+
+
+_INFERENCE = 1
+"""bn_mode: INFERENCE of BNParameter."""
 
 
 def _pictures(arguments: argparse.Namespace) -> list[Path]:
@@ -217,6 +259,8 @@ def _system(arguments: argparse.Namespace) -> System:
     device, options = device_of(arguments.device), read_options(arguments)
     files = [(arguments.prototxt, arguments.weights), *([arguments.other] if arguments.other else [])]
     nets = [trained_net(*pair, quiet=arguments.quiet or arguments.json, **options).to(device) for pair in files]
+    for net, (_, path) in zip(nets, files, strict=True):
+        _warn_unfolded(net, path)
     kinds = [kind_of(net) for net in nets]
     kinds[0] = arguments.system or kinds[0]
     _check_options(arguments, kinds)

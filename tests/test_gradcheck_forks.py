@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import test_gradcheck
 import torch
-from test_gradcheck import EXEMPT, XY, Row, X, distinct, holds, labels, normal, off_halves
+from test_gradcheck import EXEMPT, XY, Row, X, distinct, holds, labels, normal, off_halves, positive
 from torch import Tensor
 
 from caffe_port.layers import REGISTRY
@@ -53,6 +53,8 @@ DEPTHWISE = "convolution_param { num_output: 3 kernel_size: 3 stride: 2 %s }"
 POOLED = "pooling_param { pool: %s kernel_size: 3 stride: 2 pad_t: 1 pad_r: 2 ceil_mode: false }"
 ROWS += [
     Row("Axpy", ((2, 3, 1, 1), X[0], X[0])),
+    Row("BN", X, phase="TRAIN", dialect="pspnet"),
+    Row("BN", X, "bn_param { frozen: true }", dialect="pspnet", params={"variance": positive}),
     Row("BatchNorm", ((4, 3, 2),), "batch_norm_param { scale_bias: true }", phase="TRAIN"),
     Row(
         "Convolution", ((2, 4, 5, 7),), "convolution_param { num_output: 6 kernel_size: 3 group: 2 pad_l: 2 pad_b: 1 }"

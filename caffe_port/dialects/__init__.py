@@ -5,6 +5,7 @@ from caffe_port.dialects.bvlc import BVLC
 from caffe_port.dialects.deeplab2 import DEEPLAB2
 from caffe_port.dialects.mixed import MIXED
 from caffe_port.dialects.noh import NOH
+from caffe_port.dialects.pspnet import PSPNET
 from caffe_port.dialects.rcnn import RCNN
 from caffe_port.dialects.segnet import SEGNET
 from caffe_port.dialects.ssd import SSD
@@ -15,6 +16,7 @@ __all__ = [
     "DIALECTS",
     "MIXED",
     "NOH",
+    "PSPNET",
     "RCNN",
     "SEGNET",
     "SSD",

@@ -28,6 +28,7 @@ from caffe_port.layers import (  # noqa: F401
     normalization,
     parameter_and_dummy_data,
     pooling,
+    pspnet,
     python,
     rcnn,
     rcnn_python,

@@ -9,6 +9,7 @@ from caffe_port.spec import (  # noqa: F401
     elementwise,
     losses,
     products,
+    pspnet,
     rcnn,
     segnet,
     shaping,

@@ -117,6 +117,7 @@ class Net(Named):
                 self._fill(built[-1][1])
         for line in without_effect(source, self.ignored):
             info(line)
+        self._holders = [path for path, (_, one) in zip(self._paths, built, strict=True) if one.blob_names]
         share_parameters(built)
         self.loss_weights = {
             top: weight
@@ -154,7 +155,7 @@ class Net(Named):
         return layer
 
     def _set_shapes(self, node: Node, layer: Layer) -> None:
-        shapes = layer.reshape(*(self.shapes[b] for b in node.bottoms))
+        shapes = layer.top_shapes(*(self.shapes[b] for b in node.bottoms))
         for top, shape in zip(node.tops, shapes, strict=True):
             self.shapes[top] = blob_shape(shape, self.dialect)
 
@@ -361,8 +362,9 @@ class Net(Named):
         return total, {name: blobs[name].detach() for name in self.graph.outputs}
 
     def _like(self) -> Tensor:
-        """A tensor of the net's device and dtype."""
-        return next(self.parameters(), self.get_buffer("_anchor"))
+        """A tensor of the net's device and dtype; asked for every blob, and so without a walk over all layers."""
+        firsts = (found_at(self, path) or nn.Module() for path in self._holders)
+        return next((p for first in firsts for p in first.parameters()), self.get_buffer("_anchor"))
 
     def call_layer(self, node: Node, layer: Layer, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """A layer's tops, each in its blob's shape."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import LayerError, nearest
 from caffe_port.layers.backward import Backward, Gradients, at_the_blobs
 from caffe_port.layers.blobs import BlobVec, Copies
+from caffe_port.layers.memory import room
 from caffe_port.schema.forks import fork_of
 from caffe_port.schema.layer_types import REGISTERED_TYPES
 from caffe_port.spec import Shape, Spec, record, records_of
@@ -102,11 +104,27 @@ class Layer(Spec, Named):
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
         """See :meth:`Spec.blob`; the blob's memory stays untouched until filled or loaded."""
         super().blob(name, shape, filler, learned=learned)
-        empty = torch.empty(shape)
+        empty = self.room_for(name, shape)
         if learned:
             self.register_parameter(name, nn.Parameter(empty))
         else:
             self.register_buffer(name, empty)
+
+    def room_for(self, what: str, shape: Shape) -> torch.Tensor:
+        """Memory for single-precision numbers of ``shape``, untouched.
+
+        Raises:
+            ShapeError: no blob can have that shape, or the machine has not so much memory.
+        """
+        self.check_size(what, shape)
+        size, most = 4 * prod(shape), room()
+        try:
+            if size <= most:
+                return torch.empty(shape)
+        except RuntimeError:  # it is taken already
+            pass
+        found = f"{what} of shape {tuple(shape)}, which takes {size:,} bytes"
+        raise self.shape_error(found, expected=f"less than what is left of this machine's {most:,}")
 
     def share(self, name: str, owner: nn.Parameter) -> None:
         """Let the blob ``name`` live in ``owner``'s memory; in the same shape it is the same parameter."""

@@ -30,7 +30,8 @@ class DummyData(sources.DummyData, Layer):
         messages = [f.message for f in self.p.data_filler] or [FillerParameter()]
         self.fillers_of_tops = self.each("data_filler", messages)
         for i, (filler, shape) in enumerate(zip(self.fillers_of_tops, self.shapes, strict=True)):
-            self.register_buffer(f"top{i}", torch.full(shape, filler.value), persistent=False)
+            random.check_filler(filler, f"{self.where}: layer {self.name}")
+            self.register_buffer(f"top{i}", self.room_for(f"top {i}", shape).fill_(filler.value), persistent=False)
 
     @property
     def untraceable(self) -> str:

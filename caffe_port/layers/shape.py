@@ -65,7 +65,7 @@ class Tile(shaping.Tile, Layer):
     """``tiles`` copies of the bottom, one after the other along ``axis``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * self.tiles, self.along)
+        return x.repeat([self.tiles if axis == self.along else 1 for axis in range(x.dim())])
 
 
 @layer("Flatten")

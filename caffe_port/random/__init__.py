@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 
 from caffe_port.random.crand import CRand
-from caffe_port.random.fillers import FILLERS, fill
+from caffe_port.random.fillers import FILLERS, check_filler, fill
 from caffe_port.random.stream import Stream
 
-__all__ = ["FILLERS", "CRand", "Stream", "c_rand", "default_stream", "fill", "set_random_seed"]
+__all__ = ["FILLERS", "CRand", "Stream", "c_rand", "check_filler", "default_stream", "fill", "set_random_seed"]
 
 _thread = threading.local()
 _c_rand = CRand()

@@ -12,7 +12,7 @@ import numpy as np
 from caffe_port.errors import CaffeError, LayerError, nearest
 from caffe_port.random.stream import Stream
 
-__all__ = ["FILLERS", "fill"]
+__all__ = ["FILLERS", "check_filler", "fill"]
 
 Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
 
@@ -117,6 +117,18 @@ FILLERS: dict[str, Callable[[_Job], Array]] = {
 """Filler types by Caffe's names."""
 
 
+def check_filler(filler: Any, where: str = "") -> None:
+    """Refuse a filler with a number that is none, which would train to nothing but more of them.
+
+    Raises:
+        LayerError: value, min, max, mean or std is NaN.
+    """
+    for name in ("value", "min", "max", "mean", "std"):
+        if math.isnan(getattr(filler, name)):
+            place = f"{where}: {filler.type} filler" if where else f"{filler.type} filler"
+            raise LayerError(place, f"{name}: nan", expected="a number")
+
+
 def fill(
     filler: Any,
     shape: Sequence[int],
@@ -152,6 +164,7 @@ def fill(
             f"unknown filler type {filler.type!r}",
             remedy=f"did you mean {near}?" if near else f"known are {', '.join(FILLERS)}",
         )
+    check_filler(filler, where)
     if filler.sparse != -1 and (filler.type != "gaussian" or filler.sparse < -1):
         raise LayerError(place, f"sparse: {filler.sparse}", expected="sparse only in a gaussian filler, 0 or more")
     axes_matter = filler.type not in ("constant", "uniform", "gaussian") or filler.sparse >= 0

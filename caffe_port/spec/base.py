@@ -25,12 +25,14 @@ own; importing that registers them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import DefinitionError, LayerError, ShapeError
 from caffe_port.spec.coords import CoordMap, identity_map
 from caffe_port.spec.fields import Fields
+from caffe_port.spec.unknown import is_known
 
 __all__ = [
     "BIAS",
@@ -94,6 +96,9 @@ class Blob(NamedTuple):
 
 
 BIAS = Blob("bias", 1, "bias_filler", when=lambda layer: layer.p.bias_term)
+
+_MOST_AXES, _MOST_NUMBERS = 32, 2**31 - 1
+"""Of a blob: blob.hpp, kMaxBlobAxes; blob.cpp, Reshape."""
 
 
 class Spec:
@@ -197,6 +202,32 @@ class Spec:
         """The tops' shapes; without it, the first bottom's. Raises :class:`ShapeError` for shapes that cannot be."""
         return [shapes[0]] * self.n_tops
 
+    def top_shapes(self, *shapes: Shape) -> Sequence[Shape]:
+        """:meth:`reshape`, whose shapes a blob of Caffe's can have.
+
+        Raises:
+            ShapeError: they cannot.
+        """
+        tops = self.reshape(*shapes)
+        for i, shape in enumerate(tops):
+            names = self.fields.top
+            self.check_size(f"top {names[i] if i < len(names) else i}", shape)
+        return tops
+
+    def check_size(self, what: str, shape: Shape) -> None:
+        """Refuses a shape that no blob can have, whatever the machine (blob.cpp, Reshape).
+
+        Raises:
+            ShapeError: it has a negative axis, more than 32 axes, or more than 2**31 - 1 numbers.
+        """
+        if any(n < 0 for n in shape) or len(shape) > _MOST_AXES:
+            found = f"{what} of {len(shape)} axes" if len(shape) > _MOST_AXES else f"{what} of shape {tuple(shape)}"
+            raise self.shape_error(found, expected=f"at most {_MOST_AXES} axes, each 0 or more")
+        count = prod(shape)
+        if is_known(shape) and count > _MOST_NUMBERS:
+            found = f"{what} of shape {tuple(shape)}, {count:,} numbers or {4 * count:,} bytes"
+            raise self.shape_error(found, expected=f"at most {_MOST_NUMBERS:,} numbers, as a blob of Caffe's has")
+
     def coord_map(self) -> CoordMap | None:
         """The coordinate map from the first bottom to the top; None if the dialect defines none."""
         return identity_map() if set(self.aligned).intersection(self.dialect.lineage) else None
@@ -238,6 +269,7 @@ class Spec:
         """
         if any(d <= 0 for d in shape):
             raise ShapeError(f"{self.where}: layer {self.name}", f"{name} would have shape {shape}")
+        self.check_size(name, shape)
         self.blob_shapes[name] = tuple(shape)
         self.fillers[name] = filler.message if filler is not None else None
 

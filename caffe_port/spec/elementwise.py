@@ -93,7 +93,8 @@ class Exp(_Exponential):
 
     def setup(self, x: Shape) -> None:
         log_base, shift = self.log_base(), self.p.shift
-        self.inner, self.outer = log_base * self.p.scale, math.exp(log_base * shift)
+        raised = log_base * shift
+        self.inner, self.outer = log_base * self.p.scale, math.exp(raised) if raised < 700 else math.inf
         if self.p.base == -1 and shift and self.dialect.exp_shift_raises_minus_one:
             self.outer = (-1.0) ** shift if shift == int(shift) else math.nan
 

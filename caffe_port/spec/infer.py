@@ -81,7 +81,7 @@ def infer(definition: Any, *, check: bool = True) -> Inferred:
             try:
                 made.setup(*bottoms)
                 spec = made
-                tops = [blob_shape(shape, definition.dialect) for shape in spec.reshape(*bottoms)]
+                tops = [blob_shape(shape, definition.dialect) for shape in spec.top_shapes(*bottoms)]
             except ShapeError:
                 if check and all(map(is_known, bottoms)):
                     raise

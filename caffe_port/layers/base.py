@@ -49,6 +49,15 @@ class Named(nn.Module):
             super().__setattr__(name, value)
 
 
+_OWN = frozenset(
+    (
+        *("aliases", "blob_shapes", "copies", "dialect", "fields", "filled", "fillers", "lent", "n_bottoms", "n_tops"),
+        *("name", "shared", "where"),
+    )
+)
+"""Attributes of a layer that are set once; a subclass that needs one of these names gets an error, not a wrong net."""
+
+
 class Layer(Spec, Named):
     """A Caffe layer: a record (:class:`caffe_port.spec.Spec`) that computes.
 
@@ -79,6 +88,11 @@ class Layer(Spec, Named):
         """Arrays over parameters that callers hold and may write to at any time."""
         self.aliases: dict[str, nn.Parameter] = {}
         """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), and whose."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN and name in self.__dict__:
+            raise self.error(f"code that sets self.{name}", expected="another name: this one is what the net reads")
+        super().__setattr__(name, value)
 
     # -- what a subclass writes ----------------------------------------------------------------------------------------
 

@@ -117,7 +117,6 @@ class Net(Named):
                 self._fill(built[-1][1])
         for line in without_effect(source, self.ignored):
             info(line)
-        self._holders = [path for path, (_, one) in zip(self._paths, built, strict=True) if one.blob_names]
         share_parameters(built)
         self.loss_weights = {
             top: weight
@@ -362,9 +361,9 @@ class Net(Named):
         return total, {name: blobs[name].detach() for name in self.graph.outputs}
 
     def _like(self) -> Tensor:
-        """A tensor of the net's device and dtype; asked for every blob, and so without a walk over all layers."""
-        firsts = (found_at(self, path) or nn.Module() for path in self._holders)
-        return next((p for first in firsts for p in first.parameters()), self.get_buffer("_anchor"))
+        """A tensor of the net's device and dtype."""
+        anchor: Tensor = self._buffers["_anchor"]  # type: ignore[assignment]
+        return anchor
 
     def call_layer(self, node: Node, layer: Layer, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """A layer's tops, each in its blob's shape."""

@@ -139,6 +139,15 @@ class Executor:
             weigh = self._weighted
         total: Tensor | None = None
         done, last = -1, nodes[-1]
+        if mode is Mode.INFER and keep is not None and weigh is None and not alone and not special.besides:
+            for i in nodes:
+                if i > done:
+                    first, done = i, step(i, last)
+                    for j in range(first, done + 1):
+                        for name in self._last_use.get(j, ()):
+                            if name not in keep:
+                                blobs.pop(name, None)
+            return None
         for i in nodes:
             if i <= done:
                 continue

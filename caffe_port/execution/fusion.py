@@ -48,18 +48,19 @@ class InferStep:
         """The prepared function for such a bottom, made anew if parameters changed; None where it cannot be used."""
         if not suits(x):
             return None
-        if any(ref() is not None for layer in self.layers for ref in layer.lent.values()):
-            self.packed = self.state = None
-            return None
-        linear, *affine = self.layers
+        for layer in self.layers:
+            if layer.lent and any(ref() is not None for ref in layer.lent.values()):
+                self.packed = self.state = None
+                return None
+        linear = self.layers[0]
         assert isinstance(linear, Fusible)
         blobs = [t for layer in self.layers for t in layer.caffe_blobs]
-        if not all(ordinary(t) and t.dtype == torch.float32 and t.device.type == "cpu" for t in blobs):
-            return None
         state = (linear.form_key(x), *map(state_of, blobs))
         if self.state != state:
-            affine = affine[:-1] if self.relu else affine
-            self.packed, self.state = pack(linear, affine, self.relu, x, low_memory=self.low_memory), state
+            self.packed, self.state = None, state
+            if all(ordinary(t) and t.dtype == torch.float32 and t.device.type == "cpu" for t in blobs):
+                affine = self.layers[1:-1] if self.relu else self.layers[1:]
+                self.packed = pack(linear, affine, self.relu, x, low_memory=self.low_memory)
         return self.packed
 
 

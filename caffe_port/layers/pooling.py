@@ -55,7 +55,7 @@ class Pooling(windows.Pooling, Layer):
 
     def _pool(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         kernel = self.window(x.shape)
-        size = self.reshape(tuple(x.shape))[0][2:]
+        size = self.pooled(x.shape[2:], kernel)
         if self.method == "AVE":
             y = self._average(x, kernel, size)
             return y if self.n_tops == 1 else (y, torch.zeros_like(y))

@@ -259,12 +259,16 @@ class Pooling(Windows):
         height, width = x[2:] if self.global_pooling else self.kernel
         return height, width
 
+    def pooled(self, sides: Sequence[int], kernel: tuple[int, int]) -> tuple[int, ...]:
+        """How many windows lie along height and width."""
+        padded = any((*self.pad, *self.behind))
+        windows = zip(sides, kernel, self.stride, self.pad, self.behind, strict=True)
+        height, width = (pooled_length(n, k, s, p, padded=padded, ceil=self.ceil, behind=b) for n, k, s, p, b in windows)
+        return height, width
+
     def reshape(self, x: Shape) -> list[Shape]:
         self.four_axes(x)
-        out = tuple(
-            pooled_length(n, k, s, p, padded=any((*self.pad, *self.behind)), ceil=self.ceil, behind=b)
-            for n, k, s, p, b in zip(x[2:], self.window(x), self.stride, self.pad, self.behind, strict=True)
-        )
+        out = self.pooled(x[2:], self.window(x))
         self.refuse_shape(
             min(out) < 1, f"an output of {out} pixels from {x}", expected=f"at least 1 (kernel {self.window(x)})"
         )

@@ -37,6 +37,8 @@ class Dialect:
     """What its lineage has and this Caffe does not, written as marks are."""
     v1_types: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Names that it adds to V1LayerParameter.LayerType, and the V2 type of each."""
+    only_layers: bool = False
+    """Its definitions say ``layers``, never ``layer``. Of several that know a net, the form decides."""
     fallback: bool = False
     """Chosen by detection only where no other dialect knows everything that a net holds."""
 

@@ -24,6 +24,7 @@ _FIELDS = (
     *("select_seg_binary_param", "unpooling_param", "window_cls_data_param", "image_data_param.has_label"),
     *("image_data_param.ignore_label", "image_data_param.label_type", "image_data_param.max_labels"),
     "image_data_param.other_object_label",
+    *("bn_param.scale_filler", "bn_param.shift_filler", "bn_param.bn_mode"),
 )
 _LATER = (
     *("BatchNorm", "BatchReindex", "Bias", "Clip", "ELU", "Embed", "Filter", "LSTM", "LSTMUnit", "Log", "PReLU"),
@@ -44,6 +45,7 @@ NOH = register(
             )
         ),
         v1_types=_V1_TYPES,
+        only_layers=True,
         lacks=frozenset(f"type {t}" for t in _LATER),
         legacy_shapes=True,
         inputs_are_layers=False,

@@ -134,7 +134,7 @@ def max_pool(g: Graph, layer: Any, x: Value) -> Any:
     if g.dynamic_size:
         if any(k < s for k, s in zip(kernel, layer.stride, strict=True)) or layer.n_tops == 2:
             g.needs_fixed_size(layer, "a pooling whose kernel is below its stride, or that gives switches")
-        how |= {"pads": pads(layer.pad, layer.pad), "ceil_mode": int(layer.ceil)}
+        how |= {"pads": pads(layer.pad, layer.behind), "ceil_mode": int(layer.ceil)}
         return g.node("MaxPool", [x], shape, **how)
     begin = layer.pad
     if any(n >= k for n, k in zip(end, kernel, strict=True)):
@@ -166,7 +166,7 @@ def average_pool(g: Graph, layer: Any, x: Value) -> Value:
     if g.dynamic_size:
         if any(k < s for k, s in zip(kernel, layer.stride, strict=True)):
             g.needs_fixed_size(layer, "a pooling whose kernel is below its stride")
-        return g.node("AveragePool", [x], shape, pads=pads(layer.pad, layer.pad), ceil_mode=int(layer.ceil), **how)
+        return g.node("AveragePool", [x], shape, pads=pads(layer.pad, layer.behind), ceil_mode=int(layer.ceil), **how)
     if any(n >= k for n, k in zip(end, kernel, strict=True)):
         sides = [0, 0, *layer.pad, 0, 0, *end]
         padded = (*x.shape[:2], *(n + a + b for n, a, b in zip(x.shape[2:], layer.pad, end, strict=True)))
@@ -175,9 +175,9 @@ def average_pool(g: Graph, layer: Any, x: Value) -> Value:
         y = g.node("AveragePool", [x], shape, pads=pads(layer.pad, end), **how)
     # Caffe counts the padding, and not what lies beyond it.
     counts = []
-    for n, k, s, p, m in zip(x.shape[2:], kernel, layer.stride, layer.pad, size, strict=True):
+    for n, k, s, p, b, m in zip(x.shape[2:], kernel, layer.stride, layer.pad, layer.behind, size, strict=True):
         start = np.arange(m) * s - p
-        counts.append(np.minimum(start + k, n + p) - start)
+        counts.append(np.minimum(start + k, n + b) - start)
     divisor = counts[0][:, None] * counts[1]
     if (divisor == prod(kernel)).all():
         return y

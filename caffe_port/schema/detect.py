@@ -23,7 +23,7 @@ _DEEPEST = 32
 
 Evidence = dict[str, str]
 """What a net holds, each with the place where it is first: "type T", "layers type T" for a name of V1, "field a.b" of a
-layer, "T with N tops", "solver field f", "module m" of a Python layer."""
+layer, "T with N tops", "module m" of a Python layer, "solver field f", "form layer" or "form layers"."""
 
 _TOKENS = re.compile(
     r"""\#[^\n]* | (?P<string>"(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*') | (?P<word>[A-Za-z_]\w*)
@@ -50,6 +50,8 @@ def evidence_of_text(text: str, path: str) -> Evidence:
         elif kind == "brace" and value in "{<":
             if not stack:
                 name, type_name, tops = "", "", 0
+                if word in ("layer", "layers"):
+                    found.setdefault(f"form {word}", path)
             stack.append(word)
             word = ""
         elif kind == "brace":
@@ -98,6 +100,8 @@ def evidence_of_message(message: Any) -> Evidence:
     found: Evidence = {}
     if message.DESCRIPTOR.name != "NetParameter":
         return {f"solver field {field.name}": "<message>" for field, _ in message.ListFields()}
+    if message.layers or message.layer:
+        found[f"form {'layers' if message.layers else 'layer'}"] = "<message>"
     for layer in message.layers or message.layer:
         where = f"<message>: layer {layer.name}"
         v1 = layer.DESCRIPTOR.name == "V1LayerParameter"
@@ -156,10 +160,13 @@ def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) 
     candidates = [d for d in DIALECTS.values() if all(knows(d, what) for what in meant)]
     first = [d for d in candidates if not d.fallback] or candidates
     first = [d for d in first if not any(o.name in d.lineage[1:] for o in first)]
+    first = [d for d in first if d.only_layers == ("form layers" in evidence)] or first
     if not first:
         first = [max(DIALECTS.values(), key=lambda d: sum(what in marked and knows(d, what) for what in meant))]
     chosen = first[0]
-    proof = next((w for w in meant if w in marked and knows(chosen, w)), proof)
+    known = [w for w in meant if w in marked and knows(chosen, w)]
+    alone = [w for w in known if sum(w in d.marks for d in DIALECTS.values()) == 1]
+    proof = (alone or known or [proof])[0]
     if len(first) > 1:
         raise DefinitionError(
             meant[proof],
@@ -167,8 +174,8 @@ def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) 
             expected="a net that tells which Caffe it is for",
             remedy="say it: " + " or ".join(f"--dialect {d.name} ({d.title})" for d in first),
         )
-    only = "which only the {} has".format("noh fork" if chosen.name == "noh" else f"dialect {chosen.name}")
-    return chosen, f"{meant[proof]} {_in_words(proof)}, {only}"
+    name = "the noh fork" if chosen.name == "noh" else f"dialect {chosen.name}"
+    return chosen, f"{meant[proof]} {_in_words(proof)}, which {'only ' if alone else ''}{name} has"
 
 
 def _in_words(what: str) -> str:

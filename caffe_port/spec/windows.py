@@ -263,7 +263,9 @@ class Pooling(Windows):
         """How many windows lie along height and width."""
         padded = any((*self.pad, *self.behind))
         windows = zip(sides, kernel, self.stride, self.pad, self.behind, strict=True)
-        height, width = (pooled_length(n, k, s, p, padded=padded, ceil=self.ceil, behind=b) for n, k, s, p, b in windows)
+        height, width = (
+            pooled_length(n, k, s, p, padded=padded, ceil=self.ceil, behind=b) for n, k, s, p, b in windows
+        )
         return height, width
 
     def reshape(self, x: Shape) -> list[Shape]:

@@ -145,10 +145,10 @@ def _merge_field(ours: FieldDescriptorProto, theirs: FieldDescriptorProto, displ
 def _make_room(scope: str, ours: Any, theirs: Any, displaced: set[str]) -> None:
     """Note what of ours differs from theirs, and move ours off the numbers that theirs give to other names."""
     names = {item.name: item.number for item in theirs}
-    taken = set(names.values())
+    taken, private = set(names.values()), {item.number for item in ours if item.number > _PRIVATE}
     for item in ours:
         if names.get(item.name, item.number) != item.number:
             displaced.add(f"{scope}.{item.name}")
         elif item.name not in names and item.number in taken:
             displaced.add(f"{scope}.{item.name}")
-            item.number += _PRIVATE
+            item.number += _PRIVATE * (1 + sum(n % _PRIVATE == item.number for n in private))

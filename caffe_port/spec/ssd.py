@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 from math import prod
 from typing import Any
-
-import numpy as np
 
 from caffe_port.spec.base import Blob, Shape, Spec, record
 from caffe_port.spec.losses import Loss
 
 SSD = ("ssd",)
+
+
+def _single(number: float) -> float:
+    """The number rounded to single precision."""
+    return ctypes.c_float(number).value
 
 
 def full(shape: Shape) -> Shape:
@@ -69,7 +73,7 @@ class PriorBox(Spec):
         self.refuse(not small or min(small) <= 0, f"min_size {small}", expected="one or more, each above 0")
         wrong = large and (len(large) != len(small) or any(b <= a for a, b in zip(small, large, strict=True)))
         self.refuse(wrong, f"max_size {large} for min_size {small}", expected="a larger one for each, or none")
-        self.variances = tuple(map(float, p.variance or [np.float32(0.1)]))
+        self.variances = tuple(map(float, p.variance or [_single(0.1)]))
         wrong = len(self.variances) not in (1, 4) or min(self.variances) <= 0
         self.refuse(wrong, f"variance {p.variance}", expected="none, one or four, each above 0")
         self.ratios = self._ratios(p.aspect_ratio)
@@ -80,13 +84,13 @@ class PriorBox(Spec):
 
     def _ratios(self, given: list[float]) -> tuple[float, ...]:
         """Width by height of the boxes that are no squares, in single precision; each of ``given`` once."""
-        one = np.float32(1)
-        ratios: list[Any] = [one]
-        for ratio in map(np.float32, given):
+        one = 1.0
+        ratios = [one]
+        for ratio in map(_single, given):
             self.refuse(ratio <= 0, f"aspect_ratio {ratio}", expected="one above 0")
-            if all(abs(ratio - known) >= 1e-6 for known in ratios):
-                ratios += [ratio, np.float32(1.0 / float(ratio))] if self.flip else [ratio]
-        return tuple(float(r) for r in ratios if abs(r - one) >= 1e-6)
+            if all(abs(_single(ratio - known)) >= 1e-6 for known in ratios):
+                ratios += [ratio, _single(1 / ratio)] if self.flip else [ratio]
+        return tuple(r for r in ratios if abs(_single(r - one)) >= 1e-6)
 
     def _pair(self, both: str, height: str, width: str) -> Any:
         """(height, width) of what is given once for both, or for each; None where it is not given."""

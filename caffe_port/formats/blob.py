@@ -122,9 +122,8 @@ def _parts(data: np.ndarray, diff: np.ndarray | None, legacy: bool) -> Iterator[
         yield b"".join(varint_field(i, n) for i, n in zip(_DIMS, dims, strict=True)), None
     yield packed(_DATA, data)
     yield packed(_DIFF, diff)
-    if not legacy:
-        packed_dims = b"".join(varint(n) for n in data.shape)
-        yield bytes_field(_SHAPE, bytes_field(1, packed_dims) if packed_dims else b""), None
+    if not legacy and data.ndim:  # a blob without axes has no `shape` (Blob::ToProto only adds dims)
+        yield bytes_field(_SHAPE, bytes_field(1, b"".join(varint(n) for n in data.shape))), None
     yield packed(_DOUBLE_DATA, data)
     yield packed(_DOUBLE_DIFF, diff)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from caffe_port.formats.caffemodel_writer import layer_definition, write_caffemodel
 from caffe_port.formats.weights import LayerWeights
 from caffe_port.formats.wire import bytes_field
+from caffe_port.schema.layer_types import v2_type
+from caffe_port.schema.messages import message_class
+from caffe_port.schema.upgrade import PARAM_SPECS
+from caffe_port.spec import RECORDS
 
 if TYPE_CHECKING:
     from caffe_port.schema import Definition
 
-__all__ = ["write_net"]
+__all__ = ["as_v1", "write_net"]
 
 _NET_INPUT = 3
 
@@ -76,12 +80,57 @@ def _layers(
     for index, message in enumerate(definition.net.layer):
         if generation == 1 and index in definition.synthetic:
             continue
-        if generation == 1:
-            head = layer_definition(message.name, message.type, generation=1, bottoms=message.bottom, tops=message.top)
-        else:
-            bare = type(message)()
-            bare.CopyFrom(message)
-            bare.ClearField("blobs")
-            head = bare.SerializeToString()
+        bare = type(message)()
+        bare.CopyFrom(message)
+        bare.ClearField("blobs")
+        _as_set_up(bare, definition, len(blobs[index]))
+        head = (as_v1(bare) if generation == 1 else bare).SerializeToString()
         kept = list(diffs[index]) if diffs is not None else []
         yield LayerWeights(message.name, message.type, list(blobs[index]), kept, definition=head)
+
+
+def _as_set_up(message: Any, definition: Definition, blobs: int) -> None:
+    """Write into a layer's message what Caffe writes there when it sets the layer up (and so into its files).
+
+    Every layer gets the phase (net.cpp, Init), a loss its weight of 1 (loss_layer.cpp), and BatchNorm's statistics
+    rates of 0 (batch_norm_layer.cpp).
+    """
+    if not message.HasField("phase"):
+        message.phase = {"TRAIN": 0, "TEST": 1}[definition.phase]
+    record = RECORDS.find(message.type, definition.dialect)
+    if record is not None and record.loss and not message.loss_weight and message.top:
+        message.loss_weight.append(1)
+    if message.type == "BatchNorm":
+        while len(message.param) < blobs:
+            message.param.add(lr_mult=0)
+
+
+_V2_ONLY = {"type", "param", "phase", "blobs"}
+
+
+def as_v1(layer: Any) -> Any:
+    """A V2 layer's message as V1LayerParameter, what upgrade_proto.cpp makes a V2 layer from.
+
+    Raises:
+        WeightsError: V1 has no such type.
+    """
+    v1 = message_class(layer.DESCRIPTOR.file.pool, "V1LayerParameter")()
+    kinds = v1.DESCRIPTOR.enum_types_by_name["LayerType"].values
+    number = next((kind.number for kind in kinds if v2_type(kind.name) == layer.type), None)
+    if number is None:
+        layer_definition(layer.name, layer.type, generation=1)  # says so
+    v1.type = number or 0
+    for field, value in layer.ListFields():
+        mine = v1.DESCRIPTOR.fields_by_name.get(field.name)
+        if mine is None or field.name in _V2_ONLY:
+            continue
+        if hasattr(value, "append"):
+            getattr(v1, field.name).MergeFrom(value)
+        elif field.message_type:
+            getattr(v1, field.name).CopyFrom(value)
+        else:
+            setattr(v1, field.name, value)
+    for old, new in PARAM_SPECS.items():
+        if any(param.HasField(new) for param in layer.param):
+            getattr(v1, old).extend(getattr(param, new) for param in layer.param)
+    return v1

@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from caffe_port.schema.protoparser import PACKAGE, parse_proto
 
-__all__ = ["SCHEMA", "TEST", "TRAIN", "Schema"]
+__all__ = ["SCHEMA", "TEST", "TRAIN", "Schema", "message_class"]
 
 
 class Schema:
@@ -33,7 +33,7 @@ class Schema:
         pool.AddSerializedFile(file.SerializeToString())
         # All at once: protobuf 4.22 to 4.24 crash when a class of a nested message is garbage-collected.
         for message in file.message_type:
-            setattr(self, message.name, _message_class(pool, f"{PACKAGE}.{message.name}"))
+            setattr(self, message.name, message_class(pool, message.name))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"caffe.proto has no message {name!r}")
@@ -43,8 +43,9 @@ class Schema:
         return (message.name for message in self.file.message_type)
 
 
-def _message_class(pool: descriptor_pool.DescriptorPool, name: str) -> Any:
-    descriptor = pool.FindMessageTypeByName(name)
+def message_class(pool: descriptor_pool.DescriptorPool, name: str) -> Any:
+    """The class of a message of package caffe."""
+    descriptor = pool.FindMessageTypeByName(f"{PACKAGE}.{name}")
     if hasattr(message_factory, "GetMessageClass"):
         return message_factory.GetMessageClass(descriptor)
     return message_factory.MessageFactory(pool).GetPrototype(descriptor)  # protobuf 4.21

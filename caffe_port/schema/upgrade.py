@@ -10,11 +10,11 @@ from caffe_port.errors import DefinitionError
 from caffe_port.schema.layer_types import v2_type
 from caffe_port.schema.upgrade_v0 import upgrade_v0
 
-__all__ = ["Upgraded", "generation", "upgrade_net", "upgrade_solver"]
+__all__ = ["PARAM_SPECS", "Upgraded", "generation", "upgrade_net", "upgrade_solver"]
 
 _TRANSFORMS = ("scale", "mean_file", "crop_size", "mirror")
 _DATA_BLOCKS = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
-_PARAM_SPECS = {"param": "name", "blob_share_mode": "share_mode", "blobs_lr": "lr_mult", "weight_decay": "decay_mult"}
+PARAM_SPECS = {"param": "name", "blob_share_mode": "share_mode", "blobs_lr": "lr_mult", "weight_decay": "decay_mult"}
 _SOLVERS = {
     "SGD": "SGD",
     "NESTEROV": "Nesterov",
@@ -106,11 +106,11 @@ def _upgrade_layer(old: Any, new: Any) -> None:
     for field, value in old.ListFields():
         if field.name == "type":
             new.type = v2_type(v1_type)
-        elif field.name in _PARAM_SPECS:
+        elif field.name in PARAM_SPECS:
             for i, item in enumerate(value):
                 while len(new.param) <= i:
                     new.param.add()
-                setattr(new.param[i], _PARAM_SPECS[field.name], item)
+                setattr(new.param[i], PARAM_SPECS[field.name], item)
         else:
             _copy(new, field, value)
     if v1_type in _DATA_BLOCKS and old.HasField(_DATA_BLOCKS[v1_type]):

@@ -202,6 +202,15 @@ def test_batch_norm_with_a_scale_and_a_shift() -> None:
     torch.testing.assert_close(layer.variance, 0.5 * (variance + 0.01) + 0.5 * (4 * variance + 0.01))
 
 
+def test_batch_norm_with_eps_outside_the_root() -> None:
+    x, mean, variance = numbers(2, 3, 4), numbers(3), numbers(3).abs()
+    layer = "type: 'BatchNorm' batch_norm_param { add_eps_before_sqrt: false eps: 0.1 }"
+    ours = run(layer, x, mean=mean, variance=variance, scale_factor=torch.ones(1))
+    torch.testing.assert_close(ours, (x - mean.view(3, 1)) / (variance.sqrt().view(3, 1) + 0.1))
+    with pytest.raises(CaffeError, match="by the statistics of a batch"):
+        run(layer, x, phase="TRAIN")
+
+
 def test_yolo_3() -> None:
     """Two boxes of which one, of two classes, hides the other; worked by hand."""
     x = torch.full((1, 14, 2, 2), -20.0)
@@ -250,7 +259,6 @@ def test_yolo_2() -> None:
         ("type: 'ShuffleChannel' shuffle_channel_param { group: 3 }", "a multiple of 3 channels"),
         ("type: 'Reorg' reorg_param { stride: 4 }", "multiples of 4 pixels"),
         ("type: 'Reshape' reshape_param { pixelshuffler: 3 }", "a multiple of 9 channels"),
-        ("type: 'BatchNorm' batch_norm_param { add_eps_before_sqrt: false }", "expected true"),
         ("type: 'YoloDetectionOutput'", "expected 10: 2 for each of num_box"),
         ("type: 'Yolov3DetectionOutput'", "mask_group_num 2 for 1 bottoms"),
     ],

@@ -13,7 +13,7 @@ from reference import EMBEDDED
 
 import caffe_port
 from caffe_port.data import rcnn_boxes, rcnn_settings
-from caffe_port.dialects import RCNN
+from caffe_port.dialects import RCNN, RFCN
 from caffe_port.errors import CaffeError
 from caffe_port.schema import read_net, schema_of
 
@@ -30,7 +30,7 @@ def settings() -> Iterator[None]:
 
 
 def python_net(
-    kind: str, shapes: dict[str, tuple[int, ...]], tops: list[str], params: str, phase: str
+    kind: str, shapes: dict[str, tuple[int, ...]], tops: list[str], params: str, phase: str, more: str = ""
 ) -> caffe_port.Net:
     """A net of one layer of "module.Class" over inputs of these shapes."""
     module, _, name = kind.rpartition(".")
@@ -42,7 +42,7 @@ def python_net(
         f"layer {{ name: 'l' type: 'Python' {blobs} python_param {{ module: '{module}' layer: '{name}' "
         f"param_str: '{quoted}' }} }}"
     )
-    return caffe_port.Net(text, phase=phase)
+    return caffe_port.Net(text + more, phase=phase)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -231,6 +231,8 @@ def test_maps_of_another_number_of_anchors() -> None:
     [
         ("layer { type: 'ROIPooling' } layer { type: 'SmoothL1Loss' }", "rcnn"),
         ("layer { type: 'SmoothL1Loss' smooth_l1_loss_param { sigma: 3 } }", "rcnn"),
+        ("layer { type: 'SmoothL1Loss' } layer { type: 'PSROIPooling' }", "rfcn"),
+        ("layer { type: 'ROIPooling' } layer { type: 'BoxAnnotatorOHEM' }", "rfcn"),
         ("layer { type: 'Python' python_param { module: 'rpn.anchor_target_layer' } }", "rcnn"),
         ("layer { type: 'Python' python_param { module: 'mine' } }", "bvlc"),
         ("layer { type: 'Dropout' dropout_param { scale_train: false } }", "rcnn"),
@@ -286,6 +288,26 @@ def test_settings_of_a_cfg_file(tmp_path: Path) -> None:
         rcnn_settings.change({"TRAIN.RPN_BATCHSIZES": 1})
 
 
+def test_targets_of_rfcn() -> None:
+    """From source: what py-faster-rcnn's layer gives, all of it, with four axes, and one box for all classes."""
+    rcnn_settings.change({"TRAIN.BATCH_SIZE": -1, "TRAIN.AGNOSTIC": True, "TRAIN.BG_THRESH_LO": 0.0})
+    tops = ["rois", "labels", "targets", "inside", "outside"]
+    shapes = {"r": (3, 5), "g": (1, 5)}
+    text = "layer { type: 'PSROIPooling' name: 'p' bottom: 'm' bottom: 'rois' top: 'p' psroi_pooling_param { "
+    text += "spatial_scale: 1 output_dim: 1 group_size: 1 } } input: 'm' input_shape { dim: 1 dim: 1 dim: 9 dim: 9 } "
+    net = python_net(
+        "rpn.proposal_target_layer.ProposalTargetLayer", shapes, tops, "'num_classes': 2", "TRAIN", more=text
+    )
+    assert net.dialect is RFCN
+    net.blobs["g"].data[...] = [[0, 0, 9, 9, 7]]
+    net.blobs["r"].data[...] = [[0, 0, 0, 9, 9], [0, 0, 0, 9, 4], [0, 50, 50, 59, 59]]
+    net.forward()
+    assert net.blobs["rois"].data.shape == (4, 5, 1, 1)
+    assert sorted(net.blobs["labels"].data.ravel().tolist()) == [0, 7, 7, 7]
+    assert net.blobs["inside"].data.reshape(4, 2, 4)[:3, 1].all()
+    assert not net.blobs["inside"].data.reshape(4, 2, 4)[:, 0].any()
+
+
 def roidb(folder: Path) -> list[dict]:
     """Two pictures of 40 x 30 and 30 x 40 with a box each."""
     import cv2
@@ -308,6 +330,15 @@ def roidb(folder: Path) -> list[dict]:
             }
         )
     return records
+
+
+@pytest.mark.parametrize("tops", [["data", "rois", "labels"], ["data", "rois", "labels", "targets", "weights"]])
+def test_roi_data_of_the_older_fast_rcnn(tmp_path: Path, tops: list[str]) -> None:
+    rcnn_settings.change({"TRAIN.SCALES": [60], "TRAIN.BATCH_SIZE": 4, "TRAIN.FG_FRACTION": 0.5})
+    net = python_net("roi_data_layer.layer.RoIDataLayer", {}, tops, "'num_classes': 5", "TRAIN")
+    net.layers[0].set_roidb(roidb(tmp_path))
+    net.forward()
+    assert [net.blobs[top].data.shape for top in tops[1:]] == [(4, 5), (4,), (4, 20), (4, 20)][: len(tops) - 1]
 
 
 @pytest.mark.parametrize("has_rpn", [True, False])

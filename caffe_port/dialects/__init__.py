@@ -6,7 +6,7 @@ from caffe_port.dialects.deeplab2 import DEEPLAB2
 from caffe_port.dialects.mixed import MIXED
 from caffe_port.dialects.noh import NOH
 from caffe_port.dialects.pspnet import PSPNET
-from caffe_port.dialects.rcnn import RCNN
+from caffe_port.dialects.rcnn import RCNN, RFCN
 from caffe_port.dialects.segnet import SEGNET
 from caffe_port.dialects.ssd import SSD
 
@@ -18,6 +18,7 @@ __all__ = [
     "NOH",
     "PSPNET",
     "RCNN",
+    "RFCN",
     "SEGNET",
     "SSD",
     "Dialect",

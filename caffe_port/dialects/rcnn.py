@@ -1,4 +1,4 @@
-"""The forks of Fast R-CNN, Faster R-CNN and R-FCN, from a BVLC Caffe of February 2016.
+"""The forks of Fast R-CNN and Faster R-CNN, and of R-FCN, which is made from it; from a BVLC Caffe of February 2016.
 
 rbgirshick/caffe-fast-rcnn (0dcd397b) and daijifeng001/caffe-rfcn (543f8f6a), with the Python modules of
 rbgirshick/py-faster-rcnn, which are layers of this port's here.
@@ -11,8 +11,6 @@ from caffe_port.dialects.base import register
 from caffe_port.dialects.bvlc import BVLC
 
 _TYPES = {
-    "BoxAnnotatorOHEM": "box_annotator_ohem_param",
-    "PSROIPooling": "psroi_pooling_param",
     "ROIPooling": "roi_pooling_param",
     "SmoothL1Loss": "smooth_l1_loss_param",
 }
@@ -26,11 +24,11 @@ RCNN = register(
     replace(
         BVLC,
         name="rcnn",
-        title="rbgirshick/caffe-fast-rcnn and daijifeng001/caffe-rfcn, of Fast R-CNN, Faster R-CNN and R-FCN",
+        title="rbgirshick/caffe-fast-rcnn, of Fast R-CNN and Faster R-CNN",
         proto=Path(__file__).with_name("rcnn.proto"),
         marks=frozenset(
             (
-                *(f"type {t}" for t in (*_TYPES, "SmoothL1LossOHEM", "SoftmaxWithLossOHEM")),
+                *(f"type {t}" for t in _TYPES),
                 *(f"field {f}" for f in _TYPES.values()),
                 *(f"module {m}" for m in _MODULES),
                 "field dropout_param.scale_train",
@@ -42,5 +40,20 @@ RCNN = register(
         sigmoid_loss_by_batch=True,
         infogain_takes_probabilities=True,
         exp_shift_raises_minus_one=True,
+    )
+)
+
+RFCN = register(
+    replace(
+        RCNN,
+        name="rfcn",
+        title="daijifeng001/caffe-rfcn and YuwenXiong/py-R-FCN, of R-FCN and training on the hardest examples",
+        proto=Path(__file__).with_name("rfcn.proto"),
+        marks=frozenset(
+            (
+                *(f"type {t}" for t in ("BoxAnnotatorOHEM", "PSROIPooling", "SmoothL1LossOHEM", "SoftmaxWithLossOHEM")),
+                *("field box_annotator_ohem_param", "field psroi_pooling_param"),
+            )
+        ),
     )
 )

@@ -161,6 +161,7 @@ class BatchNorm(elementwise.BatchNorm, Layer):
     their weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the
     blobs, divided by the scale factor, are the statistics.
 
+    With ``add_eps_before_sqrt: false`` (not in BVLC 1.0) it is (x - mean) / (sqrt(variance) + eps), by the blobs only.
     With ``scale_bias`` it is NVCaffe's: the result times ``scale`` plus ``shift``; the blobs are the statistics as they
     are, which fade by their fraction, the biased variance with eps added, after two passes that replace them.
     """
@@ -170,11 +171,19 @@ class BatchNorm(elementwise.BatchNorm, Layer):
     def setup(self, x: Shape) -> None:
         super().setup(x)
         self.passes = 0
+        self.refuse(
+            self.eps_outside and (not self.uses_blobs() or self.scale is not None),
+            "add_eps_before_sqrt: false by the statistics of a batch",
+            expected="true, or statistics that are given",
+        )
         if self.scale is not None:
             self.eps = max(self.eps, 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.uses_blobs():
+            if self.eps_outside:
+                mean, variance = (t.view(-1, *(1,) * (x.dim() - 2)) for t in self.statistics())
+                return (x - mean) / (variance.sqrt() + self.eps)
             mean, variance = self.statistics()
             return F.batch_norm(x, mean, variance, self.scale, self.shift, eps=self.eps)
         if self.scale is not None:
@@ -219,7 +228,7 @@ class BatchNorm(elementwise.BatchNorm, Layer):
         if not self.uses_blobs():
             return None
         mean, variance = self.statistics()
-        scale = torch.rsqrt(variance + self.eps)
+        scale = 1 / (variance.sqrt() + self.eps) if self.eps_outside else torch.rsqrt(variance + self.eps)
         if self.scale is not None:
             scale = scale * self.scale
             return scale, self.shift - mean * scale

@@ -180,15 +180,16 @@ class ProposalTarget(rcnn.ProposalTarget, _Module):
         every = np.vstack((proposed, np.hstack((np.zeros((len(truth), 1), truth.dtype), truth[:, :4]))))
         if (every[:, 0] != 0).any():
             raise self.shape_error("rois of several items", expected="one picture a batch")
-        if not (0 <= truth[:, 4]).all() or not (truth[:, 4] < self.classes).all():
+        if not (0 <= truth[:, 4]).all() or not (cfg.AGNOSTIC or (truth[:, 4] < self.classes).all()):
             raise self.shape_error(f"classes {sorted(set(truth[:, 4]))}", expected=f"0 to {self.classes - 1}")
         shared = rcnn_boxes.overlaps(every[:, 1:], truth[:, :4])
         best, most = shared.argmax(1), shared.max(1)
         label = truth[best, 4]
         front = np.flatnonzero(most >= cfg.FG_THRESH)
         back = np.flatnonzero((most < cfg.BG_THRESH_HI) & (most >= cfg.BG_THRESH_LO))
-        n_front = int(min(np.round(cfg.FG_FRACTION * cfg.BATCH_SIZE), len(front)))
-        n_back = min(cfg.BATCH_SIZE - n_front, len(back))
+        batch = np.inf if cfg.BATCH_SIZE == -1 else cfg.BATCH_SIZE
+        n_front = int(min(np.round(cfg.FG_FRACTION * batch), len(front)))
+        n_back = int(min(batch - n_front, len(back)))
         drawn = [
             np.random.choice(found, size=n, replace=False)
             for found, n in ((front, n_front), (back, n_back))
@@ -202,10 +203,19 @@ class ProposalTarget(rcnn.ProposalTarget, _Module):
             goals = (goals - np.array(cfg.BBOX_NORMALIZE_MEANS)) / np.array(cfg.BBOX_NORMALIZE_STDS)
         target, weight = (np.zeros((len(chosen), self.classes, 4), np.float32) for _ in range(2))
         shown = np.flatnonzero(label > 0)
-        target[shown, label[shown].astype(np.int64)] = goals[shown]
-        weight[shown, label[shown].astype(np.int64)] = cfg.BBOX_INSIDE_WEIGHTS
+        place = np.ones(len(shown), np.int64) if cfg.AGNOSTIC else label[shown].astype(np.int64)
+        target[shown, place] = goals[shown]
+        weight[shown, place] = cfg.BBOX_INSIDE_WEIGHTS
         per_roi = [a.reshape(len(chosen), -1) for a in (target, weight, weight > 0)]
         return _tensors(rois, every[chosen], label, *per_roi)
+
+
+@layer("Python rpn.proposal_target_layer.ProposalTargetLayer")
+class ProposalTarget4(rcnn.ProposalTarget4, ProposalTarget):
+    """py-R-FCN's: the same with four axes; with AGNOSTIC all classes share one box. From source."""
+
+    def forward(self, rois: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.reshape(len(t), -1, 1, 1) for t in super().forward(rois, boxes.flatten(1)))
 
 
 @layer("Python roi_data_layer.layer.RoIDataLayer")
@@ -224,8 +234,12 @@ class RoIData(rcnn.RoIData, _Module):
             self.cfg["HAS_RPN"] = self.fields.top[1] == "im_info"
         if self.cfg.HAS_RPN and "IMS_PER_BATCH" not in self.cfg.given:
             self.cfg["IMS_PER_BATCH"] = 1
+        if "BBOX_REG" not in self.cfg.given and not self.cfg.HAS_RPN:
+            self.cfg["BBOX_REG"] = self.n_tops > 3
         self.batches = RoiBatches(self.cfg, self.classes, f"{self.where}: layer {self.name}")
         self.first = self.batches.shapes()
+        if not self.cfg.HAS_RPN and self.n_tops == 5:
+            self.first = self.first[:5]  # the older Fast R-CNN, whose bbox_loss_weights are the inside ones
         if len(self.first) != self.n_tops:
             raise self.error(f"{self.n_tops} tops", expected=f"{len(self.first)} by the settings HAS_RPN and BBOX_REG")
         self.register_buffer("like", torch.empty(0), persistent=False)
@@ -235,4 +249,4 @@ class RoIData(rcnn.RoIData, _Module):
         self.batches.set_roidb(roidb)
 
     def forward(self) -> tuple[Tensor, ...]:
-        return _tensors(self.like, *self.batches.next())
+        return _tensors(self.like, *self.batches.next()[: self.n_tops])

@@ -246,7 +246,7 @@ class BatchNorm(Spec):
         return bool(self.p.scale_bias or self.p.has("scale_filler") or self.p.has("bias_filler"))
 
     def setup(self, x: Shape) -> None:
-        self.refuse(not self.p.add_eps_before_sqrt, "add_eps_before_sqrt: false", expected="true, as everywhere else")
+        self.eps_outside = not self.p.add_eps_before_sqrt
         for spec in self.fields.param[:3]:
             self.refuse(
                 spec.message.lr_mult != 0,

@@ -17,6 +17,7 @@ __all__ = [
     "PSROIPooling",
     "Proposal",
     "ProposalTarget",
+    "ProposalTarget4",
     "ROIPooling",
     "RoIData",
     "ScaledDropout",
@@ -186,8 +187,8 @@ class _Module(Spec):
         self.p.skip("module", "layer", "param_str", "share_in_parallel")
 
 
-def _module(name: str) -> Callable[[C], C]:
-    return record(f"Python {name}", "python_param", _RCNN)
+def _module(name: str, dialects: tuple[str, ...] = _RCNN) -> Callable[[C], C]:
+    return record(f"Python {name}", "python_param", dialects)
 
 
 @_module("rpn.proposal_layer.ProposalLayer")
@@ -231,12 +232,20 @@ class ProposalTarget(_Module):
         return [(1, 5), (1, 1), *[(1, 4 * self.classes)] * 3]
 
 
+@_module("rpn.proposal_target_layer.ProposalTargetLayer", ("rfcn",))
+class ProposalTarget4(ProposalTarget):
+    """With four axes everywhere."""
+
+    def reshape(self, rois: Shape, boxes: Shape) -> list[Shape]:
+        return [(*shape, 1, 1) for shape in super().reshape(rois, boxes)]
+
+
 @_module("roi_data_layer.layer.RoIDataLayer")
 class RoIData(_Module):
     """Pictures; and their size with their boxes, or rois with their labels and targets."""
 
     bottoms = (0, 0)
-    tops = (3, 6)
+    tops = (2, 6)
     classes = 1
     first: tuple[Shape, ...] = ()
     """The shapes before the first batch, by the settings."""

@@ -39,7 +39,7 @@ WRONG = [  # definition, list, error, what it says
     (image_data(), "", FormatError, "list: expected a line for each item, found an empty list"),
     (image_data(), "\n \n", FormatError, "an empty list"),
     (image_data(), "p.png 1\nq.png\n", FormatError, "list:2: expected FILE LABEL"),
-    (image_data(), "p.png 1\nq.png cat\n", FormatError, "list:2: expected FILE LABEL, the label a whole number, found"),
+    (image_data(), "p.png 1\nq.png cat\n", FormatError, "list:2: expected FILE LABEL, the label a whole number of"),
     (image_data(), "p.png 1\nno.png 2\n", FileError, "list:2: no picture 'no.png' (looked for "),
     (image_data(), "list 1\n", FormatError, "which OpenCV cannot read"),
     (image_data(), "p.png 1\nq.png 2\n", ShapeError, "list:2: expected 8 x 9 pixels in 3 channels as the first of the"),
@@ -71,7 +71,7 @@ WRONG = [  # definition, list, error, what it says
         "list:1: expected 3x2x2, as the mean_file has it, fo",
     ),
     (image_data("").replace("batch_size: 2", "batch_size: 0"), "p.png 1\n", LayerError, "batch_size 0"),
-    (seg_data(), "p.png\n", FormatError, "list:1: expected PICTURE MASK X1 Y1 X2 Y2, found 'p.png'"),
+    (seg_data(), "p.png\n", FormatError, "list:1: expected PICTURE MASK X1 Y1 X2 Y2, whole numbers of 32 bits, f"),
     (seg_data(), "p.png m.png 1 2 3\n", FormatError, "list:1: expected PICTURE MASK X1 Y1 X2 Y2"),
     (seg_data(), "p.png m.png 1 2 3 x\n", FormatError, "list:1: expected PICTURE MASK X1 Y1 X2 Y2"),
     (
@@ -83,7 +83,7 @@ WRONG = [  # definition, list, error, what it says
     (seg_data(), "p.png m.png 0 0 99999 8\n", FormatError, "found the box 0 0 99999 8"),
     (seg_data(), "p.png m.png 0 0 7 8\np.png no.png 0 0 7 8\n", FileError, "list:2: no picture 'no.png'"),
     (seg_data(), "p.png n.png 0 0 7 8\n", ShapeError, "list:1: expected 8 x 9 as the picture, found n.png of 5 x 6"),
-    (seg_data(), "p.png list 0 0 7 8\n", FormatError, "which cannot be read"),
+    (seg_data(), "p.png list 0 0 7 8\n", FormatError, "list, which OpenCV cannot read"),
     (seg_data(), "p.png m.png 0 0 3 3\n", ShapeError, "list:1: expected 8 x 9 as the first, found a picture of 4 x 4"),
     (
         seg_data(new=""),

@@ -62,7 +62,7 @@ def test_pictures_are_read_as_shares_of_one(tmp_path: Path, kind: str, color: np
 
 def test_what_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_text("no")
-    with pytest.raises(FormatError, match=r"p\.png: no picture"):
+    with pytest.raises(FormatError, match=r"p\.png: expected a picture .*, found a file, which cannot be read"):
         io.load_image(tmp_path / "p.png")
     with pytest.raises(FileError, match="no such file"):
         io.load_image(str(tmp_path / "q.png"))

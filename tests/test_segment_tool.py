@@ -135,7 +135,7 @@ def deep() -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "x.jpg: expected a picture (JPEG, PNG, ...), found which cannot be read"),
+        (b"", "x.jpg: expected a picture (JPEG, PNG, ...), found a file, which cannot be read"),
         (b"<html>", "x.jpg: expected a picture"),
         (damaged(), "x.jpg: expected a picture"),
         (deep(), "x.jpg: expected 8 bits a channel, found a picture of mode I;16"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,20 @@ from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError
 from caffe_port.random import Stream
 
-__all__ = ["Array", "Batches", "Cursor", "State"]
+__all__ = ["Array", "Batches", "Cursor", "State", "too_large"]
 
 Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
 
 State = dict[str, Array]
 """A position: arrays by name."""
+
+
+def too_large(shapes: Sequence[tuple[int, ...]]) -> CaffeError:
+    """The error for batches of these shapes that there is no memory for."""
+    size = 4 * sum(math.prod(shape) for shape in shapes)
+    return CaffeError(
+        "the data", f"batches of {size} bytes", expected="batches that fit the memory", remedy="a smaller batch_size"
+    )
 
 
 class Batches(ABC):

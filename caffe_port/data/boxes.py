@@ -6,20 +6,26 @@ Source: window_data_layer.cpp (both programs).
 from __future__ import annotations
 
 import math
+import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from caffe_port.data.batches import Array, Batches, State
-from caffe_port.data.files import WHOLE, lines
+from caffe_port.data.files import lines, whole
 from caffe_port.data.pictures import COLOR, Reader, decode, planes, resize
 from caffe_port.data.transform import Transformer
-from caffe_port.errors import CaffeError, FormatError, ShapeError
+from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError
 from caffe_port.random import Stream
 
 __all__ = ["BoxBatches", "BoxFile", "Sampling", "box_file"]
+
+
+_BOX = re.compile(r"[-+]?\d{1,10}\s+[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s+[-+]?\d{1,10}){4}", re.ASCII | re.IGNORECASE)
 
 
 class Picture(NamedTuple):
@@ -74,17 +80,27 @@ def box_file(path: str, object_from: float, background_below: float) -> BoxFile:
         if line.split() != ["#", str(len(pictures))]:
             raise FormatError(f"{path}:{number}", repr(line), expected=f"# {len(pictures)}")
         pictures.append(Picture(*_next(rows, path, "a picture's name")))
-        sizes = [_next(rows, path, what) for what in ("channels", "a height", "a width", "a number of boxes")]
-        at, channels = sizes[0]
+        at, channels = _next(rows, path, "channels")
         if channels != "3":
             raise FormatError(f"{path}:{at}", f"{channels} channels", expected="3: pictures are read in colour")
-        boxes.append(_boxes(rows, path, len(pictures) - 1, sizes[-1]))
+        for what in ("a height", "a width"):
+            _number(rows, path, what)
+        boxes.append(_boxes(rows, path, len(pictures) - 1, _number(rows, path, "a number of boxes")))
     everything = np.concatenate(boxes)
     overlaps, numbers = everything[:, 2].astype(np.float32), everything[:, [0, 1, 3, 4, 5, 6]].astype(np.int32)
     is_object = overlaps >= np.float32(object_from)
-    if (numbers[is_object, 1] < 1).any():
-        raise FormatError(path, "a box of an object with class 0", expected="classes from 1")
     is_background = ~is_object & (overlaps < np.float32(background_below))
+    for found, what, expected in (
+        (is_object & (numbers[:, 1] < 1), "a box of an object with class {1}", "classes from 1"),
+        (
+            (is_object | is_background) & ((numbers[:, 4:] < numbers[:, 2:4]).any(1)),
+            "the box {2} {3} {4} {5}",
+            "X1 Y1 X2 Y2 with X1 <= X2 and Y1 <= Y2",
+        ),
+    ):
+        for i in np.flatnonzero(found)[:1]:
+            where = f"{path}:{everything[i, 7]:.0f}"
+            raise FormatError(where, what.format(*numbers[i]), expected=expected)
     background = numbers[is_background]
     background[:, 1] = 0
     return BoxFile(pictures, numbers[is_object], background)
@@ -96,19 +112,28 @@ def _next(rows: Iterator[tuple[int, str]], path: str, what: str) -> tuple[int, s
     raise FormatError(path, "the end of the file", expected=what)
 
 
-def _boxes(rows: Iterator[tuple[int, str]], path: str, picture: int, count: tuple[int, str]) -> Array:
-    """float64 (boxes, 7): the picture's index, class, overlap, x1, y1, x2, y2."""
-    at, words = count
-    if not WHOLE.fullmatch(words):
-        raise FormatError(f"{path}:{at}", repr(words), expected="a number of boxes")
-    boxes = np.empty((int(words), 7))
-    boxes[:, 0] = picture
-    for box in boxes:
+def _number(rows: Iterator[tuple[int, str]], path: str, what: str) -> int:
+    at, word = _next(rows, path, what)
+    number = whole(word)
+    if number is None or number < 0:
+        raise FormatError(f"{path}:{at}", repr(word), expected=what)
+    return number
+
+
+def _boxes(rows: Iterator[tuple[int, str]], path: str, picture: int, count: int) -> Array:
+    """float64 (boxes, 8): the picture's index, class, overlap, x1, y1, x2, y2, the line."""
+    numbers = array("d")  # grows: the count is the file's word
+    for _ in range(count):
         at, line = _next(rows, path, "a box")
-        try:
-            box[1:] = line.split()
-        except ValueError:
-            raise FormatError(f"{path}:{at}", repr(line), expected="CLASS OVERLAP X1 Y1 X2 Y2") from None
+        if not _BOX.fullmatch(line):
+            raise FormatError(f"{path}:{at}", repr(line), expected="CLASS OVERLAP X1 Y1 X2 Y2")
+        numbers.append(picture)
+        numbers.extend(map(float, line.split()))
+        numbers.append(at)
+    boxes = np.frombuffer(numbers, np.float64).reshape(-1, 8) if count else np.empty((0, 8))
+    wrong = np.flatnonzero((np.abs(boxes[:, [1, 3, 4, 5, 6]]) >= 2**31).any(1) | ~np.isfinite(boxes[:, 2]))
+    if len(wrong):
+        raise FormatError(f"{path}:{boxes[wrong[0], 7]:.0f}", "a number past 32 bits", expected="whole numbers below")
     return boxes
 
 
@@ -162,7 +187,7 @@ class BoxBatches(Batches):
             raise ShapeError(
                 where, f"the box {x1} {y1} {x2} {y2}, of which nothing is left", expected="a larger part inside"
             )
-        cut = planes(resize(picture[y1 : y2 + 1, x1 : x2 + 1], size))
+        cut = planes(resize(picture[y1 : y2 + 1, x1 : x2 + 1], size, where))
         target = np.s_[:, top : top + size[0], left : left + size[1]]
         np.subtract(cut[..., ::-1] if mirrored else cut, self._mean[target], out=out[target], dtype=np.float32)
         out[target] *= np.float32(self._sampling.scale)
@@ -188,8 +213,11 @@ class BoxBatches(Batches):
         return self._reader.read(self._file.pictures[index].name, self._where(index))
 
     def _bytes(self, picture: Picture) -> bytes:
-        with open(self._reader.find(picture.name, f"{self._path}:{picture.line}"), "rb") as file:  # noqa: PTH123
-            return file.read()
+        where = f"{self._path}:{picture.line}"
+        try:
+            return Path(self._reader.find(picture.name, where)).read_bytes()
+        except OSError as error:
+            raise FileError(where, f"{picture.name}, which cannot be read: {error.strerror}") from None
 
     def _where(self, index: int) -> str:
         return f"{self._path}:{self._file.pictures[index].line}"

@@ -5,6 +5,7 @@ Source: util/db_lmdb.cpp, util/db_leveldb.cpp, data_layer.cpp (both programs).
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -174,9 +175,9 @@ def read_datum(data: bytes, decoder: Callable[[bytes, str], Array], where: str) 
         raise FormatError(where, "a record that is no Datum") from error
     if datum.encoded:
         return decoder(datum.data, where), datum.label
-    shape = datum.channels, datum.height, datum.width
+    shape: tuple[int, ...] = (datum.channels, datum.height, datum.width)
     numbers = np.frombuffer(datum.data, np.uint8) if datum.data else np.array(datum.float_data, np.float32)
-    if numbers.size != np.prod(shape) or not numbers.size:
+    if min(shape) < 1 or numbers.size != math.prod(shape):
         raise FormatError(where, f"a Datum of {numbers.size} numbers", expected=f"{'x'.join(map(str, shape))}")
     return numbers.reshape(shape), datum.label
 

@@ -81,7 +81,7 @@ class DenseImages(Batches):
         picture = self._pictures.read(item.picture, where)
         labels = self._labels.read(item.labels, where, resized=False)
         if self._labels.size[0]:
-            labels = resize(labels, self._labels.size, nearest=True)
+            labels = resize(labels, self._labels.size, where, nearest=True)
         if picture.shape[:2] != labels.shape:
             raise ShapeError(
                 where, f"labels of {labels.shape[::-1]} pixels", expected=f"{picture.shape[1::-1]} as the picture has"

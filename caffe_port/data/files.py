@@ -9,10 +9,16 @@ from pathlib import Path
 
 from caffe_port.errors import FileError, FormatError
 
-__all__ = ["WHOLE", "Places", "lines"]
+__all__ = ["Places", "lines", "whole"]
 
-WHOLE = re.compile(r"[-+]?[0-9]+")
-"""A whole number as a list writes it."""
+_WHOLE = re.compile(r"[-+]?[0-9]{1,20}")
+_LONGEST_LINE = 1 << 20
+
+
+def whole(word: str) -> int | None:
+    """The whole number that a list's word is, as the originals' ``int`` holds it; None for anything else."""
+    number = int(word) if _WHOLE.fullmatch(word) else 2**31
+    return number if -(2**31) <= number < 2**31 else None
 
 
 class Places:
@@ -29,18 +35,22 @@ class Places:
         folders = [Path.cwd(), Path(definition).resolve().parent] if Path(definition).is_file() else [Path.cwd()]
         self.folders = [str(folder) for folder in dict.fromkeys(folders)]
 
-    def find(self, name: str, what: str, where: str) -> str:
-        """The path of the file or folder ``name``.
+    def find(self, name: str, what: str, where: str, *, folder: bool = False) -> str:
+        """The path of the file ``name``.
 
         Args:
             what: what it is ("picture"), and ``where`` it is asked for ("train.txt:3"), for the error.
+            folder: whether it may be a folder.
 
         Raises:
-            FileError: it is in none of the places.
+            FileError: it is in none of the places, or a folder.
         """
-        candidates = [str(Path(folder, name)) for folder in self.folders] if name else []
+        candidates = [str(Path(place, name)) for place in self.folders] if name else []
         for path in candidates:
-            if os.path.exists(path):  # noqa: PTH110  for every picture, and a Path is slower
+            # Path's questions cost more; these are asked for every picture.
+            if os.path.exists(path):  # noqa: PTH110
+                if not folder and os.path.isdir(path):  # noqa: PTH112
+                    raise FileError(where, f"the folder {path}", expected=f"a {what}")
                 return path
         looked = f" (looked for {' and for '.join(dict.fromkeys(candidates))})" if candidates else ""
         raise FileError(where, f"no {what} {name!r}{looked}", remedy="names are relative to the working directory")
@@ -50,13 +60,16 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their numbers from 1, without blank ones and white space around.
 
     Raises:
-        FileError: the file cannot be read. FormatError: it has no such lines.
+        FileError: the file cannot be read. FormatError: it has no such lines, or one that is no text.
     """
-    empty = True
+    empty, number = True, 0
     try:
         # File names are bytes in any encoding, which is kept.
         with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
+                if len(line) == _LONGEST_LINE:
+                    raise FormatError(f"{path}:{number}", f"a line of {_LONGEST_LINE} letters", expected="a text file")
                 text = line.strip()
                 if text:
                     empty = False

@@ -6,15 +6,19 @@ Source: hdf5_data_layer.cpp, util/hdf5.cpp (both programs).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_port.data.batches import Array, State
+from caffe_port.data.batches import Array, State, too_large
 from caffe_port.data.files import Places, lines
 from caffe_port.data.shard import ALL, Share
 from caffe_port.errors import CaffeError, FormatError, ShapeError
-from caffe_port.formats.hdf5_access import open_hdf5
+from caffe_port.formats.hdf5_access import dataset_array, find, open_hdf5
 from caffe_port.random import CRand
+
+if TYPE_CHECKING:
+    import h5py
 
 __all__ = ["Rows"]
 
@@ -56,7 +60,11 @@ class Rows:
 
     def make(self, count: int) -> tuple[Array, ...]:
         """The next ``count`` rows of each data set, float32."""
-        batch = tuple(np.empty((count, *shape), np.float32) for shape in self.shapes)
+        shapes = [(count, *shape) for shape in self.shapes]
+        try:
+            batch = tuple(np.empty(shape, np.float32) for shape in shapes)
+        except MemoryError:
+            raise too_large(shapes) from None
         done = 0
         while done < count:
             while not self._share.keeps(self._offset):
@@ -133,15 +141,16 @@ class Rows:
         self._row = 0
         self._shuffle(self._rows)
 
-    def _dataset(self, file: object, name: str) -> Array:
+    def _dataset(self, file: h5py.File, name: str) -> Array:
         import h5py
 
-        assert isinstance(file, h5py.File)
-        dataset = file.get(name)
-        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu" or not dataset.shape:
+        dataset = find(file, name)
+        array = dataset_array(dataset) if isinstance(dataset, h5py.Dataset) else None
+        if array is None or not array.ndim:
             kind = "a data set of numbers with one axis or more"
             raise FormatError(
                 file.filename, f"no such {name!r}", expected=kind, remedy="data sets are named as the tops are"
             )
-        array = dataset[()].astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large for 32 bits is infinite, as HDF5 has it
+            array = array.astype(np.float32)
         return array.reshape(*array.shape, *(1,) * (4 - array.ndim)) if self._four_axes else array

@@ -12,14 +12,24 @@ import numpy as np
 
 from caffe_port.console import info
 from caffe_port.data.batches import Array, Batches, Cursor, State
-from caffe_port.data.files import WHOLE, Places, lines
+from caffe_port.data.files import Places, lines, whole
+from caffe_port.data.picture_files import AS_IT_IS, COLOR, GRAY, decode_picture, load_picture, opened_picture
 from caffe_port.data.transform import Transformer
-from caffe_port.errors import FormatError
+from caffe_port.errors import FormatError, ShapeError
 
-__all__ = ["LabelMaps", "Labelled", "PictureBatches", "Reader", "decode", "labelled", "planes", "resize"]
-
-COLOR, GRAY, AS_IT_IS = 1, 0, -1
-"""OpenCV's IMREAD_COLOR (BGR), IMREAD_GRAYSCALE and IMREAD_UNCHANGED."""
+__all__ = [
+    "AS_IT_IS",
+    "COLOR",
+    "GRAY",
+    "LabelMaps",
+    "Labelled",
+    "PictureBatches",
+    "Reader",
+    "decode",
+    "labelled",
+    "planes",
+    "resize",
+]
 
 _PALETTE_PNG = 3
 """The colour type in the header of a PNG whose pixels are indices into a palette."""
@@ -41,26 +51,31 @@ class Reader:
         """The picture, uint8 (height, width) or (height, width, 3).
 
         Raises:
-            FileError: it is not there. FormatError: OpenCV cannot read it.
+            FileError: it is not there. FormatError: OpenCV cannot read it, or it is too large.
         """
-        import cv2
-
-        path = self.find(name, where)
-        picture = cv2.imread(path, COLOR if self.color else GRAY)
-        if picture is None:
-            raise FormatError(where, f"{path}, which OpenCV cannot read", expected="a picture (JPEG, PNG, ...)")
-        return resize(picture, self.size) if resized and self.size[0] else picture
+        picture = load_picture(self.find(name, where), COLOR if self.color else GRAY, where)
+        return resize(picture, self.size, where) if resized and self.size[0] else picture
 
     def find(self, name: str, where: str) -> str:
         """The path of the file ``name``."""
         return self.places.find(self.root + name, "picture", where)
 
 
-def resize(picture: Array, size: tuple[int, int], *, nearest: bool = False) -> Array:
-    """The picture in another size (height, width): bilinear, or each pixel the nearest one."""
+def resize(picture: Array, size: tuple[int, int], where: str, *, nearest: bool = False) -> Array:
+    """The picture in another size (height, width): bilinear, or each pixel the nearest one.
+
+    Raises:
+        ShapeError: nothing is left of it, or there is no memory for so much.
+    """
     import cv2
 
-    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR)
+    try:
+        return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR)
+    except (cv2.error, MemoryError):
+        sizes = " to ".join(f"{width} x {height}" for height, width in (picture.shape[:2], size))
+        raise ShapeError(
+            where, f"a picture to resize from {sizes} pixels", expected="sizes OpenCV can resize"
+        ) from None
 
 
 def planes(picture: Array) -> Array:
@@ -75,13 +90,9 @@ def decode(data: bytes, flag: int, where: str) -> Array:
         flag: COLOR, GRAY or AS_IT_IS.
 
     Raises:
-        FormatError: OpenCV cannot read it, or it has more than 8 bits.
+        FormatError: OpenCV cannot read it, it is too large, or it has more than 8 bits.
     """
-    import cv2
-
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
-    if picture is None:
-        raise FormatError(where, "data that OpenCV cannot decode", expected="a picture (JPEG, PNG, ...)")
+    picture = decode_picture(data, flag, where)
     if picture.dtype != np.uint8:
         raise FormatError(where, f"a picture of {picture.dtype}", expected="8 bits a channel")
     return planes(picture)
@@ -107,13 +118,9 @@ class LabelMaps:
         Raises:
             FileError: it is not there. FormatError: it cannot be read.
         """
-        import cv2
-
         path = self._reader.find(name, where)
         palette = _has_palette(path)
-        labels = _indices(path) if palette else cv2.imread(path, GRAY)
-        if labels is None:
-            raise FormatError(where, f"{path}, which cannot be read", expected="a mask (PNG)")
+        labels = _indices(path, where) if palette else load_picture(path, GRAY, where)
         self._say(palette)
         return labels
 
@@ -131,15 +138,10 @@ def _has_palette(path: str) -> bool:
     return header[:8] == b"\x89PNG\r\n\x1a\n" and header[25:] == bytes([_PALETTE_PNG])
 
 
-def _indices(path: str) -> Array | None:
+def _indices(path: str, where: str) -> Array:
     """What a PNG with a palette holds; OpenCV can only give the colours."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture)
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged PNG
-        return None
+    with opened_picture(path, where) as picture:
+        return np.asarray(picture)
 
 
 class Labelled(NamedTuple):
@@ -158,10 +160,13 @@ def labelled(path: str) -> list[Labelled]:
     """
     items = []
     for number, line in lines(path):
-        *name, label = line.rsplit(None, 1)
-        if not name or not WHOLE.fullmatch(label):
-            raise FormatError(f"{path}:{number}", repr(line), expected="FILE LABEL, the label a whole number")
-        items.append(Labelled(number, name[0], int(label)))
+        *name, word = line.rsplit(None, 1)
+        label = whole(word)
+        if not name or label is None:
+            raise FormatError(
+                f"{path}:{number}", repr(line), expected="FILE LABEL, the label a whole number of 32 bits"
+            )
+        items.append(Labelled(number, name[0], label))
     return items
 
 

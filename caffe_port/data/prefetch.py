@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from caffe_port.data.batches import Array, Batches, State
+from caffe_port.data.batches import Array, Batches, State, too_large
 
 __all__ = ["Ahead"]
 
@@ -26,6 +26,8 @@ class _Job(threading.Thread):
     def run(self) -> None:
         try:
             self.batch = self.source.make()
+        except MemoryError:
+            self.error = too_large(self.source.shapes)
         except BaseException as error:  # raised again in the thread that takes the batch
             self.error = error
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port.errors import DefinitionError, FileError
+from caffe_port.data.picture_files import COLOR, load_picture
+from caffe_port.errors import DefinitionError
 
 __all__ = ["RoiBatches"]
 
@@ -81,7 +82,7 @@ class RoiBatches:
         """The next batch, an array for each top.
 
         Raises:
-            DefinitionError: there is no roidb yet. FileError: a picture cannot be read.
+            DefinitionError: there is no roidb yet. FileError, FormatError: a picture cannot be read.
         """
         if not self._records:
             raise DefinitionError(
@@ -125,11 +126,7 @@ class RoiBatches:
         """The picture less its mean, with its shorter side of ``size``; and by how much it is scaled."""
         import cv2
 
-        found = cv2.imread(str(record["image"]))
-        if found is None:
-            raise FileError(
-                str(record["image"]), "no picture that can be read", expected=f"one of {self.where}'s roidb"
-            )
+        found = load_picture(str(record["image"]), COLOR, f"{self.where}'s roidb")
         if record.get("flipped"):
             found = found[:, ::-1]
         picture = found.astype(np.float32) - np.array(self.cfg.PIXEL_MEANS)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from caffe_port.data.batches import Array, Batches, Cursor, State
-from caffe_port.data.files import WHOLE, lines
+from caffe_port.data.files import lines, whole
 from caffe_port.data.pictures import Reader, planes, resize
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError, FormatError, ShapeError
@@ -24,7 +24,7 @@ class Listed(NamedTuple):
 
     line: int
     name: str
-    label: str
+    label: str | int
 
 
 def listed(path: str, kind: str) -> list[Listed]:
@@ -37,8 +37,9 @@ def listed(path: str, kind: str) -> list[Listed]:
     form = {"NONE": "PICTURE", "IMAGE": "PICTURE NUMBER", "PIXEL": "PICTURE LABELS"}[kind]
     for number, line in lines(path):
         name, *rest = line.split()
-        label = rest[0] if rest and kind != "NONE" else ""
-        if kind != "NONE" and (not label or (kind == "IMAGE" and not WHOLE.fullmatch(label))):
+        word = rest[0] if rest and kind != "NONE" else ""
+        label = whole(word) if kind == "IMAGE" else word
+        if label is None or (kind == "PIXEL" and not label):
             raise FormatError(f"{path}:{number}", repr(line), expected=form)
         items.append(Listed(number, name, label))
     return items
@@ -68,7 +69,7 @@ class ScaledTransformer(Transformer):
             factor = np.float32(self.factors[self._below(len(self.factors))])
             if factor != 1:
                 size = int(np.float32(labels.shape[0]) * factor), int(np.float32(labels.shape[1]) * factor)
-                picture, labels = resize(picture, size), resize(labels, size, nearest=True)
+                picture, labels = resize(picture, size, where), resize(labels, size, where, nearest=True)
         channels = planes(picture)
         mean = self._mean_under(channels.shape, np.s_[:, :, :], where)
         if self.size[0]:
@@ -136,7 +137,7 @@ class ScaledSegments(Batches):
         if self._kind == "PIXEL":
             reader = self._reader
             labels = Reader(reader.places, reader.root, color=False, size=reader.size).read(
-                self._item.label, self._where
+                str(self._item.label), self._where
             )
             if labels.shape != like.shape[:2]:
                 raise ShapeError(

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from caffe_port.data.batches import Array, Batches, Cursor, State
-from caffe_port.data.files import WHOLE, lines
+from caffe_port.data.files import lines, whole
+from caffe_port.data.picture_files import LARGEST
 from caffe_port.data.pictures import LabelMaps, Reader, planes, resize
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError, FormatError, ShapeError
@@ -62,15 +63,16 @@ def segments(path: str, *, labels: int, box: bool, numbers: int) -> list[Segment
     for number, line in lines(path):
         words = line.split()
         names, rest = words[: len(wanted)], words[len(wanted) :][: 4 * box + numbers]
-        if len(names) < len(wanted) or len(rest) < 4 * box + numbers or not all(map(WHOLE.fullmatch, rest)):
-            raise FormatError(f"{path}:{number}", repr(line), expected=form)
-        values = tuple(map(int, rest))
+        values = tuple(n for n in map(whole, rest) if n is not None)
+        if len(names) < len(wanted) or len(values) < 4 * box + numbers:
+            raise FormatError(f"{path}:{number}", repr(line), expected=f"{form}, whole numbers of 32 bits")
         x1, y1, x2, y2 = values[:4] if box else (0, 0, 0, 0)
-        if not (0 <= x2 - x1 < _LONGEST and 0 <= y2 - y1 < _LONGEST):
+        width, height = x2 - x1 + 1, y2 - y1 + 1
+        if not (1 <= width <= _LONGEST and 1 <= height <= _LONGEST and width * height <= LARGEST):
             raise FormatError(
                 f"{path}:{number}",
                 f"the box {x1} {y1} {x2} {y2}",
-                expected=f"X1 Y1 X2 Y2 with X1 <= X2 and Y1 <= Y2, sides up to {_LONGEST}",
+                expected=f"X1 Y1 X2 Y2 with X1 <= X2 and Y1 <= Y2, sides up to {_LONGEST}, up to {LARGEST} pixels",
             )
         name, mask, instances = (*names, "", "")[:3]
         items.append(Segment(number, name, mask, instances, values[: 4 * box], values[4 * box :]))
@@ -166,9 +168,10 @@ class Segments(Batches):
             return self.s.masks.read(item.mask, self.where)
         if self.s.label_type == "NONE":
             return np.full(size, self.s.fill, np.uint8)
-        if not item.mask.isdecimal() or int(item.mask) > 255:
+        label = whole(item.mask)
+        if label is None or not 0 <= label <= 255:
             raise FormatError(self.where, f"the label {item.mask!r}", expected="a whole number from 0 to 255")
-        return np.full(size, int(item.mask), np.uint8)
+        return np.full(size, label, np.uint8)
 
     def check_size(self, name: str, mask: Array, size: tuple[int, ...]) -> None:
         """Refuse a mask of another size than the picture's."""
@@ -192,7 +195,7 @@ class Pictures(Segments):
         size = picture.shape[:2]
         labels = self.labels_for(item, size)
         if self.size[0]:
-            labels = resize(labels, self.size, nearest=True)
+            labels = resize(labels, self.size, self.where, nearest=True)
         self.check_size(item.mask, labels, size)
         return picture, labels, size
 
@@ -211,19 +214,19 @@ class Windows(Segments):
         labels = self.relabel(item, self.window(labels, item, self.s.fill, reach), size)
         return self.window(picture, item, 0), labels, size
 
-    def window(self, whole: Array, item: Segment, outside: int, reach: int = 0) -> Array:
-        """The item's box in a picture or mask, resized; as far as ``whole`` goes, of ``reach`` pixels at least."""
+    def window(self, picture: Array, item: Segment, outside: int, reach: int = 0) -> Array:
+        """The item's box in a picture or mask, resized; as far as the picture goes, of ``reach`` pixels at least."""
         x1, y1, x2, y2 = item.box
         bottom, right = (
-            max(end + 1, min(at + reach, n)) for at, end, n in zip((y1, x1), (y2, x2), whole.shape, strict=False)
+            max(end + 1, min(at + reach, n)) for at, end, n in zip((y1, x1), (y2, x2), picture.shape, strict=False)
         )
-        cut = whole[max(y1, 0) : max(bottom, 0), max(x1, 0) : max(right, 0)]
+        cut = picture[max(y1, 0) : max(bottom, 0), max(x1, 0) : max(right, 0)]
         box = (bottom - y1, right - x1)
         if cut.shape[:2] != box:
             inside, top, left = cut, max(-y1, 0), max(-x1, 0)
-            cut = np.full((*box, *whole.shape[2:]), outside, np.uint8)
+            cut = np.full((*box, *picture.shape[2:]), outside, np.uint8)
             cut[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-        return resize(cut, self.size, nearest=whole.ndim == 2) if self.size[0] else cut
+        return resize(cut, self.size, self.where, nearest=picture.ndim == 2) if self.size[0] else cut
 
     def relabel(self, item: Segment, labels: Array, size: tuple[int, ...]) -> Array:
         """Other labels for the pixels of the item's box, in a picture of this size."""

@@ -26,7 +26,7 @@ class Data(Prefetching):
         if self.p.shuffle:
             info(f"{self.where}: layer {self.name}: records come in the database's order, shuffle is not followed")
         limit = self.p.rand_skip if self.dialect.data_skips_at_random else 0
-        path, batch = self.find(self.p.source, "database"), self.batch_size()
+        path, batch = self.find(self.p.source, "database", folder=True), self.batch_size()
         records = open_records(path, self.p.enum("backend"))
         skip = self.draw() % limit if limit else 0
         return DatumBatches(path, records, self.transformer, batch, color=self.color(), skip=skip, share=self.share())

@@ -37,9 +37,9 @@ class Reading(sources.Source, Layer, Positioned):
         self.register_buffer("like", torch.empty(0), persistent=False)
         """Where the tops belong: it has the net's precision and device."""
 
-    def find(self, name: str, what: str) -> str:
-        """The path of a file that the definition names."""
-        return self.places.find(name, what, f"{self.where}: layer {self.name}")
+    def find(self, name: str, what: str, *, folder: bool = False) -> str:
+        """The path of a file, or ``folder``, that the definition names."""
+        return self.places.find(name, what, f"{self.where}: layer {self.name}", folder=folder)
 
     def batch_size(self) -> int:
         """The parameter block's ``batch_size``."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port.errors import FileError, FormatError, ShapeError
+from caffe_port.data.picture_files import opened_picture
+from caffe_port.errors import ShapeError
 
 __all__ = ["load_image", "oversample", "resize_image"]
 
@@ -45,25 +46,18 @@ def load_image(filename: str | os.PathLike, color: bool = True) -> np.ndarray:
 
 def _pixels(filename: str | os.PathLike) -> np.ndarray:
     """The file's pixels as scikit-image gives them: palettes resolved, 16 bits kept, two or three axes."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(filename) as picture:
-            mode = picture.mode
-            if mode == "P":
-                grey = _grey_palette(picture)
-                mode = "L" if grey else "RGBA" if "transparency" in picture.info else "RGB"
-            elif mode == "1":
-                mode = "L"
-            elif mode in ("CMYK", "YCbCr", "HSV", "LAB"):
-                mode = "RGB"
-            elif "A" in mode:
-                mode = "RGBA"
-            return np.array(picture if mode == picture.mode else picture.convert(mode))
-    except FileNotFoundError:
-        raise FileError(os.fspath(filename), "no such file", expected="a picture") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise FormatError(os.fspath(filename), f"no picture that can be read: {error}") from None
+    with opened_picture(os.fspath(filename)) as picture:
+        mode = picture.mode
+        if mode == "P":
+            grey = _grey_palette(picture)
+            mode = "L" if grey else "RGBA" if "transparency" in picture.info else "RGB"
+        elif mode == "1":
+            mode = "L"
+        elif mode in ("CMYK", "YCbCr", "HSV", "LAB"):
+            mode = "RGB"
+        elif "A" in mode:
+            mode = "RGBA"
+        return np.array(picture if mode == picture.mode else picture.convert(mode))
 
 
 def _grey_palette(picture: Any) -> bool:

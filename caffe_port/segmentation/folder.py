@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.data.files import lines
+from caffe_port.data.picture_files import opened_picture
 from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError, nearest
 from caffe_port.segmentation.voc import CLASSES, IGNORED, PICTURES, read_labels, read_picture
 
@@ -134,14 +135,8 @@ class Folder:
         Raises:
             FileError: there is none. FormatError: it is no picture.
         """
-        from PIL import Image
-
-        path = self.photograph(name)
-        try:
-            with Image.open(path) as picture:
-                return picture.height, picture.width
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise FormatError(str(path), "which cannot be read", expected="a picture (JPEG, PNG, ...)") from error
+        with opened_picture(self.photograph(name)) as picture:
+            return picture.height, picture.width
 
     def picture(self, name: str) -> Array:
         """The picture, uint8 RGB (height, width, 3)."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from caffe_port.data.picture_files import opened_picture
 from caffe_port.errors import FileError, FormatError
 from caffe_port.formats.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = [
     "CLASSES",
@@ -68,7 +65,7 @@ def read_palette(path: str | Path) -> Array:
     Raises:
         FileError: it is not there. FormatError: it is no picture, or has no palette.
     """
-    with _opened(path) as picture:
+    with opened_picture(path) as picture:
         given = picture.getpalette("RGB") if picture.mode == "P" else None
     if not given:
         raise FormatError(str(path), "a picture without a palette", expected="a PNG with a palette")
@@ -83,7 +80,7 @@ def read_picture(path: str | Path) -> Array:
     Raises:
         FileError: it is not there. FormatError: it cannot be read, or has more than 8 bits a channel.
     """
-    with _opened(path) as picture:
+    with opened_picture(path) as picture:
         if picture.mode[0] in "IF":
             raise FormatError(str(path), f"a picture of mode {picture.mode}", expected="8 bits a channel")
         return np.asarray(picture.convert("RGB"))
@@ -95,7 +92,7 @@ def read_labels(path: str | Path) -> Array:
     Raises:
         FileError: it is not there. FormatError: it cannot be read, or has other colours than VOC's palette.
     """
-    with _opened(path) as picture:
+    with opened_picture(path) as picture:
         if picture.mode == "RGB":
             return _labels_of_colours(np.asarray(picture), str(path))
         if picture.mode not in ("P", "L", "1"):
@@ -121,20 +118,6 @@ def _labels_of_colours(picture: Array, path: str) -> Array:
             remedy="save it with its palette's indices (a JPEG's colours are never exact)",
         )
     return labels
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image]:
-    """A picture as Pillow has it; what Pillow raises while it is read becomes ours."""
-    from PIL import Image
-
-    if not Path(path).is_file():
-        raise FileError(str(path), "no such file")
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FormatError(str(path), "which cannot be read", expected="a picture (JPEG, PNG, ...)") from error
 
 
 def write_labels(path: str | Path, labels: Array, colours: Array | None = None, *, overwrite: bool = False) -> None:

@@ -109,7 +109,7 @@ def test_shuffling_is_caffes_and_comes_from_the_seed(here: Path) -> None:
     [
         ("a.png", ["in/", "list.txt", "db"], "list.txt:1: expected NAME LABEL"),
         ("a.png x", ["in/", "list.txt", "db"], "expected NAME LABEL"),
-        ("a.png 3000000000", ["in/", "list.txt", "db"], "expected 32 bits"),
+        ("a.png 3000000000", ["in/", "list.txt", "db"], "a number of 32 bits"),
         ("", ["in/", "list.txt", "db"], "an empty list"),
         ("nowhere.png 1", ["in/", "list.txt", "db"], "no picture that can be read"),
         ("a.png 1", ["in/", "list.txt", "in"], "in: expected the name of a new database, found exists already"),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from caffe_port.data.database_writer import BACKENDS, DatabaseWriter
-from caffe_port.data.files import WHOLE
+from caffe_port.data.files import whole
+from caffe_port.data.picture_files import COLOR, GRAY, load_picture
 from caffe_port.errors import CaffeError, FileError, FormatError
 from caffe_port.schema.messages import SCHEMA
 from caffe_port.tools.cli import Parser, as_gflags, run
@@ -93,11 +94,10 @@ def _items(path: str) -> list[tuple[str, int]]:
     items = []
     for number, line in enumerate(text.splitlines(), 1):
         name, _, label = line.rstrip().rpartition(" ")
-        if not name or not WHOLE.fullmatch(label):
-            raise FormatError(f"{path}:{number}", repr(line[:60]), expected="NAME LABEL, the label a whole number")
-        if not -(2**31) <= int(label) < 2**31:
-            raise FormatError(f"{path}:{number}", f"label {label}", expected="32 bits")
-        items.append((name, int(label)))
+        value = whole(label)
+        if not name or value is None:
+            raise FormatError(f"{path}:{number}", repr(line), expected="NAME LABEL, a number of 32 bits")
+        items.append((name, value))
     if not items:
         raise FormatError(path, "an empty list", expected="a line for each picture")
     return items
@@ -108,8 +108,9 @@ def _datum(arguments: argparse.Namespace, name: str, label: int) -> Any:
     import cv2
 
     path = arguments.root + name
-    picture = cv2.imread(path, cv2.IMREAD_GRAYSCALE if arguments.gray else cv2.IMREAD_COLOR)
-    if picture is None:
+    try:
+        picture = load_picture(path, GRAY if arguments.gray else COLOR, arguments.list)
+    except CaffeError:
         return None
     size = arguments.resize_width, arguments.resize_height
     if min(size) > 0:

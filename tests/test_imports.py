@@ -123,7 +123,8 @@ def test_no_cycles() -> None:
     modules = {name_of(path): path for path in MODULES if path.name != "__init__.py"}
     needs: dict[str, set[str]] = {}
     for module, path in modules.items():
-        found = {name.removeprefix("caffe_port.") for name in all_imports(ast.parse(path.read_text(encoding="utf-8")))}
+        imports = all_imports(ast.parse(path.read_text(encoding="utf-8")))
+        found = {name.removeprefix("caffe_port.") for name in imports if name.startswith("caffe_port.")}
         needs[module] = {m for name in found for m in (name, name.rpartition(".")[0]) if m in modules} - {module}
 
     def reached(module: str) -> set[str]:

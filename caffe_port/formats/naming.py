@@ -90,14 +90,19 @@ def state_dict(weights: Weights, types: Mapping[str, str] | None = None) -> dict
     return out
 
 
-def _rank_of(name: str) -> tuple[int, int]:
-    """Where a blob of that name stands among its layer's blobs, whatever the layer's type is."""
-    numbered = _NUMBERED.fullmatch(name)
-    if numbered:
-        return 1, int(numbered[1])
-    tables = (record.blob_specs for kind in RECORDS for record in records_of(kind))
-    places = [i for blobs in tables for i, blob in enumerate(blobs) if blob.name == name]
-    return (0, max(places)) if places else (2, 0)
+def _in_caffes_order(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Where each blob of a layer stands among them: as in the smallest record that has them all, else by its number."""
+    names = list(names)
+    tables = [[blob.name for blob in record.blob_specs] for kind in RECORDS for record in records_of(kind)]
+    table = min((t for t in tables if set(names) <= set(t)), key=len, default=[])
+    if not table:
+        table = [name for blobs in sorted(tables, key=len) for name in blobs]
+
+    def rank(name: str) -> tuple[int, int]:
+        numbered = _NUMBERED.fullmatch(name)
+        return (1, int(numbered[1][:18])) if numbered else (0, table.index(name)) if name in table else (2, 0)
+
+    return {name: rank(name) for name in names}
 
 
 def layers_of(arrays: Iterable[tuple[str, np.ndarray]], path: str) -> list[LayerWeights]:
@@ -118,6 +123,7 @@ def layers_of(arrays: Iterable[tuple[str, np.ndarray]], path: str) -> list[Layer
         found.setdefault(layer, []).append((blob, array))
     layers = []
     for name, blobs in found.items():
-        blobs.sort(key=lambda item: _rank_of(item[0]))
+        order = _in_caffes_order(blob for blob, _ in blobs)
+        blobs.sort(key=lambda item: order[item[0]])
         layers.append(LayerWeights(name, "", [b for _, b in blobs], names=tuple(n for n, _ in blobs)))
     return layers

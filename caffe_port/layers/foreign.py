@@ -94,6 +94,10 @@ class Foreign(Layer):
             self._shapes = {shapes: [tuple(t.shape) for t in self._checked(tops)]}
         return self._shapes[shapes]
 
+    def top_shapes(self, *shapes: Shape) -> Sequence[Shape]:
+        """:meth:`reshape`: torch has worked the shapes out, and a blob's limits are not its modules'."""
+        return self.reshape(*shapes)
+
     @torch.no_grad()
     def _probe(self, shapes: Sequence[Shape], device: str | None) -> Any:
         own = [*self.module.parameters(), *self.module.buffers()]

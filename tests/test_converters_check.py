@@ -56,7 +56,7 @@ def test_checking_against_a_trainings_net_needs_neither_its_data_nor_torch(here:
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
         "right.caffemodel: checked 4 blobs, 1,061 numbers",
-        "  compared in part, the data tells the rest (1): conv.weight (2, ?, 3, 3)",
+        "  compared in part, the rest depends on the data (1): conv.weight (2, ?, 3, 3)",
         "  of unknown types (1): odd",
     ]
 

@@ -224,8 +224,8 @@ def test_missing_and_unexpected_are_listed(here: Path, capsys: pytest.CaptureFix
     assert not Path("part.caffemodel").exists()
     assert call(torch2caffe.main, "part.safetensors", "--prototxt", "v2.prototxt", "--allow-missing") == 0
     said = capsys.readouterr().out
-    assert "missing, left out (1): fc.weight" in said
-    assert "not in the net, left out (1): head.weight" in said
+    assert "missing, omitted (1): fc.weight" in said
+    assert "not in the net, omitted (1): head.weight" in said
 
 
 def test_checking_against_the_net(here: Path, capfd: pytest.CaptureFixture) -> None:

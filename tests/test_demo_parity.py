@@ -66,11 +66,11 @@ def test_wrong_input(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert call("-o", "file") == 2
     assert (
         capsys.readouterr().err
-        == "caffe-port demo-parity: error: file: cannot be made: File exists; choose another with -o\n"
+        == "caffe-port demo-parity: error: file: cannot be created: File exists; choose another with -o\n"
     )
     monkeypatch.setattr(demo, "MATERIAL", here)
     assert call() == 2
-    assert "the demo runs in a clone of the repository" in capsys.readouterr().err
+    assert "run the demo in a clone of the repository" in capsys.readouterr().err
 
 
 # -- the material ------------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_the_example_is_a_dialect_in_one_file() -> None:
         "print(caffe_port.Net('docs/examples/small_fork.prototxt', dialect='small-fork').definition.dialect_reason)\n"
     )
     done = subprocess.run([sys.executable, "-c", run], check=True, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "small-fork 1e-06 5.0 6.0\nasked for\n"
+    assert done.stdout == "small-fork 1e-06 5.0 6.0\nrequested\n"
 
 
 def test_every_flag_differs_somewhere() -> None:

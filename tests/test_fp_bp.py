@@ -145,7 +145,11 @@ WRONG_NETS = [  # what is changed in the net, what is said
     ('name: "fc6-bp"', 'name: "fc6-back"', "no layer 'fc6-back'"),
     ("-bp", "-back", "no layer X-bp beside a layer X"),
     ('name: "conv3_1"', 'name: "conv3-1"', "no layer 'conv3-1'; near: conv3_1"),
-    ("num_output: 16  kernel_size: 7", "num_output: 17  kernel_size: 7", "expected (128, 16, 7, 7) to undo fc6"),
+    (
+        "num_output: 16  kernel_size: 7",
+        "num_output: 17  kernel_size: 7",
+        "expected (128, 16, 7, 7) for the backward pass of fc6",
+    ),
     ("num_output: 16  kernel_size: 7", "num_output: 16  kernel_size: 5", "not the backward pass of fc6"),
     ("num_output: 128  kernel_size: 7", "num_output: 128  kernel_size: 5", "fc6[0]: expected (128, 16, 5, 5)"),
     ("num_output: 20 ", "num_output: 21 ", "cls-score-voc[0]: expected (21, 128, 1, 1)"),

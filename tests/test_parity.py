@@ -173,7 +173,7 @@ def test_the_references_own_switches(here: Path, capsys: pytest.CaptureFixture) 
     assert run(arrays) == 1
     said = capsys.readouterr().out
     assert "first at layer score" in said
-    assert said.splitlines()[-1].endswith("--switches takes them out of the comparison")
+    assert said.splitlines()[-1].endswith("--switches excludes them")
     forward = {key: array for key, array in arrays.items() if "diff/" not in key}
     assert run(forward, "--switches", "--all") == 0
     said = capsys.readouterr().out
@@ -301,7 +301,7 @@ ONE = np.ones(1)
 WRONG_REFERENCES: list[tuple[str, Arrays, str]] = [
     ("key", {"conv1": ONE}, "the key 'conv1'"),
     ("kind", {"weights/conv1": ONE}, "the key 'weights/conv1'"),
-    ("nothing", {"in/data": ONE}, "no numbers to compare with"),
+    ("nothing", {"in/data": ONE}, "no arrays to compare with"),
     (
         "inputs alone",
         {k: a for k, a in computed().items() if k.startswith(("in/", "param/"))} | {"out/data": computed()["in/data"]},
@@ -312,7 +312,7 @@ WRONG_REFERENCES: list[tuple[str, Arrays, str]] = [
     (
         "blob",
         broken(out__pol=ONE),
-        "expected a blob of the net, found out/pol; is it this net's reference? (near: pool, unpool)",
+        "expected a blob of the net, found out/pol; check that it is this net's reference (near: pool, unpool)",
     ),
     ("input", broken(in__pool=ONE), "expected an input of the net, found in/pool"),
     ("no input", broken(in__data=None), "expected a value for each input of the net, found no in/data"),
@@ -321,7 +321,11 @@ WRONG_REFERENCES: list[tuple[str, Arrays, str]] = [
     ("no index", broken(pdiff__conv=ONE), "found pdiff/conv"),
     ("switch", broken(switch__score=ONE), "expected the second top of a pooling, found switch/score"),
     ("param", broken(param__conv__0=ONE), "param/conv/0: expected (2, 3, 1, 1) as the net has, found shape (1,)"),
-    ("no param", {k: a for k, a in computed().items() if k[:5] != "param"}, "expected a MODEL.caffemodel before it"),
+    (
+        "no param",
+        {k: a for k, a in computed().items() if k[:5] != "param"},
+        "expected MODEL.caffemodel before it on the command line",
+    ),
     ("seed", broken(seed__score=ONE), "seed/score: expected (2, 3, 1, 1) as the net has, found shape (1,)"),
     ("shape", broken(in__data=np.ones((2, 5, SIDE, SIDE))), "layer conv"),
 ]

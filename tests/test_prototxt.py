@@ -367,9 +367,9 @@ def test_command_writes_checks_and_lists(tmp_path, capsys):
     assert call(*wish, "--check") == 0
     (tmp_path / DECONVNET).write_text("name: 'mine'\n", encoding="utf-8")
     assert call(*wish, "--check") == 1
-    assert f"{tmp_path / DECONVNET}: is not what the builder writes" in capsys.readouterr().err
+    assert f"{tmp_path / DECONVNET}: differs from what the builder writes" in capsys.readouterr().err
     assert call(*wish) == 2
-    assert "another definition, one of 1 there; pass -f" in capsys.readouterr().err
+    assert "exists with other contents (one of 1 such files); pass -f" in capsys.readouterr().err
     assert (tmp_path / DECONVNET).read_text(encoding="utf-8") == "name: 'mine'\n"
     assert call(*wish, "-f") == call(*wish, "--check") == 0
     assert call("--list", "decouplednet") == 0
@@ -387,9 +387,9 @@ def test_command_writes_checks_and_lists(tmp_path, capsys):
         ("--input-size 32 deconvnet", "at least 64, for this net, found 32"),
         ("decouplednets", "decouplednets: no such net; did you mean decouplednet"),
         ("fcn8s/fcn-8s-pascal.prototxt", "no such net; did you mean fcn8s/fcn-8s-pascal-deploy.prototxt?"),
-        ("alexnet", "alexnet: no such net; --list shows what there is"),
+        ("alexnet", "alexnet: no such net; --list shows all"),
         ("--width 1/2", "prototxt: holds the published definitions; give -o DIR for changed ones"),
-        ("-o {file}", "cannot be made: "),
+        ("-o {file}", "cannot be created: "),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):

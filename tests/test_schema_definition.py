@@ -295,7 +295,7 @@ def test_dialect(text, dialect, why):
 
 def test_dialect_asked_for():
     definition = read_net("layers { type: UNPOOLING }", dialect="bvlc")
-    assert (definition.dialect, definition.dialect_reason) == (BVLC, "asked for")
+    assert (definition.dialect, definition.dialect_reason) == (BVLC, "requested")
     assert read_net("layer { }", dialect=NOH).dialect is NOH
     with pytest.raises(CaffeError, match="dialect"):
         read_net("layer { }", dialect="caffe")

@@ -105,14 +105,17 @@ def test_choices_are_those_of_the_systems() -> None:
     ("argv", "says"),
     [
         (["shapes", "--list", "nolist", *net_of("fcn")], "nolist: expected one of shapes/ImageSets/nolist.txt, "),
-        (["shapes/JPEGImages", "--list", "val", *net_of("fcn")], "val: expected a file, a name a line, found no such"),
+        (
+            ["shapes/JPEGImages", "--list", "val", *net_of("fcn")],
+            "val: expected a file with one name a line, found no such",
+        ),
         (
             ["shapes", "--list", "wrong.txt", *net_of("fcn")],
             "shapes/JPEGImages: expected all of wrong.txt, found no picture nobody (nor 1 more of 3)",
         ),
         (
             ["shapes", "shapes", "--list", "val", *net_of("fcn")],
-            "--list: expected one folder of what it names, found 2",
+            "--list: expected one folder that contains the list's pictures, found 2",
         ),
         (["shapes", *net_of("fcn"), "--proposals", "3"], "--proposals: expected deconvnet, found a net for plain"),
         (["shapes", *net_of("fcn"), "--pass-by-pass"], "--pass-by-pass: expected decouplednet, found a net for plain"),

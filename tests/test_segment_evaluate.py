@@ -131,7 +131,7 @@ def test_one_system(here: Path, capsys: pytest.CaptureFixture) -> None:
         ["ring", "100.0"],
         ["bar", "-"],
     ]
-    assert said[6] == "5 pictures, 99.8 % of the pixels right"
+    assert said[6] == "5 pictures, 99.8 % of the pixels correct"
 
 
 def test_several_systems(here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -201,7 +201,10 @@ def test_a_page_of_few_pictures_shows_each_once(here: Path) -> None:
         (["good"], "required: --truth"),
         (["good", "--truth", "truth", "--list", "none.txt"], "none.txt: no such file"),
         (["good", "--truth", "pictures/.."], "expected NAME.png, found no masks"),
-        (["few", "--truth", "truth"], "few: 4 of 5 masks missing, the first p1.png; name those to count with --list"),
+        (
+            ["few", "--truth", "truth"],
+            "few: 4 of 5 masks missing, the first p1.png; name the pictures to score with --list",
+        ),
         (["good", "--truth", "few", "--list", "some.txt"], "few: 2 of 2 masks missing, the first p1.png"),
         (["good", "--truth", "truth", "--names", "disc"], "expected 0 to 1, found a label 2"),
         (["good", "--truth", "pictures"], "p0.png: expected a mask: a PNG with a palette, or grey"),

@@ -217,13 +217,16 @@ def test_root_folder(here: Path) -> None:
         ([*NET, "--passes", "0"], "--passes: expected 1 or more, found 0"),
         ([*NET, "--batch", "-1"], "--batch: expected 1 or more, found -1"),
         ([*NET, "-o", "trained.caffemodel"], "trained.caffemodel: exists already"),
-        ([*NET, "-o", "trained.caffemodel", "-f"], "trained.caffemodel: the trained weights themselves"),
+        ([*NET, "-o", "trained.caffemodel", "-f"], "trained.caffemodel: is the file of the trained weights"),
         ([*NET, "--source", "none.txt"], "no list 'none.txt'"),
         (
             ["deploy.prototxt", *NET[1:]],
-            "deploy.prototxt: expected a net with a data layer of its own, found inputs data",
+            "deploy.prototxt: expected a net with a data layer, found inputs data",
         ),
-        (["deploy.prototxt", *NET[1:], "--batch", "2"], "deploy.prototxt: expected one, for --source and the like"),
+        (
+            ["deploy.prototxt", *NET[1:], "--batch", "2"],
+            "deploy.prototxt: expected one, for --source, --root-folder and --batch",
+        ),
         (
             [NET[0], "half.caffemodel"],
             "half.caffemodel: expected all 108 blobs of measuring.prototxt, found no debn1_2.scale, debn1_2.shift",

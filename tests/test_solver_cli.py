@@ -33,7 +33,7 @@ from caffe_port.solver.signals import Signals
         (["--set", "snapshot_prefix=nowhere/s"], "no folder nowhere; make the folder"),
         (["--sigint_effect=pause"], "invalid choice"),
         (["--device", "tpu"], "expected cpu, cuda, cuda:N or auto, found tpu"),
-        (["--device", "cuda:99"], "GPUs that torch can use"),
+        (["--device", "cuda:99"], "GPUs usable by torch"),
         (["--dialect", "noh", "--set", "type=Adam"], "noh does not have"),
         (["--plot", "nowhere/p.png"], "nowhere"),
         (["--sigint_efect=none"], "unrecognized arguments"),
@@ -98,7 +98,7 @@ def test_weights_to_start_from(solve: Solve) -> None:
 def test_resume_says_where_from(solve: Solve) -> None:
     status, said = solve("--resume", "--set", "max_iter=3")
     assert status == 0
-    assert "No whole snapshot s_iter_*: starting anew" in said
+    assert "No complete snapshot s_iter_*: starting from the beginning" in said
     status, said = solve("--resume")
     assert status == 0
     assert "] Resuming from s_iter_3.solverstate" in said

@@ -91,7 +91,7 @@ def read_net(
         load_plugin(plugin)
     opened = _open(source)
     if dialect is not None:
-        found, reason = dialect_of(dialect), "asked for"
+        found, reason = dialect_of(dialect), "requested"
     else:
         found, reason = detect_dialect(opened.evidence(), load_proto(proto).displaced if proto else frozenset())
     schema = schema_of(found)

@@ -1,4 +1,4 @@
-"""as_caffe: runs a script that says ``import caffe``."""
+"""as_caffe: runs a script that imports ``caffe``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from caffe_port.tools.cli import Parser, run
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; ends as the script does."""
-    parser = Parser("as-caffe", "Run a Python script to which caffe_port is known as caffe.", example="script.py")
+    parser = Parser("as-caffe", "Run a Python script in which `import caffe` gives caffe_port.", example="script.py")
     add = parser.add_argument
-    add("--python-layers", action="store_true", help="let Python layers run the code that they name")
-    add("--force", action="store_true", help="also where a real Caffe could be imported")
+    add("--python-layers", action="store_true", help="allow Python layers to run the code that they name")
+    add("--force", action="store_true", help="even where a real Caffe can be imported")
     add("script", metavar="SCRIPT", help="a Python file")
-    add("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="the script's own")
+    add("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="arguments of the script")
     run(_run, parser, argv)
 
 

@@ -32,10 +32,10 @@ def definitions(setting: Setting | None = None, names: Sequence[str] = ()) -> di
 
     Args:
         setting: what to change in all of them; the published ones without.
-        names: families or paths to choose from them, all without.
+        names: families or paths to select; empty selects all.
 
     Raises:
-        CaffeError: no such name, or a net that cannot have the wished input size.
+        CaffeError: no such name, or a net that cannot have the requested input size.
     """
     chosen: dict[str, Net | Solver] = {}
     for name in names or FAMILIES:
@@ -52,9 +52,7 @@ def definitions(setting: Setting | None = None, names: Sequence[str] = ()) -> di
 
 def _unknown(name: str, known: Iterable[str]) -> DefinitionError:
     near = nearest(name, known)
-    return DefinitionError(
-        name, "no such net", remedy=f"did you mean {near}?" if near else "--list shows what there is"
-    )
+    return DefinitionError(name, "no such net", remedy=f"did you mean {near}?" if near else "--list shows all")
 
 
 def write(path: Path, definition: Net | Solver, *, overwrite: bool = True) -> None:
@@ -67,14 +65,14 @@ def write(path: Path, definition: Net | Solver, *, overwrite: bool = True) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(
-            str(path.parent), f"cannot be made: {error.strerror}", remedy="choose another with -o"
+            str(path.parent), f"cannot be created: {error.strerror}", remedy="choose another with -o"
         ) from error
     with atomic_write(path, overwrite=overwrite) as file:
         file.write(str(definition).encode())
 
 
 def table(nets: dict[str, Net | Solver]) -> Iterator[str]:
-    """A line a file: its path, and for a net its layers and parameters."""
+    """One line for each file: its path, and for a net its layers and parameters."""
     yield f"{'file':62} {'layers':>6} {'parameters':>12}"
     for path, it in nets.items():
         if isinstance(it, Solver):
@@ -101,13 +99,13 @@ def _build(args: argparse.Namespace) -> int:
     differ = [path for path, it in nets.items() if not _holds(folder / path, str(it))]
     if args.check:
         for path in differ:
-            print(f"{folder / path}: is not what the builder writes; run caffe-port build", file=sys.stderr)
+            print(f"{folder / path}: differs from what the builder writes; run caffe-port build", file=sys.stderr)
         return 1 if differ else 0
     there = [path for path in differ if (folder / path).exists()]
     if there and args.output and not args.force:
         raise FileError(
             str(folder / there[0]),
-            f"another definition, one of {len(there)} there",
+            f"exists with other contents (one of {len(there)} such files)",
             remedy="pass -f to overwrite them, or -o for another folder",
         )
     for path in differ:
@@ -125,13 +123,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, 1 for files that ``--check`` finds changed, 2 after an error."""
     parser = Parser(
         "build",
-        "Write the published networks and their solvers, at any width, input size and number of classes. What is there"
-        " already and differs is not overwritten without -f.",
+        "Write the published networks and their solvers, at any width, input size and number of classes. Existing"
+        " files that differ are not overwritten without -f.",
         example="fcn8s -o slim --width 1/32",
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="a family or a file of --list; all without")
-    parser.add_output("DIR", type=Path, help="default: the published definitions' own folder")
+    add("names", nargs="*", metavar="NAME", help="a family or a file of --list; default: all")
+    parser.add_output("DIR", type=Path, help="default: the folder of the published definitions")
     add("--width", default="1", help="factor on every number of features, such as 1/32")
     add("--input-size", type=int, default=0, metavar="N", help="height and width of the input")
     add("--batch", type=int, default=0, metavar="N", help="images in a batch of every data layer")

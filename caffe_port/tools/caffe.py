@@ -36,7 +36,7 @@ def train(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0 when done or stopped, 2 after an error."""
     parser = Parser("train", "Train or finetune a net.", example="--solver solver.prototxt")
     parser.add_argument("--solver", metavar="FILE", required=True, help="the solver's definition")
-    parser.add_argument("--gpu", metavar="ID", default="", help=f"{_GPUS}; default: what solver_mode says")
+    parser.add_argument("--gpu", metavar="ID", default="", help=f"{_GPUS}; default: as solver_mode")
     training.add_options(parser)
     run(_train, parser, as_gflags(argv))
 
@@ -63,14 +63,14 @@ def _net_options(parser: Parser) -> None:
     add("--stage", metavar="A,B", default="", help="the net's stages")
     parser.add_json("print the results as one line of JSON on stdout")
     parser.add_quiet("no log")
-    parser.add_dialect("which Caffe to be")
+    parser.add_dialect("which Caffe to behave as")
 
 
 def score(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "test",
-        "Score a net on the data that its own layers read.",
+        "Score a net on the data that its data layers read.",
         example="--model net.prototxt --weights model.caffemodel --iterations 2",
     )
     parser.add_argument("--weights", metavar="A,B", required=True, help="its weights, of any format")
@@ -93,7 +93,7 @@ def _test(arguments: argparse.Namespace) -> None:
 
     log = _log(arguments)
     net = _net(arguments, "TEST", log).eval()
-    _say(log, f"Running for {arguments.iterations} iterations.")
+    _line(log, f"Running for {arguments.iterations} iterations.")
     inputs = {name: torch.zeros(net.shapes[name], device=net._like().device) for name in net.graph.inputs}
     sums: list[np.float32] = []
     loss = np.float32(0)
@@ -104,12 +104,12 @@ def _test(arguments: argparse.Namespace) -> None:
         loss += np.float32(batch_loss.item())
         found = scores(net, outputs)
         for s in found:
-            _say(log, f"Batch {i}, {s.name} = {log.number(s.value)}")
+            _line(log, f"Batch {i}, {s.name} = {log.number(s.value)}")
         sums = [a + np.float32(s.value) for a, s in zip(sums or [np.float32(0)] * len(found), found, strict=True)]
     n = np.float32(arguments.iterations)
-    _say(log, f"Loss: {log.number(float(loss / n))}")
+    _line(log, f"Loss: {log.number(float(loss / n))}")
     for s, total in zip(found, sums, strict=True):
-        _say(log, f"{s.name} = {log.weighted(Scores(s.name, s.weight, float(total / n)))}")
+        _line(log, f"{s.name} = {log.weighted(Scores(s.name, s.weight, float(total / n)))}")
     if arguments.json:
         outputs_mean: dict[str, list[float]] = {}
         for s, total in zip(found, sums, strict=True):
@@ -122,13 +122,13 @@ def _time(arguments: argparse.Namespace) -> None:
     net = _net(arguments, arguments.phase, log)
     names = net._layer_names
     clock = _Clock(net)
-    _say(log, "Performing Forward")
-    _say(log, f"Initial loss: {log.number(net._forward(0, len(names) - 1))}")
-    _say(log, "Performing Backward")
+    _line(log, "Performing Forward")
+    _line(log, f"Initial loss: {log.number(net._forward(0, len(names) - 1))}")
+    _line(log, "Performing Backward")
     net.backward()
     clock.reset()
-    _say(log, "*** Benchmark begins ***")
-    _say(log, f"Testing for {arguments.iterations} iterations.")
+    _line(log, "*** Benchmark begins ***")
+    _line(log, f"Testing for {arguments.iterations} iterations.")
     start, totals = clock.now(), np.zeros(2)
     for i in range(arguments.iterations):
         begin = clock.now()
@@ -137,17 +137,17 @@ def _time(arguments: argparse.Namespace) -> None:
         net.backward()
         end = clock.now()
         totals += between - begin, end - between
-        _say(log, f"Iteration: {i + 1} forward-backward time: {log.number(1000 * (end - begin))} ms.")
+        _line(log, f"Iteration: {i + 1} forward-backward time: {log.number(1000 * (end - begin))} ms.")
     whole, per = clock.now() - start, 1000 / arguments.iterations
-    _say(log, "Average time per layer: ")
+    _line(log, "Average time per layer: ")
     for number, name in enumerate(names):
         for way in ("forward", "backward"):
-            _say(log, f"{name:>10}\t{way}: {log.number(clock.spent[way][number] * per)} ms.")
+            _line(log, f"{name:>10}\t{way}: {log.number(clock.spent[way][number] * per)} ms.")
     for way, total in zip(("Forward", "Backward"), totals, strict=True):
-        _say(log, f"Average {way} pass: {log.number(total * per)} ms.")
-    _say(log, f"Average Forward-Backward: {log.number(whole * per)} ms.")
-    _say(log, f"Total Time: {log.number(whole * 1000)} ms.")
-    _say(log, "*** Benchmark ends ***")
+        _line(log, f"Average {way} pass: {log.number(total * per)} ms.")
+    _line(log, f"Average Forward-Backward: {log.number(whole * per)} ms.")
+    _line(log, f"Total Time: {log.number(whole * 1000)} ms.")
+    _line(log, "*** Benchmark ends ***")
     if arguments.json:
         layers = [
             {"name": name, **{f"{way}_ms": clock.spent[way][number] * per for way in ("forward", "backward")}}
@@ -160,7 +160,7 @@ def _time(arguments: argparse.Namespace) -> None:
 
 
 class _Clock:
-    """Seconds that each layer takes, by its number; a GPU's work is waited for."""
+    """Seconds that each layer takes, by its number; a GPU is synchronized after each layer."""
 
     def __init__(self, net: Any) -> None:
         self._device: torch.device = net._like().device
@@ -195,7 +195,7 @@ def _net(arguments: argparse.Namespace, phase: str, log: Log) -> Any:
         raise CaffeError("--iterations", str(arguments.iterations), expected="1 or more")
     options = read_options(arguments)
     gpus = _gpus(arguments.gpu) if arguments.gpu else []
-    _say(log, f"Use GPU with device ID {gpus[0]}" if gpus else "Use CPU.")
+    _line(log, f"Use GPU with device ID {gpus[0]}" if gpus else "Use CPU.")
     weights = getattr(arguments, "weights", None)
     net = Net(
         arguments.model,
@@ -213,7 +213,7 @@ def _net(arguments: argparse.Namespace, phase: str, log: Log) -> Any:
 
 def device_query(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
-    parser = Parser("device-query", "Show what GPUs there are.", example="")
+    parser = Parser("device-query", "Show the GPUs of this machine.", example="")
     parser.add_argument("--gpu", metavar="ID", default="all", help=f"{_GPUS}; default: all")
     parser.add_json("print a line of JSON for each GPU on stdout")
     parser.add_quiet("no log")
@@ -224,10 +224,10 @@ def _query(arguments: argparse.Namespace) -> None:
     import torch
 
     log = _log(arguments)
-    _say(log, f"Querying GPUs {arguments.gpu}")
+    _line(log, f"Querying GPUs {arguments.gpu}")
     gpus = _gpus(arguments.gpu)
     if not gpus:
-        _say(log, "torch finds no GPU here")
+        _line(log, "torch finds no GPU here")
     for i in gpus:
         p = torch.cuda.get_device_properties(training.device_of(f"cuda:{i}"))
         for what, value in (
@@ -265,7 +265,7 @@ def _log(arguments: argparse.Namespace) -> Log:
     return Log()
 
 
-def _say(log: Log, text: str) -> None:
+def _line(log: Log, text: str) -> None:
     log.line(text, "caffe.cpp")
 
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def convert(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command ``convert``: the same, and at its end what one can do next."""
+    """The command ``convert``: the same, and the next steps printed at its end."""
     run(_convert_and_tell, _parser("convert"), argv)
 
 
@@ -64,8 +64,8 @@ def _convert_and_tell(arguments: argparse.Namespace) -> None:
     for what, how in (
         ("its arrays in PyTorch", loads.get(Path(output).suffix, f"numpy.load({output!r})")),
         ("the net in PyTorch", f"caffe_port.Net({net!r}, {source!r})"),
-        ("what the net is", f"caffe-port info {net} {source}"),
-        ("is it right?", f"caffe-port dump-reference; caffe-port parity {net} {source} REFERENCE.npz"),
+        ("show the net", f"caffe-port info {net} {source}"),
+        ("check the result", f"caffe-port dump-reference; caffe-port parity {net} {source} REFERENCE.npz"),
         ("back to Caffe", f"caffe-port torch2caffe {output} --prototxt {net}"),
     ):
         print(f"  {what:22} {how}")
@@ -109,12 +109,12 @@ def _target(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def check(definition: Definition, weights: Weights) -> None:
-    """Compares the blobs' numbers and shapes with the net's; says on stderr what fits, what is missing and unexpected.
+    """Compares the blobs' numbers and shapes with the net's; prints to stderr what fits, is missing or is unexpected.
 
-    Neither the net nor its data is needed: what only the data tells is not compared, and is named.
+    No net is built and no data is read: blobs whose shapes depend on the data are listed as not compared.
 
     Raises:
-        WeightsError: a shape or a number of blobs does not fit, or nothing does.
+        WeightsError: a shape or a number of blobs does not match, or no layer matches.
     """
     layers = infer(definition).layers
     known = {layer.spec.name: layer.spec for layer in reversed(layers) if layer.spec}
@@ -130,7 +130,7 @@ def check(definition: Definition, weights: Weights) -> None:
         for name, shape in layer.blob_shapes.items()
         if not is_known(shape)
     ]
-    for what, names in (("compared in part, the data tells the rest", partly), ("of unknown types", unchecked)):
+    for what, names in (("compared in part, the rest depends on the data", partly), ("of unknown types", unchecked)):
         if names:
             info(f"  {what} ({len(names)}): {some(names)}")
 
@@ -147,7 +147,7 @@ def _listing(weights: Weights, arrays: dict[str, np.ndarray], types: dict[str, s
     name = f" of {weights.name}" if weights.name else ""
     lines.append(f"{total:,} numbers in {len(rows)} blobs of {layers} layers{name}")
     if weights.kind == "hdf5" and any(row[1] == "?" for row in rows):
-        lines.append("HDF5 files do not hold layer types: with --prototxt blobs get their names (weight, bias)")
+        lines.append("HDF5 files do not hold layer types: with --prototxt blobs are named (weight, bias)")
     return "\n".join(lines)
 
 

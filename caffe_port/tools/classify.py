@@ -1,4 +1,4 @@
-"""classify: what a net sees in pictures. Source: python/classify.py, python/caffe/classifier.py."""
+"""classify: the best classes of pictures. Source: python/classify.py, python/caffe/classifier.py."""
 
 from __future__ import annotations
 
@@ -29,15 +29,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("pictures", metavar="PICTURE", nargs="+", help="pictures, or folders of them")
     add("--model-def", metavar="NET", required=True, help="the deploy net")
     add("--pretrained-model", metavar="WEIGHTS", required=True, help="of any format")
-    add("--labels", metavar="FILE", help="the classes' names, a line each, from class 0 on")
+    add("--labels", metavar="FILE", help="the classes' names, one a line, from class 0")
     add("--top", type=int, default=5, metavar="N", help="classes to print; default: %(default)s")
-    add("--center-only", action="store_true", help="the centre of a picture alone")
-    add("--images-dim", metavar="H,W", help="what pictures are resized to before the crops; default: the net's input")
+    add("--center-only", action="store_true", help="only the centre of a picture")
+    add(
+        "--images-dim",
+        metavar="H,W",
+        help="size to which pictures are resized before cropping; default: the net's input",
+    )
     add("--mean-file", metavar="FILE", help="a mean picture (.binaryproto or .npy); default: none")
     add("--mean", metavar="B,G,R", help="a mean for each channel, such as 104,117,123")
     add("--input-scale", type=float, metavar="S", help="multiply by S after the mean")
-    add("--raw-scale", type=float, default=255.0, metavar="S", help="multiply by S before it; default: %(default)s")
-    add("--channel-swap", default="2,1,0", metavar="ORDER", help="of the channels; default: %(default)s, which is BGR")
+    add(
+        "--raw-scale",
+        type=float,
+        default=255.0,
+        metavar="S",
+        help="multiply by S before the mean; default: %(default)s",
+    )
+    add(
+        "--channel-swap",
+        default="2,1,0",
+        metavar="ORDER",
+        help="order of the channels; default: %(default)s, which is BGR",
+    )
     add("-o", "--output", metavar="FILE.npy", help="also write all scores (pictures, classes)")
     parser.add_force()
     parser.add_device()
@@ -99,11 +114,11 @@ def _numbers(option: str, text: str, kind: type) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise CaffeError(option, repr(text), expected="numbers with commas between them") from None
+        raise CaffeError(option, repr(text), expected="numbers separated by commas") from None
 
 
 def _mean(arguments: argparse.Namespace, size: tuple[int, ...]) -> np.ndarray | None:
-    """The mean, channels as the net has them: a picture, its middle where it is larger, or a number each."""
+    """The mean in the net's order of channels: a picture, centre-cropped where it is larger, or a number a channel."""
     if arguments.mean and arguments.mean_file:
         raise CaffeError("--mean and --mean-file", "both", expected="one")
     if arguments.mean:

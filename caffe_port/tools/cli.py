@@ -1,4 +1,4 @@
-"""What every command has in common: options, one-line errors, exit statuses, completion, JSON and tables."""
+"""What all commands share: options, one-line errors, exit statuses, completion, JSON and tables."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _WRONG, _INTERRUPTED, _TERMINATED = 2, 130, 143
 
 
 class _Help(argparse.HelpFormatter):
-    """Leaves the example's line as it is."""
+    """Does not wrap the example's line."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith("example:") else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with the options that commands share; its complaints are one line.
+    """An argument parser with the options that commands share; its errors are one line.
 
     Args:
         name: of the command. description: what it does.
@@ -51,8 +51,8 @@ class Parser(argparse.ArgumentParser):
     def add_dialect(self, what: str = "which Caffe the net is for") -> None:
         """--dialect, --proto, --plugin and --python-layers, for a command that reads a definition."""
         add = self.add_argument_group("the net's Caffe").add_argument
-        add("--dialect", choices=dialects.names(), help=f"{what}; default: found out")
-        add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields and types are then known")
+        add("--dialect", choices=dialects.names(), help=f"{what}; default: detected")
+        add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields and types are then accepted")
         add(
             "--plugin",
             metavar="FILE",
@@ -60,8 +60,8 @@ class Parser(argparse.ArgumentParser):
             default=[],
             help="a Python file with @layer, @policy, @rule",
         )
-        add("--python-layers", action="store_true", help="let Python layers run the code that they name")
-        add("--allow-writes", action="store_true", help="let layers such as HDF5Output write the files they name")
+        add("--python-layers", action="store_true", help="allow Python layers to run the code that they name")
+        add("--allow-writes", action="store_true", help="allow layers such as HDF5Output to write the files they name")
 
     def add_output(self, metavar: str = "FILE", help: str = "", **options: Any) -> None:
         """-o and -f, for a command that writes."""
@@ -70,14 +70,14 @@ class Parser(argparse.ArgumentParser):
 
     def add_force(self) -> None:
         """-f, for a command that writes."""
-        self.add_argument("-f", "--force", action="store_true", help="overwrite what is there")
+        self.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
 
     def add_quiet(self, help: str = "print nothing but errors") -> None:
         """-q, for a command that prints or shows progress."""
         self.add_argument("-q", "--quiet", action="store_true", help=help)
 
     def add_json(self, help: str) -> None:
-        """--json, for a command whose results a program might read."""
+        """--json, for a command whose results programs may read."""
         self.add_argument("--json", action="store_true", help=help)
 
     def add_device(self) -> None:
@@ -90,9 +90,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What :meth:`Parser.add_dialect`'s options mean, as ``read_net`` and ``Net`` take it.
+    """The options of :meth:`Parser.add_dialect` as ``read_net`` and ``Net`` take them.
 
-    Plugins are run, Python layers and layers that write allowed, in this process.
+    Plugins are run, and Python layers and layers that write files are allowed, in this process.
 
     Raises:
         CaffeError: a plugin is missing or fails.
@@ -113,7 +113,7 @@ _FLAG = re.compile(r"--?([A-Za-z]\w[\w-]*)(=.*)?", re.DOTALL)
 
 
 def as_gflags(argv: Sequence[str] | None, booleans: Sequence[str] = ()) -> list[str]:
-    """Arguments (the process's by default) with options spelled one way: gflags also takes -name and --na_me.
+    """Arguments (the process's by default) with options in one spelling: gflags also takes -name and --na_me.
 
     Args:
         booleans: options that take no value, which in gflags may also be --name=true, --name=false and --noname.
@@ -145,7 +145,7 @@ def run(
 
         argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwinds, so that temporary files go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwinds, so that temporary files are removed
     try:
         status = main(arguments)
         sys.stdout.flush()
@@ -177,7 +177,7 @@ def trained_net(definition: str | Definition, weights: str, *, quiet: bool = Fal
     """A net in TEST with all of its parameters from a file.
 
     Args:
-        quiet: print no account of them. options: as :class:`caffe_port.net.Net` has them.
+        quiet: print no report of them. options: as :class:`caffe_port.net.Net` takes them.
 
     Raises:
         WeightsError: the file lacks some of them.
@@ -194,13 +194,13 @@ def trained_net(definition: str | Definition, weights: str, *, quiet: bool = Fal
             weights,
             f"no {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
             expected=f"all {len(net.state_dict())} blobs of {net.definition.path}",
-            remedy="are they this net's?",
+            remedy="check that they are this net's",
         )
     return net
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Prints a result on one line; numbers that JSON does not have become null."""
+    """Prints a result on one line; numbers that JSON lacks (NaN, infinities) become null."""
     print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
 
 
@@ -213,7 +213,7 @@ def _finite(value: Any) -> Any:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
-    """``rows`` under ``header`` as aligned text, columns two blanks apart; those numbered in ``right`` end flush."""
+    """``rows`` under ``header`` as aligned text, columns two blanks apart; those in ``right`` are right-aligned."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = (

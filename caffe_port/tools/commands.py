@@ -19,9 +19,9 @@ class Command(NamedTuple):
 
     Attributes:
         does: one sentence.
-        module: where its ``main(argv)`` is, in ``caffe_port.tools`` unless it has dots; ``module:function`` for
-            another function. By default the name with underscores.
-        aliases: Caffe's own names of it, with - for _.
+        module: where its ``main(argv)`` is, in ``caffe_port.tools`` unless the name has dots; ``module:function`` for
+            another function. By default the command's name with underscores.
+        aliases: Caffe's own names for it, with - for _.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, tuple[Command, ...]] = {
     "look": (
-        Command("info", "What a definition or weight file holds, and what of it is not known"),
+        Command("info", "What a definition or weight file contains, and what of it is not supported"),
         Command("draw", "A definition as a picture of boxes", aliases=("draw-net",)),
-        Command("parity", "A net beside what another Caffe computed, layer by layer"),
+        Command("parity", "A net compared with the numbers of another Caffe, layer by layer"),
         Command("layers-table", "Every layer type: bottoms, tops, gradient, what it was compared with"),
     ),
     "convert": (
-        Command("convert", "Caffe's weights for PyTorch, and what can be done next", "caffe2torch:convert"),
+        Command("convert", "Caffe's weights for PyTorch, and the next steps", "caffe2torch:convert"),
         Command("caffe2torch", "Caffe's weights as a file for PyTorch"),
-        Command("torch2caffe", "A file of PyTorch's as Caffe's weights"),
-        Command("export", "A net as an ONNX file, checked beside the net, or for torch.export"),
+        Command("torch2caffe", "A file of PyTorch as Caffe's weights"),
+        Command("export", "A net as an ONNX file, checked against the net, or for torch.export"),
         Command("fp-bp", "A classification net's weights for the net that holds its backward pass"),
         Command(
             "upgrade",
@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     "run": (
         Command("test", "Score a net on the data it names", "caffe:score"),
         Command("time", "Time a net, layer by layer", "caffe:benchmark"),
-        Command("device-query", "The GPUs there are", "caffe:device_query"),
+        Command("device-query", "The GPUs of this machine", "caffe:device_query"),
         Command("extract-features", "Blobs of a net over its data, as databases"),
         Command("classify", "The best classes of pictures, by a trained net"),
         Command("segment", "Masks for pictures, by a trained net"),
@@ -75,9 +75,9 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "more": (
-        Command("dump-reference", "A script for a Caffe of your own: what its net computes, for parity"),
+        Command("dump-reference", "A script for your own Caffe that stores what a net computes, for parity"),
         Command("build", "The published networks and their solvers, at any width and size"),
-        Command("as-caffe", "Run a script that says import caffe"),
+        Command("as-caffe", "Run a script that imports caffe"),
         Command("demo", "Draw pictures, train DecoupledNet on them, convert it, segment, score"),
         Command("demo-parity", "An embedded model, converted, run on a picture, compared with real Caffe"),
         Command("completion", "Code that a shell evaluates to complete commands and options"),
@@ -97,7 +97,7 @@ def find(name: str) -> Command | None:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command; exits with its status, or with 2 where there is none of that name."""
+    """The command; exits with its status, or with 2 for an unknown name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "_ARGCOMPLETE" in os.environ:
         _complete()
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(command: Command, arguments: Sequence[str]) -> None:
-    sys.argv = [f"caffe-port {command.name}", *arguments]  # what a report of the command line reads
+    sys.argv = [f"caffe-port {command.name}", *arguments]  # what reports of the command line read
     module, _, function = (command.module or command.name.replace("-", "_")).partition(":")
     home = importlib.import_module(module if "." in module else f"caffe_port.tools.{module}")
     getattr(home, function or "main")(arguments)
@@ -136,17 +136,17 @@ def _usage() -> str:
         lines += ["", f"{group}:", *(f"  {command.name:22}{command.does}" for command in commands)]
     others = [alias for group in COMMANDS.values() for command in group for alias in command.aliases]
     if others:
-        lines += ["", f"Caffe's own names are known, too: {', '.join(a.replace('-', '_') for a in others)}"]
-    lines += ["", "caffe-port COMMAND --help tells more, with an example; caffe-port --version"]
+        lines += ["", f"Caffe's own names work too: {', '.join(a.replace('-', '_') for a in others)}"]
+    lines += ["", "caffe-port COMMAND --help for options and an example; caffe-port --version"]
     return "\n".join(lines)
 
 
 def _complete() -> None:
-    """Answers a shell that asks how the line may go on: a command's own parser does, once its name stands there."""
+    """Answers a shell's completion request; after a command's name, the command's own parser answers."""
     words = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or 0)].split(" ")
     command = find(words[1]) if len(words) > 2 else None
     if command is not None:
-        os.environ["_ARGCOMPLETE"] = "2"  # the word that the command's own arguments follow
+        os.environ["_ARGCOMPLETE"] = "2"  # the word before the command's own arguments
         _run(command, [])
     import argparse
 

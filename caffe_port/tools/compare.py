@@ -1,7 +1,7 @@
-"""How close arrays are, and how close they have to be.
+"""The error between arrays, and its bounds.
 
-The closeness of an exact port is that of real Caffe to itself under other BLAS kernels: sums in another order differ by
-about 1e-6 of a blob's largest value; a wrong formula misses by 1e-3 or more.
+The error of an exact port is that of real Caffe against itself under other BLAS kernels: sums in another order differ
+by about 1e-6 of a blob's largest value; a wrong formula misses by 1e-3 or more.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ __all__ = [
 FORWARD, BACKWARD = 1e-5, 5e-5
 """Error = max |ours - reference| / max |reference| over a blob."""
 NOISE = 10
-"""How often real Caffe's own distance from itself, under other BLAS kernels, a number may be off."""
+"""Allowed error as a multiple of real Caffe's distance from itself under other BLAS kernels."""
 NOISE_UNIT = 1e-6
-"""Where a blob's largest value is smaller, noise counts in this unit. Their true value is zero, and all of them
+"""Where a blob's largest value is smaller, noise is measured in this unit. The true values are zero, and all of it
 is rounding: under six other BLAS kernels real Caffe differs from its own reference by 0.2 to 6.6 times the largest."""
 NEAR_TIES, NEAR_TIES_FROM = 1e-3, 1000
-"""Of a blob with over 1000 values this share may lie outside: a pooling window or ReLU whose inputs are equal to the
-last bits may fall either way."""
+"""Of a blob with over 1000 values this share may exceed the bound: a pooling window or ReLU whose inputs are equal up
+to the last bits may take either branch."""
 SAMPLED = 4096
-"""How many values of a large blob are kept."""
+"""Number of values of a large blob that are stored."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One array beside its reference.
+    """One array compared with its reference.
 
     Attributes:
         key: the reference key, ``KIND/NAME``. size: how many values were compared.
         error: the largest distance as a share of the largest reference value; of switches, the share that differs.
         rms: the root of the mean square of the distances, on the same scale.
-        outside: how many values lie over ``bound``. allowed: how many may, for near ties.
-        found: what is wrong besides, such as another shape; empty if nothing.
+        outside: how many values exceed ``bound``. allowed: how many may, for near ties.
+        found: another problem, such as a wrong shape; empty if there is none.
     """
 
     key: str
@@ -95,8 +95,8 @@ def compare(key: str, ours: np.ndarray, theirs: np.ndarray, bound: float, *, tie
     """Compare an array with its reference; shapes may differ by axes of length one.
 
     Args:
-        bound: what the error may be.
-        ties: allow one value in 1000 of a large blob outside. False where near ties were taken out of the comparison.
+        bound: the largest error allowed.
+        ties: allow one value in 1000 of a large blob to exceed the bound. False where near ties are excluded.
     """
     if ours.size != theirs.size:
         found = f"shape {ours.shape}, reference {theirs.shape}"
@@ -142,7 +142,7 @@ def flat_switches(index: np.ndarray, width: int | None = None) -> np.ndarray:
 
 
 def window_switches(flat: np.ndarray, width: int) -> np.ndarray:
-    """The way back: positions inside each window from flat switches over planes of that width."""
+    """The inverse: positions inside each window from flat switches over planes of that width."""
     h, w = flat.shape[2:]
     y, x = np.divmod(flat.astype(np.int64), width)
     return 2 * (y - 2 * np.arange(h)[:, None]) + (x - 2 * np.arange(w))

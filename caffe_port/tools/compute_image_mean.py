@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add = parser.add_argument
     add("database", metavar="DATABASE", help="an LMDB or LevelDB folder of Datum records")
-    add("output", metavar="FILE", nargs="?", help="the mean picture; without, only means are printed")
+    add("output", metavar="FILE", nargs="?", help="the mean picture; without it, only the means are printed")
     add("--backend", choices=BACKENDS, default="lmdb", help="default: %(default)s")
     parser.add_force()
     parser.add_json("print the number of pictures and the channels' means as one line of JSON")
@@ -51,7 +51,7 @@ def _mean(arguments: argparse.Namespace) -> None:
             if total is None:
                 total = np.zeros(numbers.shape, np.float32)
             if numbers.shape != total.shape:
-                raise FormatError(where, f"a picture of {numbers.shape}", expected=f"{total.shape}, as the first is")
+                raise FormatError(where, f"a picture of {numbers.shape}", expected=f"{total.shape}, as the first")
             total += numbers
             count += 1
             there = records.next()

@@ -29,22 +29,24 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "convert-imageset",
         "Write pictures and their labels into an LMDB or LevelDB database, record for record as Caffe's tool does."
-        " LIST has a line for each: a name under ROOT, a blank, a label.",
+        " LIST has one line for each: a name relative to ROOT, a blank, a label.",
         example="VOC2012/JPEGImages/ list.txt resized_lmdb --resize-height 32 --resize-width 32",
     )
     add = parser.add_argument
-    add("root", metavar="ROOT/", help="what is put in front of every name")
+    add("root", metavar="ROOT/", help="prefix of every name")
     add("list", metavar="LIST", help="names and labels")
-    add("database", metavar="DATABASE", help="the folder to make")
+    add("database", metavar="DATABASE", help="the folder to create")
     add("--gray", action="store_true", help="read pictures as grey")
     add("--shuffle", action="store_true", help="shuffle the list first, as Caffe's generator does")
-    add("--seed", type=int, metavar="N", help="of the shuffling; default: another one each time")
+    add("--seed", type=int, metavar="N", help="of the shuffling; default: a new one each time")
     add("--backend", choices=BACKENDS, default="lmdb", help="default: %(default)s")
-    add("--resize-width", type=int, default=0, metavar="N", help="with --resize-height: the size that pictures get")
+    add(
+        "--resize-width", type=int, default=0, metavar="N", help="with --resize-height: the size of the stored pictures"
+    )
     add("--resize-height", type=int, default=0, metavar="N", help="with --resize-width")
     add("--check-size", action="store_true", help="refuse pictures of another size than the first")
-    add("--encoded", action="store_true", help="store encoded pictures; as they are, where nothing changes them")
-    add("--encode-type", default="", metavar="EXT", help="png, jpg ...; default: as the file's name says")
+    add("--encoded", action="store_true", help="store encoded pictures; the file's bytes where nothing changes them")
+    add("--encode-type", default="", metavar="EXT", help="png, jpg ...; default: as the file's name")
     parser.add_quiet()
     run(_convert, parser, as_gflags(argv, _SWITCHES))
 
@@ -76,7 +78,9 @@ def _convert(arguments: argparse.Namespace) -> None:
                     raise FormatError(f"{arguments.root}{name}", f"{len(datum.data)} bytes", expected=f"{first}")
             database.put(f"{number:08d}_{name}", datum.SerializeToString())
         if not database.count:
-            raise FileError(arguments.list, "no picture that can be read", remedy="names follow ROOT without a slash")
+            raise FileError(
+                arguments.list, "no picture that can be read", remedy="ROOT and names are joined without a slash"
+            )
     if not arguments.quiet:
         print(f"{len(items) - skipped} pictures in {arguments.database}" + (f", {skipped} skipped" if skipped else ""))
 
@@ -119,7 +123,7 @@ def _datum(arguments: argparse.Namespace, name: str, label: int) -> Any:
     kind = arguments.encode_type or (Path(name).suffix[1:].lower() if arguments.encoded else "")
     if arguments.encoded and not kind:
         raise CaffeError(
-            path, "a name without an extension", expected="one that says the encoding", remedy="--encode-type"
+            path, "a name without an extension", expected="one that gives the encoding", remedy="pass --encode-type"
         )
     if kind:
         suffix = Path(name).suffix[1:].lower()

@@ -20,21 +20,21 @@ __all__ = ["contact_sheet", "main"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DRAWN = {"images": 400, "val": 60, "classes": 3, "size": 80, "seed": 1}
-"""The pictures, as make_shapes has them."""
+"""Options of make_shapes for the pictures."""
 SHOWN = 8
-"""Pictures on the contact sheet."""
+"""Number of pictures on the contact sheet."""
 
 WHAT = {
     "data": "pictures with masks, drawn: textured shapes in clutter",
     "lists": "combinatorial crops of every subset of a picture's classes",
     "nets": "the published definitions, with an eighth of the features",
     "classifier": "the classification net, from image-level labels",
-    "classifier-folded": "its batch normalization goes into its convolutions",
+    "classifier-folded": "its batch normalization folded into its convolutions",
     "decouplednet-Full": "the segmentation net, from masks",
     "decouplednet-Full-folded": "batch normalization for single pictures",
     "torch": "the net as .safetensors, for PyTorch",
     "decouplednet-Full-masks": "the validation pictures, segmented",
-    "decouplednet-Full-scores": "their masks beside the true ones",
+    "decouplednet-Full-scores": "their masks compared with the true ones",
 }
 """What each step does."""
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "demo",
         "Draw pictures, train DecoupledNet on them for a minute or two, convert it, segment, score. Run again, it shows"
-        " what is there.",
+        " the finished results.",
         example="",
     )
     parser.add_argument("-o", "--output", metavar="DIR", default="demo_output", help="default: %(default)s")
@@ -65,7 +65,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     def told(step: Step, seconds: float) -> None:
         print(f"{seconds:6.1f} s  {WHAT[step.name]}", flush=True)
 
-    # As many at a time as there are cores: one thread each, with which such narrow nets are quickest.
+    # As many at a time as there are cores, with one thread each: the fastest for such narrow nets.
     runner = Runner(output, usable_cores(), told=told)
     known = sum(runner.done(step) for step in steps)
     print(f"{len(steps)} steps, {known} of them done before; each is a command, in {output / 'steps'}\n", flush=True)
@@ -78,14 +78,14 @@ def _demo(arguments: argparse.Namespace) -> None:
     sheet = output / "contact_sheet.png"
     contact_sheet(Folder(output / "data"), output / "decouplednet-Full-masks", sheet)
     print(f"\nwrote {sheet}: picture, truth, result; {converted}")
-    print(_YOURS.format(seconds=time.perf_counter() - start))
+    print(_NEXT_STEPS.format(seconds=time.perf_counter() - start))
 
 
-_YOURS = """
+_NEXT_STEPS = """
 Done in {seconds:.0f} s. With pictures of your own: docs/tutorial.md. With a model of your own:
 
    caffe-port caffe2torch model.caffemodel                  # model.safetensors for PyTorch
-   caffe-port demo-parity                                   # a model of the original program, beside its numbers"""
+   caffe-port demo-parity                                   # a model of the original program, compared with it"""
 
 
 def contact_sheet(folder: Folder, results: Path, output: Path, *, shown: int = SHOWN) -> None:

@@ -26,7 +26,7 @@ MATERIAL = data("tests/reference/demo", "demo_data")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command; exits with 0, 1 if a number is not the fork's, 2 after an error."""
+    """The command; exits with 0, 1 if a number differs from the fork's, 2 after an error."""
     parser = Parser(
         "demo-parity",
         "Convert an embedded model, run it on an embedded picture, compare it with real Caffe.",
@@ -43,7 +43,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(str(folder), f"cannot be made: {error.strerror}", remedy="choose another with -o") from None
+        raise FileError(str(folder), f"cannot be created: {error.strerror}", remedy="choose another with -o") from None
     model, prototxt, reference = (_material(n) for n in ("weights.caffemodel", "net.prototxt", "reference.npz"))
 
     print("1. Convert: a .caffemodel that the fork wrote, of a DecoupledNet with 1/32 of the features\n")
@@ -60,16 +60,16 @@ def _demo(arguments: argparse.Namespace) -> int:
         sheet(picture.convert("RGB"), map, scores).save(shown)
     best = ", ".join(f"{CLASSES[i]} {scores[i]:.3f}" for i in np.argsort(-scores)[:3])
     print(f"   scores: {best} ...; foreground: {(map > 0.5).mean():.1%} of the picture")
-    print("   (its weights are random: neither labels nor map mean anything, that they are the fork's numbers does)")
+    print("   (its weights are random: labels and map have no meaning, but they equal the fork's numbers)")
     print(f"   wrote {shown}")
 
     print("\n3. Compare every blob with what the fork computes for the same input\n")
     over = _compare(net, reference, folder / "parity.html")
-    print(_YOURS.format(seconds=time.perf_counter() - start))
+    print(_NEXT_STEPS.format(seconds=time.perf_counter() - start))
     return over
 
 
-_YOURS = """
+_NEXT_STEPS = """
 Done in {seconds:.1f} s. With a model of your own:
 
    python converters/caffe2torch.py model.caffemodel                       # model.safetensors for PyTorch
@@ -80,7 +80,9 @@ Done in {seconds:.1f} s. With a model of your own:
 def _material(name: str) -> Path:
     path = MATERIAL / name
     if not path.is_file():
-        raise FileError(str(path), "no such file", remedy="the demo runs in a clone of the repository, which holds it")
+        raise FileError(
+            str(path), "no such file", remedy="run the demo in a clone of the repository, which contains it"
+        )
     return path
 
 

@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "detect",
         "Find objects with a trained SSD net. Writes OUT/detections.json, a list of pictures with their objects,"
-        " boxes in pixels; asked for, VOC's result files and pictures with the boxes drawn.",
+        " boxes in pixels; on request, VOC's result files and pictures with the boxes drawn.",
         example="picture.jpg --prototxt deploy.prototxt --weights model.caffemodel -o found --draw",
     )
     add = parser.add_argument
     add("pictures", metavar="PICTURE", nargs="+", help="a picture, or a folder of them")
     add("--prototxt", metavar="NET", required=True, help="the deploy net, which ends in DetectionOutput")
     add("--weights", metavar="FILE", required=True, help="its parameters: .caffemodel, .safetensors, .pth, .npz or .h5")
-    parser.add_output("OUT", help="the folder for the results; made if it is not there")
+    parser.add_output("OUT", help="the folder for the results; created if missing")
     add("--voc", action="store_true", help="also write OUT/comp4_det_test_CLASS.txt, as VOC's kit reads them")
     add("--draw", action="store_true", help="also write OUT/NAME.png, the picture with the boxes over it")
     add("--labels", metavar="FILE", help="names of the classes: SSD's labelmap.prototxt, or a name a line from label 1")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "--threshold",
         type=float,
         metavar="S",
-        help=f"least score of an object; default: {THRESHOLD}, with --annotations {SCORED_THRESHOLD}",
+        help=f"smallest score of an object; default: {THRESHOLD}, with --annotations {SCORED_THRESHOLD}",
     )
     add(
         "--mean",
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         help="subtracted; default: what the net was trained with",
     )
     add("--scale", type=float, metavar="F", help="multiplied afterwards; default: what the net was trained with")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of the net's input; default: as its definition says")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of the net's input; default: as in its definition")
     add("--batch", type=int, default=1, metavar="N", help="pictures in a pass; default: %(default)s")
     add("--annotations", metavar="FOLDER", help="score against VOC's NAME.xml in this folder: mean average precision")
     parser.add_device()
@@ -107,7 +107,7 @@ def _check_names(pictures: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for path in pictures:
         if path.stem in seen:
-            raise FileError(str(path), f"the same name as {seen[path.stem]}", remedy="leave one of them out")
+            raise FileError(str(path), f"the same name as {seen[path.stem]}", remedy="omit one of them")
         seen[path.stem] = path
 
 
@@ -161,7 +161,7 @@ def _truth(arguments: argparse.Namespace, pictures: Sequence[Path]) -> dict | No
 
 
 def _outputs(arguments: argparse.Namespace, pictures: Sequence[Path], names: dict[int, str]) -> dict[str, Path]:
-    """Where everything goes, by the picture's stem, the class's name, or "detections.json"; refused before work."""
+    """All output paths, by the picture's stem, the class's name, or "detections.json"; checked before any work."""
     if not arguments.output:
         return {}
     folder = Path(arguments.output)
@@ -173,12 +173,12 @@ def _outputs(arguments: argparse.Namespace, pictures: Sequence[Path], names: dic
     if arguments.voc:
         wrong = [name for name in names.values() if "/" in name or name in ("", ".", "..")]
         if wrong:
-            raise CaffeError("--voc", f"a class named {wrong[0]!r}", expected="names that files can have")
+            raise CaffeError("--voc", f"a class named {wrong[0]!r}", expected="names that are valid in file names")
         outputs |= {f"class {name}": folder / f"comp4_det_test_{name}.txt" for name in names.values()}
     sources = {path.resolve() for path in pictures}
     for output in outputs.values():
         if output.resolve() in sources:
-            raise FileError(str(output), "a picture to be read", remedy="choose another folder with -o")
+            raise FileError(str(output), "is also an input picture", remedy="choose another folder with -o")
         if folder.is_dir():
             check_output(output, overwrite=arguments.force)
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def _score(arguments: argparse.Namespace, results: dict, truth: dict, names: dic
         print_json({"average_precision": scores, "unknown": unknown})
         return
     if unknown:
-        print_line(f"classes of the annotations that the net has no name of: {', '.join(unknown)}")
+        print_line(f"classes of the annotations that the net does not have: {', '.join(unknown)}")
     rows = [(name, f"{of['11-point']:.4f}", f"{of['area']:.4f}") for name, of in scores.items()]
     print_line(table(("class", "11-point", "area"), rows, right=(1, 2)))
 

@@ -24,8 +24,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add = parser.add_argument
     add("prototxt", metavar="NET", help="the definition")
-    add("output", metavar="FILE", help="the drawing, in the format that its name says: .png, .svg, .pdf, .gv")
-    add("--rankdir", choices=("LR", "TB", "BT", "RL"), default="LR", help="which way it goes; default: %(default)s")
+    add("output", metavar="FILE", help="the drawing, in the format of its extension: .png, .svg, .pdf, .gv")
+    add(
+        "--rankdir", choices=("LR", "TB", "BT", "RL"), default="LR", help="direction of the graph; default: %(default)s"
+    )
     add("--phase", choices=tuple(_PHASES), default="ALL", help="only the layers of a phase; default: %(default)s")
     add("--display-lrm", action="store_true", help="with the learning rate multipliers")
     parser.add_force()

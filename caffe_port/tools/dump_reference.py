@@ -1,4 +1,4 @@
-"""dump_reference: writes the script that stores what a net computes, to be run inside a Caffe of one's own."""
+"""dump_reference: writes the script that stores what a net computes, to be run inside another Caffe."""
 
 from __future__ import annotations
 

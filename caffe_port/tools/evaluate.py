@@ -1,4 +1,4 @@
-"""evaluate: masks beside the true ones, as PASCAL VOC's devkit scores them."""
+"""evaluate: scores masks against the true ones as PASCAL VOC's devkit does."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "evaluate",
         "Score folders of masks by mean intersection over union, as PASCAL VOC's devkit does: over the pixels of all"
-        " pictures together, those with the true label 255 left out.",
+        " pictures together, without those whose true label is 255.",
         example="masks --truth VOC2012",
     )
     add = parser.add_argument
     add("results", metavar="[SYSTEM=]RESULTS", nargs="+", help="a folder of masks NAME.png; a row of the table")
-    add("--truth", metavar="DIR", required=True, help="the true masks: a folder of them, or one laid out as VOC's")
-    add("--list", metavar="FILE", help="the pictures to count, a name a line; in VOC's layout also a list's name (val)")
+    add("--truth", metavar="DIR", required=True, help="the true masks: a folder of them, or one in VOC's layout")
     add(
-        "--names", metavar="A,B,...", help="the classes from label 1 on; default: classes.txt of VOC's layout, or VOC's"
+        "--list",
+        metavar="FILE",
+        help="the pictures to score, one name a line; in VOC's layout also a list's name (val)",
     )
-    add("--markdown", metavar="FILE", help="also write the table as Markdown, in the shape of the paper's table 2")
-    add("--confusion", metavar="FILE", help="also write pixel counts as CSV: true labels by row, given ones by column")
+    add("--names", metavar="A,B,...", help="the classes from label 1; default: classes.txt of VOC's layout, or VOC's")
+    add("--markdown", metavar="FILE", help="also write the table as Markdown, in the form of the paper's table 2")
+    add(
+        "--confusion",
+        metavar="FILE",
+        help="also write pixel counts as CSV: true labels by row, predicted ones by column",
+    )
     add(
         "--html",
         metavar="FILE",
-        help="also write a page of its own: scores, confusion, the worst and the best pictures",
+        help="also write an HTML page: scores, confusion, the worst and the best pictures",
     )
-    add("--pictures", metavar="DIR", help="the pictures behind the masks on that page; default: VOC's layout's")
+    add("--pictures", metavar="DIR", help="the pictures shown on that page; default: those of VOC's layout")
     add(
         "--show",
         type=int,
@@ -86,11 +92,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Truth:
-    """What results are held to.
+    """What results are scored against.
 
     Attributes:
-        masks: the folder of the true ones. names: those that count. classes: names from label 0 on.
-        pictures: the folder of what they are of, if there is one.
+        masks: the folder of the true ones. names: those that are scored. classes: names from label 0.
+        pictures: the folder of the pictures, if there is one.
     """
 
     masks: Path
@@ -118,7 +124,7 @@ def _truth(arguments: argparse.Namespace) -> Truth:
 
 @dataclass(frozen=True)
 class System:
-    """A folder of results and how good they are: all together, and each."""
+    """A folder of results with its scores: of all pictures together, and of each."""
 
     name: str
     folder: Path
@@ -130,7 +136,7 @@ def _system(given: str, truth: Truth, quiet: bool) -> System:
     """Scores ``[SYSTEM=]RESULTS``.
 
     Raises:
-        FileError: masks are missing; with how many, and the first.
+        FileError: masks are missing; gives their number and the first.
     """
     from caffe_port.segmentation.evaluate import Scores, score
 
@@ -138,7 +144,10 @@ def _system(given: str, truth: Truth, quiet: bool) -> System:
     folder = Path(path if equals else given)
     if not folder.is_dir():
         raise FileError(str(folder), "no such folder")
-    for one, remedy in ((truth.masks, "is the list another one's?"), (folder, "name those to count with --list")):
+    for one, remedy in (
+        (truth.masks, "check that the list belongs to these masks"),
+        (folder, "name the pictures to score with --list"),
+    ):
         missing = [name for name in truth.names if not (one / f"{name}.png").is_file()]
         if missing:
             found = f"{len(missing)} of {len(truth.names)} masks missing, the first {missing[0]}.png"
@@ -153,10 +162,10 @@ def _print(systems: Sequence[System], truth: Truth) -> None:
     from caffe_port.segmentation.evaluate import percents, short_names
 
     head = [*short_names(truth.classes), "mean"]
-    if len(systems) == 1:  # a class a line reads better than all in one
+    if len(systems) == 1:  # one class a line is easier to read
         total = systems[0].total
         print(table(("class", "IoU %"), list(zip(head, percents(total), strict=True)), right=(1,)))
-        print(f"{len(truth.names)} pictures, {100 * total.accuracy:.1f} % of the pixels right")
+        print(f"{len(truth.names)} pictures, {100 * total.accuracy:.1f} % of the pixels correct")
     else:
         rows = [[system.name, *percents(system.total)] for system in systems]
         print(table(["", *head], rows, right=range(1, len(head) + 1)))

@@ -1,4 +1,4 @@
-"""The page that evaluate writes: one file that needs nothing else, its pictures inside."""
+"""The page that evaluate writes: one self-contained file with its pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["page"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _SIDE = 320
-"""Pixels to which the longer side of a picture is shrunk."""
+"""Length in pixels to which the longer side of a picture is reduced."""
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #667079; --line: #d9dee3; --ok: #2f7fc1;
@@ -63,11 +63,11 @@ def page(system: System, truth: Truth, show: int) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(system.name)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(system.name)}: mean IoU {_percent(system.total.mean)} %</h1>
-<p class="faint">{len(system.scored)} pictures, {_percent(system.total.accuracy)} % of the pixels right. A class's score
-is intersection over union, over the pixels of all pictures together, those with the true label 255 left out.</p>
+<p class="faint">{len(system.scored)} pictures, {_percent(system.total.accuracy)} % of the pixels correct. A class's
+score is intersection over union, over the pixels of all pictures together, without those whose true label is 255.</p>
 <h2>Classes</h2><div class="classes">{_classes(system.total, truth)}</div>
-<h2>Where the pixels of a class went, in percent</h2>
-<p class="faint">True classes by row, given ones by column; cells below 0.5 % are empty.</p>
+<h2>Predicted labels of each class's pixels, in percent</h2>
+<p class="faint">True classes by row, predicted ones by column; cells below 0.5 % are empty.</p>
 <div class="wide"><table>{_confusion(system.total, truth)}</table></div>{figures}
 </body></html>
 """
@@ -91,7 +91,7 @@ def _confusion(total: Scores, truth: Truth) -> str:
 
 
 def _figure(one: Scored, system: System, truth: Truth) -> str:
-    """A picture, with its true labels over it, and with its given ones."""
+    """A picture, the same with its true labels drawn over it, and with its predicted ones."""
     true, given = (voc.read_labels(folder / f"{one.name}.png") for folder in (truth.masks, system.folder))
     picture, colours = _picture(truth.pictures, one.name, true.shape), voc.palette()
     views = {"picture": picture}
@@ -109,7 +109,7 @@ def _figure(one: Scored, system: System, truth: Truth) -> str:
 
 
 def _picture(folder: Path | None, name: str, size: tuple[int, ...]) -> Array:
-    """The picture, or grey where there is none of that name and size."""
+    """The picture; plain grey if none has that name and size."""
     paths = [folder / f"{name}{ending}" for ending in voc.PICTURES] if folder else []
     found = next((path for path in paths if path.is_file()), None)
     picture = voc.read_picture(found) if found else np.empty(0)

@@ -1,4 +1,4 @@
-"""export: a net as an ONNX file, checked in onnxruntime before it gets its name, or as a file of torch.export."""
+"""export: a net as an ONNX file, checked in onnxruntime before it is kept, or as a file of torch.export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "export",
-        "Export a trained net: to ONNX (checked in onnxruntime beside the net, kept only if the numbers agree), or to "
+        "Export a trained net: to ONNX (checked in onnxruntime against the net, kept only if the numbers agree), or to "
         "torch.export's .pt2.",
         example="net.prototxt model.caffemodel -o model.onnx",
     )
@@ -31,14 +31,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("prototxt", metavar="NET", help="the deploy definition")
     add("weights", metavar="MODEL", help="its weights, of any format")
     parser.add_output(help="model.onnx or model.pt2; default: MODEL.onnx")
-    add("--outputs", metavar="BLOB", nargs="+", help="blobs to give, in place of the net's outputs")
-    add("--opset", type=int, metavar="N", help="ONNX's version of operators; default: 18")
-    add("--dtype", choices=("fp32", "fp16"), default="fp32", help="of the numbers inside; default: %(default)s")
+    add("--outputs", metavar="BLOB", nargs="+", help="output blobs, in place of the net's outputs")
+    add("--opset", type=int, metavar="N", help="ONNX's operator set version; default: 18")
+    add(
+        "--dtype",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="type of the numbers in the file; default: %(default)s",
+    )
     add("--fixed-batch", action="store_true", help="the definition's batch size only")
     add("--dynamic-size", action="store_true", help="any height and width, where all layers allow it")
-    add("--no-fold", action="store_true", help="keep normalizations as operators of their own")
+    add("--no-fold", action="store_true", help="keep normalizations as separate operators")
     add("--no-check", action="store_true", help="write the file without running it")
-    add("--reference", metavar="R.npz", help="compare with another Caffe's numbers too (as parity takes them)")
+    add("--reference", metavar="R.npz", help="also compare with another Caffe's numbers (as parity takes them)")
     group = parser.add_argument_group("pictures: the graph takes uint8 (batch, height, width, channels) of any size")
     group.add_argument("--mean", metavar="B,G,R", help="subtract these, in the net's order of channels")
     group.add_argument("--scale", type=float, default=1.0, metavar="S", help="then multiply by this; default: 1")
@@ -54,7 +59,7 @@ def _export(arguments: argparse.Namespace) -> None:
     output = arguments.output or str(Path(arguments.weights).with_suffix(".onnx"))
     suffix = Path(output).suffix
     if suffix not in _SUFFIXES:
-        raise CaffeError(output, f"the ending {suffix!r}", expected=" or ".join(_SUFFIXES))
+        raise CaffeError(output, f"the extension {suffix!r}", expected=" or ".join(_SUFFIXES))
     check_output(output, overwrite=arguments.force)
     net = trained_net(arguments.prototxt, arguments.weights, quiet=True, mmap=True, **read_options(arguments))
     if suffix == ".pt2":
@@ -109,7 +114,9 @@ def _preprocessing(arguments: argparse.Namespace) -> Preprocessing | None:
     try:
         mean = [float(n) for n in arguments.mean.split(",")] if arguments.mean else []
     except ValueError:
-        raise CaffeError("--mean", repr(arguments.mean), expected="numbers with commas, such as 104,117,123") from None
+        raise CaffeError(
+            "--mean", repr(arguments.mean), expected="numbers separated by commas, such as 104,117,123"
+        ) from None
     size = None
     if arguments.input_size:
         height, cross, width = arguments.input_size.lower().partition("x")

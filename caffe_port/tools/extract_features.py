@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "extract-features",
-        "Run a net with a data layer of its own over N batches, in TEST, and write blobs of every item into databases,"
+        "Run a net that has a data layer over N batches, in TEST, and write blobs of every item into databases,"
         " record for record as Caffe's tool does.",
         example="features.caffemodel data.prototxt fc6 features_lmdb 2 lmdb",
     )
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("weights", metavar="WEIGHTS", help="of any format")
     add("prototxt", metavar="NET", help="the definition, with a data layer")
     add("blobs", metavar="BLOB,...", help="the blobs' names")
-    add("databases", metavar="DATABASE,...", help="a folder to make for each of them")
+    add("databases", metavar="DATABASE,...", help="a folder to create for each of them")
     add("batches", metavar="N", type=int, help="forward passes")
     add("backend", choices=BACKENDS, help="the kind of the databases")
     add("processor", choices=("CPU", "GPU"), nargs="?", default="CPU", help="default: CPU")
@@ -84,7 +84,7 @@ def _net(arguments: argparse.Namespace) -> Any:
 def _records(data: Any, where: str) -> Iterator[bytes]:
     """A Datum for each item of a blob."""
     if data.ndim > 4:
-        raise ShapeError(where, f"{data.ndim} axes", expected="4 or fewer, which a Datum can hold")
+        raise ShapeError(where, f"{data.ndim} axes", expected="4 or fewer, as a Datum has")
     channels, height, width = [*map(int, data.shape), 1, 1, 1, 1][1:4]
     for item in data.reshape(data.shape[0] if data.ndim else 1, -1):
         datum = SCHEMA.Datum(channels=channels, height=height, width=width)

@@ -1,4 +1,4 @@
-"""fold: weights trained with batch statistics become weights for inference."""
+"""fold: turns weights trained with batch statistics into weights for inference."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 PASSES = 101
-"""As many as the released script runs, one before its loop of a hundred."""
+"""As in the released script: one before its loop of a hundred."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "fold",
-        "Run a net whose BN layers give their batch's statistics over many batches of its data, average them, and write"
-        " its weights with BN's scale and shift for bn_mode: INFERENCE.",
+        "Run a net whose BN layers output their batch's statistics over many batches of its data, average these, and"
+        " write its weights with BN's scale and shift for bn_mode: INFERENCE.",
         example="make_inference.prototxt trained.caffemodel --passes 2",
     )
     add = parser.add_argument
@@ -35,12 +35,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("weights", metavar="TRAINED.caffemodel", help="or any other file of weights")
     parser.add_output(help="default: TRAINED_inference.caffemodel; .h5 gives Caffe's HDF5")
     add("--passes", type=int, default=PASSES, metavar="N", help="batches to average over; default: %(default)s")
-    add("--absorb", action="store_true", help="into the convolutions: weights for the net without BN layers, too")
-    add("--unbiased", action="store_true", help="times m / (m - 1), which the original meant to do and did not")
+    add(
+        "--absorb",
+        action="store_true",
+        help="fold into the convolutions: the weights also suit the net without BN layers",
+    )
+    add(
+        "--unbiased",
+        action="store_true",
+        help="multiply variances by m / (m - 1), which the original intended but did not do",
+    )
     add("--source", metavar="LIST", help="the data layer's list, in place of the definition's")
-    add("--root-folder", metavar="DIR", help="what its names start from, in place of the definition's")
+    add("--root-folder", metavar="DIR", help="prefix of its names, in place of the definition's")
     add("--batch", type=int, metavar="N", help="images in a batch, in place of the definition's")
-    add("--seed", type=int, metavar="N", help="of shuffling and mirroring; default: another one each time")
+    add("--seed", type=int, metavar="N", help="of shuffling and mirroring; default: a new one each time")
     parser.add_device()
     parser.add_quiet()
     parser.add_dialect()
@@ -59,7 +67,7 @@ def _fold(arguments: argparse.Namespace) -> None:
     output = arguments.output or str(source.with_name(f"{source.stem}_inference.caffemodel"))
     check_output(output, overwrite=arguments.force)
     if Path(output).exists() and Path(output).samefile(source):
-        raise CaffeError(output, "the trained weights themselves", remedy="choose another name with -o")
+        raise CaffeError(output, "is the file of the trained weights", remedy="choose another name with -o")
     device = device_of(arguments.device)
     definition = read_net(arguments.prototxt, phase="TEST", **read_options(arguments))
     _set_data(definition, arguments)
@@ -68,7 +76,7 @@ def _fold(arguments: argparse.Namespace) -> None:
     net = trained_net(definition, arguments.weights, quiet=arguments.quiet).to(device)
     if net.graph.inputs:
         raise CaffeError(
-            arguments.prototxt, f"inputs {', '.join(net.graph.inputs)}", expected="a net with a data layer of its own"
+            arguments.prototxt, f"inputs {', '.join(net.graph.inputs)}", expected="a net with a data layer"
         )
     moments = measure(net, ({} for _ in each(range(arguments.passes), "fold", quiet=arguments.quiet)))
     fold(moments, unbiased=arguments.unbiased)
@@ -81,16 +89,18 @@ def _fold(arguments: argparse.Namespace) -> None:
 
 
 def _set_data(definition: Definition, arguments: argparse.Namespace) -> None:
-    """Put the data layers' settings that were given in place of the definition's.
+    """Replaces settings of the data layers by those given on the command line.
 
     Raises:
-        CaffeError: there is no layer to take them.
+        CaffeError: no layer has these settings.
     """
     given = {"source": arguments.source, "root_folder": arguments.root_folder, "batch_size": arguments.batch}
     given = {name: value for name, value in given.items() if value is not None}
     layers = [layer for layer in definition.net.layer if layer.HasField("image_data_param")]
     if given and not layers:
-        raise CaffeError(definition.path, "no layer that reads pictures", expected="one, for --source and the like")
+        raise CaffeError(
+            definition.path, "no layer that reads pictures", expected="one, for --source, --root-folder and --batch"
+        )
     for layer in layers:
         for name, value in given.items():
             setattr(layer.image_data_param, name, value)

@@ -1,9 +1,9 @@
 """fp_bp: weights of the classification net for the net that holds its backward pass as layers.
 
 DecoupledNet's bridge needs the gradient of the class scores with respect to pool5 in its forward pass (section 4.3 of
-the paper). So the forward-backward net has, for some layers X of the classification net, a layer ``X-bp`` that does
-what X's backward pass does: a deconvolution with X's own weights, or for a 1x1 kernel a convolution with the transposed
-ones. Their biases are zero.
+the paper). So the forward-backward net has, for some layers X of the classification net, a layer ``X-bp`` that computes
+X's backward pass: a deconvolution with X's weights, or for a 1x1 kernel a convolution with the transposed ones.
+The biases are zero.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TYPES = ("Convolution", "Deconvolution")
 
 @dataclass(frozen=True)
 class Made:
-    """A layer of the forward-backward net with its parameters: ``how`` they came from layer ``source``."""
+    """A layer of the forward-backward net with its parameters: ``how`` they derive from layer ``source``."""
 
     layer: str
     source: str
@@ -54,7 +54,7 @@ def convert(definition: Definition, weights: Weights) -> list[Made]:
 
     Raises:
         DefinitionError: no layer is called ``X-bp``, or one cannot be the backward pass of its X.
-        WeightsError: a layer or blob is missing, or has another shape than the net wants.
+        WeightsError: a layer or blob is missing, or has another shape than the net requires.
     """
     layers: dict[str, Any] = {
         layer.message.name: layer.spec for layer in infer(definition, check=False).layers if layer.params
@@ -74,18 +74,20 @@ def convert(definition: Definition, weights: Weights) -> list[Made]:
         name = base or layer.name
         if name not in sources:
             near = nearest(name, sources)
-            remedy = f"near: {near}" if near else "is it the classification net's file?"
+            remedy = f"near: {near}" if near else "check that it is the classification net's file"
             raise WeightsError(weights.path, f"no layer {name!r}", remedy=remedy)
         blobs = [blob for blob in sources[name].blobs if blob is not None]
         _check(weights.path, name, blobs, layers[name].blob_shapes)
         how = "copied"
         if base:
-            how = _way_back(layers[base], layer)
+            how = _backward_weights(layers[base], layer)
             blobs = [blobs[0].transpose(1, 0, 2, 3) if how == "transposed" else blobs[0]]
             weight, *others = layer.blob_shapes.values()
             if blobs[0].shape != weight:
                 where = f"{layer.where}: layer {layer.name}"
-                raise DefinitionError(where, f"weights {weight}", expected=f"{blobs[0].shape} to undo {base}")
+                raise DefinitionError(
+                    where, f"weights {weight}", expected=f"{blobs[0].shape}, for the backward pass of {base}"
+                )
             blobs += [np.zeros(shape, np.float32) for shape in others]
         made.append(Made(layer.name, name, how, blobs))
     return made
@@ -97,16 +99,16 @@ def _base(name: str, layers: dict[str, Any]) -> str:
     return base if base != name and base in layers else ""
 
 
-def _way_back(forward: Any, backward: Any) -> str:
-    """How the weights of ``forward`` serve the layer that is its backward pass: "as they are" or "transposed".
+def _backward_weights(forward: Any, backward: Any) -> str:
+    """How the backward layer uses the weights of ``forward``: "unchanged" or "transposed".
 
     Raises:
-        DefinitionError: ``backward`` is not that.
+        DefinitionError: ``backward`` is not the backward pass of ``forward``.
     """
     geometry = _geometry(forward)
     if forward.type == "Convolution" and _geometry(backward) == geometry:
         if backward.type == "Deconvolution":
-            return "as they are"
+            return "unchanged"
         if geometry == ((1, 1), (1, 1), (0, 0), (1, 1), 1):
             return "transposed"
     raise DefinitionError(
@@ -157,7 +159,7 @@ def write(
     quiet: bool = False,
     **options: Any,
 ) -> tuple[Weights, dict[str, Made]]:
-    """:func:`convert` from file to file: the classification net's weights, and what was made of them by layer.
+    """:func:`convert` from file to file: the classification net's weights, and the result by layer.
 
     Args:
         prototxt: the forward-backward net. quiet: without progress. options: as ``read_net`` has them.
@@ -195,7 +197,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         layer.name for layer in weights.layers if layer.blobs and layer.name not in {m.source for m in made.values()}
     ]
     if left:
-        print(f"not in the net, left out: {', '.join(left)}")
+        print(f"not in the net, omitted: {', '.join(left)}")
     print(f"wrote {output}")
 
 

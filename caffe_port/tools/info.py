@@ -1,4 +1,4 @@
-"""info: what definitions and weight files hold, without building a net."""
+"""info: what definitions and weight files contain, without building a net."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 if a file could not be read."""
     parser = Parser(
         "info",
-        "Show what definitions and weight files hold: the dialect and why, phases and stages, layers with the shapes of"
-        " their tops, parameters, multiply-adds and memory, and everything that is not known, by the fork that has it."
+        "Show what definitions and weight files contain: the dialect and why, phases and stages, layers with the shapes"
+        " of their tops, parameters, multiply-adds and memory, and everything unknown, with the fork that has it."
         " Builds no net and loads no torch.",
         example="net.prototxt model.caffemodel",
     )
     add = parser.add_argument
     add("files", metavar="FILE", nargs="+", help="a prototxt (a net or a solver), or weights of any format")
-    add("--phase", choices=("TEST", "TRAIN"), help="default: TEST, or TRAIN where there is no net in TEST")
+    add("--phase", choices=("TEST", "TRAIN"), help="default: TEST, or TRAIN where no net results in TEST")
     add("--level", type=int, default=0, metavar="N", help="the net's level")
     add("--stage", metavar="A,B", default="", help="the net's stages")
     parser.add_json("print a line of JSON for each file: file, kind, dialect, layers, parameters, unknown and more")

@@ -1,4 +1,4 @@
-"""layers_table: the supported layers as a table, from the registry."""
+"""layers_table: the supported layers as a Markdown table, from the registry."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def table(cases: Path | None = None) -> str:
     """The page: a row for each registered layer.
 
     Args:
-        cases: a folder of suites, each with a manifest.json that says of every case its ``types`` of layers and whether
-            it ran ``backward``.
+        cases: a folder of suites, each with a manifest.json that gives for every case its ``types`` of layers and
+            whether it ran ``backward``.
 
     Raises:
-        FormatError: a manifest is no JSON of that form.
+        FormatError: a manifest is not JSON of that form.
     """
     from caffe_port.layers import REGISTRY
 
@@ -82,7 +82,7 @@ def table(cases: Path | None = None) -> str:
 
 
 def from_source(cls: type[Layer]) -> bool:
-    """Whether a layer's numbers are known from its fork's code and tests of this port alone."""
+    """Whether a layer was checked only against its fork's code and by tests of this port."""
     return "rom source" in f"{sys.modules[cls.__module__].__doc__}{cls.__doc__}"
 
 
@@ -101,7 +101,7 @@ def exports(cases: Path) -> dict[str, bool]:
     from caffe_port.net import Net
 
     found: dict[str, bool] = {}
-    logging.disable(logging.CRITICAL)  # what cannot be exported is told at length
+    logging.disable(logging.CRITICAL)  # torch logs every failed export at length
     try:
         for suite in sorted(p.parent for p in cases.glob("*/manifest.json") if p.parent.name in _SINGLE):
             for case in json.loads((suite / "manifest.json").read_text(encoding="utf-8")).values():
@@ -126,13 +126,13 @@ def _takes(layer: Layer, bottoms: tuple[Any, ...]) -> bool:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
         try:
             torch.export.export(layer, bottoms, strict=False)
-        except Exception:  # whatever torch says, it is a no
+        except Exception:  # any error means that torch cannot export it
             return False
     return True
 
 
 def suites(cases: Path) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """The suites with cases that each type takes part in, forward and backward."""
+    """The suites with cases that contain each type, forward and backward."""
     forward: dict[str, set[str]] = {}
     backward: dict[str, set[str]] = {}
     for path in sorted(cases.glob("*/manifest.json")):

@@ -1,4 +1,4 @@
-"""make_shapes: draws a small data set of textured shapes, laid out as PASCAL VOC, to try everything on."""
+"""make_shapes: draws a small data set of textured shapes, in PASCAL VOC's layout, for trials of every command."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "make-shapes",
-        "Draw a data set: textured shapes in clutter, several classes a picture, laid out as PASCAL VOC.",
+        "Draw a data set: textured shapes in clutter, several classes a picture, in PASCAL VOC's layout.",
         example="-o shapes --images 8 --classes 2 --size 48",
     )
     add = parser.add_argument
-    parser.add_output("DIR", required=True, help="the folder to make")
+    parser.add_output("DIR", required=True, help="the folder to create")
     add("--images", type=int, default=400, metavar="N", help="pictures for training; default: %(default)s")
     add("--val", type=int, metavar="N", help="pictures for validation; default: a quarter as many")
     add("--classes", type=int, default=5, metavar="K", help=f"1 to {len(SHAPES)}; default: %(default)s")
     add("--size", type=int, default=128, metavar="S", help="pixels along the longer side; default: %(default)s")
-    add("--seed", type=int, default=0, metavar="N", help="another set for another one; default: %(default)s")
-    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; default: one a core")
+    add("--seed", type=int, default=0, metavar="N", help="each seed gives another set; default: %(default)s")
+    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; default: one for each core")
     parser.add_quiet()
     run(_make_shapes, parser, argv)
 

@@ -1,4 +1,4 @@
-"""parity: a net beside the numbers that another Caffe computed for it, layer by layer."""
+"""parity: a net compared with the numbers that another Caffe computed for it, layer by layer."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _FEW = 0.01
 
 @dataclass(frozen=True)
 class Row:
-    """One array of the reference, with the layer that made it.
+    """One array of the reference, with the layer that computed it.
 
     Attributes:
-        index: the layer's place in the net. turn: when the array was computed, backward after forward.
-        layer, type: of an in-place blob those of the first and the last that wrote it, ``conv1 .. relu1``.
+        index: the layer's position in the net. turn: order of computation, backward after forward.
+        layer, type: of an in-place blob those of the first and the last layer that wrote it, ``conv1 .. relu1``.
     """
 
     index: int
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def severity(self) -> tuple[bool, float]:
-        """What makes one row worse than another: being over the bound, then the error on the bound's scale."""
+        """Sort key of the worst rows: those over the bound first, then by error divided by bound."""
         return not self.comparison.ok, self.comparison.error / self.comparison.bound
 
     @property
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A net beside a reference. ``rows`` are in the order of the net, the backward pass after the forward pass."""
+    """A net compared with a reference. ``rows`` are in the order of the net, backward after forward."""
 
     net: str
     reference: str
@@ -89,13 +89,13 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence: whether all is well, or where it first is not."""
+        """One sentence: whether all arrays are within their bounds, or the first layer that is not."""
         lacking = f"; the reference lacks the net's outputs {', '.join(self.lacking)}" if self.lacking else ""
         return self._verdict() + lacking
 
     @property
     def near_ties(self) -> bool:
-        """Whether what is over looks as near ties do: few values of the first array that is over."""
+        """Whether the arrays over their bounds look like near ties: few values of the first one are over."""
         if not self.over:
             return False
         first = min(self.over, key=lambda row: row.turn).comparison
@@ -106,7 +106,7 @@ class Report:
             worst = max((row.comparison for row in self.rows if not row.comparison.outside), key=lambda c: c.error)
             ties = sum(row.comparison.outside for row in self.rows)
             return f"all within their bounds; the largest error is {worst.error:.1e} ({worst.key})" + (
-                f"; {ties} values lie outside, as near ties may" if ties else ""
+                f"; {ties} values exceed them, as near ties may" if ties else ""
             )
         first = min(self.over, key=lambda row: row.turn)
         return (
@@ -145,7 +145,7 @@ def measure(net: Net, reference: Reference, *, forwards: int = 1, own_switches: 
 
 
 def _makers(net: Net, comparison: Comparison) -> list[Node]:
-    """The layers whose work an array is: several for an in-place blob."""
+    """The layers that wrote an array: several for an in-place blob."""
     kind, name = comparison.kind, comparison.name
     nodes = [node for node, _ in net.nodes]
     if kind in ("pdiff", "after"):
@@ -182,26 +182,28 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, 1 if something is over its bound, 2 after an error."""
     parser = Parser(
         "parity",
-        "Run a net on the inputs of a reference and compare every array that it holds, layer by layer. The reference is"
-        " an .npz that converters/dump_reference.py writes inside another Caffe. Exit status 1 if something is over.",
+        "Run a net on the inputs of a reference and compare every array in it, layer by layer. The reference is an .npz"
+        " that converters/dump_reference.py writes inside another Caffe. Exit status 1 if an array exceeds its bound.",
         example="net.prototxt model.caffemodel reference.npz",
     )
     add = parser.add_argument
     add("prototxt", metavar="NET.prototxt", help="the definition")
-    add("weights", metavar="MODEL.caffemodel", nargs="?", help="may be missing if the reference holds the parameters")
+    add(
+        "weights", metavar="MODEL.caffemodel", nargs="?", help="may be omitted if the reference contains the parameters"
+    )
     add("reference", metavar="REFERENCE.npz", help="what another Caffe computed")
     add("--phase", choices=("TEST", "TRAIN"), default="TEST", help="default: TEST")
     forward, backward = f"default: {compare.FORWARD}", f"default: {compare.BACKWARD}"
     add("--tolerance", type=_bound, default=compare.FORWARD, metavar="E", help=f"of max|ours-ref|/max|ref|; {forward}")
     add("--backward-tolerance", type=_bound, default=compare.BACKWARD, metavar="E", help=f"of diffs; {backward}")
-    add("--noise", metavar="FILE", help="noise.json: real Caffe's distance from itself, of which ten times is allowed")
+    add("--noise", metavar="FILE", help="noise.json: real Caffe's distance from itself; ten times as much is allowed")
     add("--case", metavar="NAME", help="the case in it; default: the reference's name")
-    add("--switches", action="store_true", help="unpool with the reference's switches: without near ties, all is close")
+    add("--switches", action="store_true", help="unpool with the reference's switches, which excludes near ties")
     add("--forwards", type=_count, default=1, metavar="N", help="forward passes before comparing; default: 1")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--top", type=_count, default=_TOP, metavar="N", help="show the worst N; default: %(default)s")
     shown.add_argument("--all", action="store_true", help="show all, in the order of the net")
-    add("--html", metavar="FILE", help="also write the report as a page of its own")
+    add("--html", metavar="FILE", help="also write the report as an HTML page")
     parser.add_force()
     parser.add_json("print the report as one line of JSON, with every array")
     parser.add_quiet("print the verdict only")
@@ -250,11 +252,11 @@ def _main(arguments: argparse.Namespace) -> int:
         print(f"({len(report.rows) - len(rows)} more{f', {over} of them over' if over else ''}; --all shows them)")
     print(report.verdict)
     if report.over and not arguments.switches and reference.keys("switch"):
-        print("near ties may have moved the deeper layers: --switches takes them out of the comparison")
+        print("near ties may have changed deeper layers: --switches excludes them")
     elif report.near_ties and not arguments.switches:
         print(
-            "so few values look like near ties: a pooling window or a class whose inputs are equal but for their last"
-            " bits; where layers unpool, a reference with their switches and --switches take them out"
+            "so few values look like near ties: a pooling window or a class whose inputs differ only in their last bits;"
+            " where layers unpool, a reference with their switches and --switches exclude them"
         )
     if arguments.html:
         print(f"wrote {arguments.html}")
@@ -267,7 +269,7 @@ def _build(arguments: argparse.Namespace, reference: Reference) -> Net:
     options = read_options(arguments)
     net = Net(arguments.prototxt, weights=arguments.weights, phase=arguments.phase, **options)
     if net.params and not arguments.weights and not reference.keys("param"):
-        raise WeightsError(reference.path, "no parameters", expected="a MODEL.caffemodel before it")
+        raise WeightsError(reference.path, "no parameters", expected="MODEL.caffemodel before it on the command line")
     return net
 
 
@@ -291,7 +293,7 @@ def write_page(path: str | Path, report: Report, *, overwrite: bool = False) -> 
     """Writes the report as one self-contained page, atomically.
 
     Raises:
-        FileError: the file is there already or cannot be written.
+        FileError: the file exists or cannot be written.
     """
     from caffe_port.tools.parity_page import page
 

@@ -1,4 +1,4 @@
-"""The page that parity writes: one file that needs nothing else, not even scripts."""
+"""The page that parity writes: one self-contained file without scripts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def page(report: Report) -> str:
 <h1>{escape(title)}</h1>
 <p class="{"over" if report.over else ""}">{escape(report.verdict)}</p>
 <p class="faint">{len(report.rows)} arrays of {len(layers)} layers, {escape(report.setting)}. A bar is the layer's worst
-array: max |ours - reference| / max |reference|; the mark is its bound. A layer opens to all its arrays.</p>
+array: max |ours - reference| / max |reference|; the mark is its bound. Click a layer for all its arrays.</p>
 <input type="radio" name="order" id="network" checked> <label for="network">order of the net</label>
 <input type="radio" name="order" id="worst"> <label for="worst">worst first</label>
 <div class="row"><span></span><span class="type"></span><div class="ticks">{ticks}</div><span></span><span></span></div>
@@ -69,7 +69,7 @@ array: max |ours - reference| / max |reference|; the mark is its bound. A layer 
 
 
 def _at(value: float) -> str:
-    """A value's place on the scale."""
+    """A value's position on the scale."""
     power = log10(value) if value > 0 else _LOWEST
     return f"{100 * min(1.0, max(0.0, 1 - power / _LOWEST)):.1f}%"
 

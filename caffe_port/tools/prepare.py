@@ -1,4 +1,4 @@
-"""prepare: a folder laid out as PASCAL VOC's in, the lists for training every net in prototxt/ out."""
+"""prepare: from a folder in PASCAL VOC's layout, the lists for training every net in prototxt/."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     usual = Plan()
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="JPEGImages, SegmentationClass, ImageSets; classes.txt if they are not VOC's")
-    parser.add_output("OUT", required=True, help="the folder for the lists; made if it is not there")
-    add("--train", default=usual.train, metavar="LIST", help="pictures to learn from; default: %(default)s")
-    add("--val", default=usual.val, metavar="LIST", help="pictures to test on; default: %(default)s")
+    parser.add_output("OUT", required=True, help="the folder for the lists; created if missing")
+    add("--train", default=usual.train, metavar="LIST", help="pictures for training; default: %(default)s")
+    add("--val", default=usual.val, metavar="LIST", help="pictures for testing; default: %(default)s")
     add(
         "--levels",
         nargs="+",
@@ -42,18 +42,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         f" {' '.join(level.name for level in usual.levels)}",
     )
     add("--crops", type=_count, default=usual.crops, metavar="N", help="for each subset of a picture's classes; 200")
-    add("--drawn", type=_share, default=usual.drawn, metavar="S", help="least share of random crops; %(default)s")
+    add("--drawn", type=_share, default=usual.drawn, metavar="S", help="smallest share of random crops; %(default)s")
     add("--proposals", type=_count, default=usual.proposals, metavar="N", help="a picture, for DeconvNet; %(default)s")
-    add("--no-deconvnet", action="store_true", help="leave out the lists of DeconvNet's two stages")
+    add("--no-deconvnet", action="store_true", help="omit the lists of DeconvNet's two stages")
     add(
         "--masks-as-labels",
         action="store_true",
-        help="the classification net learns what a crop's mask shows; default: its picture's labels",
+        help="train the classification net on the labels in a crop's mask; default: its picture's labels",
     )
     add("--label-dim", type=_count, default=0, metavar="N", help="numbers in a line's vector; default: the classes")
     add("--model", metavar="FILE", help="a structured forest (OpenCV's model.yml.gz) for EdgeBox; default: gradients")
     add("--seed", type=int, default=usual.seed, metavar="N", help="of choices and random boxes; default: %(default)s")
-    add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes; default: one a core")
+    add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes; default: one for each core")
     parser.add_quiet("print nothing but errors and warnings")
     run(_prepare, parser, argv)
 

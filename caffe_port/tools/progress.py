@@ -1,4 +1,4 @@
-"""Progress of work that takes over two seconds: a bar on a terminal, lines now and then where stderr is a file."""
+"""Progress of work that takes over two seconds: a bar on a terminal, lines at growing intervals in a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _SLOW_BYTES, _SLOW_SECONDS = 50_000_000, 2.0
 _LINES_APART = 10.0
-"""Seconds between two lines in a log, twice as many each time."""
+"""Seconds before the first line in a log; the interval doubles each time."""
 
 
 class _Lines:
@@ -45,7 +45,7 @@ class _Lines:
 def progress(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable[[int], object] | None]:
     """Progress of work on ``total`` bytes.
 
-    Yields a function that takes the number of bytes done since its last call; None when there is nothing to show.
+    Yields a function that takes the number of bytes done since its last call; None if no progress is shown.
     """
     if quiet or total < _SLOW_BYTES:
         yield None
@@ -60,7 +60,7 @@ def progress(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable
 
 
 def each(things: Sequence[T], what: str, *, quiet: bool = False) -> Iterator[T]:
-    """The things one by one, with progress."""
+    """Iterates over the items with progress."""
     if quiet:
         yield from things
     elif sys.stderr.isatty():
@@ -77,7 +77,7 @@ def each(things: Sequence[T], what: str, *, quiet: bool = False) -> Iterator[T]:
 
 @contextmanager
 def working(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Says every now and then that work goes on whose length nobody knows."""
+    """Reports from time to time that work of unknown length continues."""
     if quiet:
         yield
         return
@@ -103,7 +103,7 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 def print_line(line: str) -> None:
-    """Prints a line on stdout, above the bar of :func:`each` where there is one."""
+    """Prints a line on stdout, above the bar of :func:`each` if one is shown."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

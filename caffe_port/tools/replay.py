@@ -1,4 +1,4 @@
-"""A reference put into a net, run there, and compared.
+"""Sets a reference's inputs in a net, runs the net and compares.
 
 A reference is an .npz of what another Caffe computed; ``converters/dump_reference.py`` writes one inside that Caffe.
 Its keys::
@@ -37,7 +37,7 @@ _GIVEN = ("in", "param", "seed")
 _FORWARD = ("out", "sample", "moments", "masksum", "switch", "after")
 _BACKWARD = ("diff", "pdiff")
 _OF_PARAMETERS = ("param", "after", "pdiff")
-_UNCOMPARED = ("out2",)  # a second forward, which shows a fault of the original
+_UNCOMPARED = ("out2",)  # a second forward, which shows a bug of the original
 _EXPECTED = "keys such as in/BLOB, param/LAYER/I, out/BLOB, pdiff/LAYER/I"
 
 
@@ -47,11 +47,11 @@ class Reference:
     Args:
         path: the file.
         noise: key to real Caffe's distance from itself, see :func:`read_noise`.
-        forward, backward: what the error may be where no noise is known.
+        forward, backward: the largest error allowed where no noise is known.
 
     Raises:
         FileError: it is missing or unreadable.
-        FormatError: it is no .npz, or a key is not of the form above.
+        FormatError: it is not an .npz, or a key is not of the form above.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Reference:
         try:
             self._arrays = np.load(self.path, allow_pickle=False)
         except (ValueError, EOFError, zipfile.BadZipFile):
-            raise FormatError(self.path, "something else, or the first part of one", expected="an .npz") from None
+            raise FormatError(self.path, "another format, or a truncated file", expected="an .npz") from None
         for key in self._arrays.files:
             kind, _, name = key.partition("/")
             if not name or kind not in (*_GIVEN, *self.bounds, *_UNCOMPARED):
                 raise FormatError(self.path, f"the key {key!r}", expected=_EXPECTED)
         if not self.keys(*self.bounds):
-            raise FormatError(self.path, "no numbers to compare with", expected=_EXPECTED)
+            raise FormatError(self.path, "no arrays to compare with", expected=_EXPECTED)
 
     def __getitem__(self, key: str) -> np.ndarray:
         try:
@@ -86,7 +86,7 @@ class Reference:
         return array
 
     def fitted(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The array in the shape that the net has for it.
+        """The array in the net's shape for it.
 
         Raises:
             ShapeError: it holds another number of values.
@@ -104,7 +104,7 @@ class Reference:
         return [key for key in self._arrays.files if key.partition("/")[0] in kinds]
 
     def bound(self, key: str) -> float:
-        """What the error of ``key`` may be."""
+        """The largest error allowed for ``key``."""
         bound, noise = self.bounds[key.partition("/")[0]], self.noise.get(key, 0.0)
         return compare.allowance(bound, noise, np.abs(self[key]).max(initial=0.0)) if noise else bound
 
@@ -114,15 +114,15 @@ class Reference:
 
 
 def read_noise(path: str | os.PathLike, case: str) -> dict[str, float]:
-    """How far real Caffe is from itself under other BLAS kernels, by key; of ``case`` in a ``noise.json``.
+    """Real Caffe's distance from itself under other BLAS kernels, by key; of ``case`` in a ``noise.json``.
 
     Raises:
-        FileError: the file is missing or unreadable. FormatError: it is another's, or lacks the case.
+        FileError: the file is missing or unreadable. FormatError: it is not such a file, or lacks the case.
     """
     try:
         content = json.loads(bytes(map_file(path)))
     except ValueError as error:
-        raise FormatError(str(path), f"no JSON: {error}", expected="a noise.json") from None
+        raise FormatError(str(path), f"not JSON: {error}", expected="a noise.json") from None
     entry = content.get(case) if isinstance(content, dict) else None
     if not isinstance(entry, dict) or not all(isinstance(v, (int, float)) for v in entry.values()):
         near = nearest(case, content) if isinstance(content, dict) else ""
@@ -132,10 +132,10 @@ def read_noise(path: str | os.PathLike, case: str) -> dict[str, float]:
 
 
 def prepare(net: Net, reference: Reference) -> None:
-    """Set the inputs and parameters that the reference holds.
+    """Sets the inputs and parameters that the reference contains.
 
     Raises:
-        CaffeError: the reference names something that the net has not. ShapeError: a parameter has another shape.
+        CaffeError: the reference names something that the net lacks. ShapeError: a parameter has another shape.
     """
     for key in reference.keys(*_GIVEN, *reference.bounds):
         _check(net, key, reference)
@@ -149,12 +149,12 @@ def prepare(net: Net, reference: Reference) -> None:
 
 
 def replay(net: Net, reference: Reference, *, forwards: int = 1, own_switches: bool = False) -> Iterator[Comparison]:
-    """Run the net as the reference was run and compare everything that it holds.
+    """Runs the net as the reference was run and compares every array in it.
 
     Args:
         forwards: forward passes before the first comparison.
-        own_switches: let the unpooling layers use the reference's switches wherever it has them. Near ties of the
-            poolings are out of the comparison then, and no value may lie outside.
+        own_switches: unpooling layers use the reference's switches where it has them. That excludes near ties of the
+            poolings, and no value may exceed its bound.
 
     Yields:
         Comparisons: the forward pass's in the reference's order, then the backward pass's.
@@ -187,7 +187,7 @@ def replay(net: Net, reference: Reference, *, forwards: int = 1, own_switches: b
 
 
 def _forward_with_switches(net: Net, reference: Reference) -> Iterator[Comparison]:
-    """One forward pass that compares a pooling's switches, then goes on with the reference's."""
+    """One forward pass that compares a pooling's switches, then continues with the reference's."""
     start = None
     for node, _ in net.nodes:
         keys = [f"switch/{top}" for top in node.tops if f"switch/{top}" in reference]
@@ -204,7 +204,7 @@ def _forward_with_switches(net: Net, reference: Reference) -> Iterator[Compariso
 
 
 def ours(net: Net, key: str, sampled: int = compare.SAMPLED) -> np.ndarray:
-    """The net's array for a reference key, after it ran; ``sampled`` values of a ``sample/`` key."""
+    """The net's array for a reference key, after a run; ``sampled`` values of a ``sample/`` key."""
     kind, _, name = key.partition("/")
     if kind in _OF_PARAMETERS:
         layer, _, index = name.rpartition("/")
@@ -230,23 +230,23 @@ def _pooled_width(net: Net, mask: str) -> int:
 
 
 def _check(net: Net, key: str, reference: Reference) -> None:
-    """Refuse a key that names nothing of the net."""
+    """Raises for a key that names nothing in the net."""
     kind, _, name = key.partition("/")
     if kind not in _OF_PARAMETERS:
         if name not in net.blobs:
-            raise _stranger(reference, key, "a blob of the net", nearest(name, net.blobs))
+            raise _unknown_key(reference, key, "a blob of the net", nearest(name, net.blobs))
         if kind == "in" and name not in net.inputs:
-            raise _stranger(reference, key, "an input of the net", ", ".join(net.inputs))
+            raise _unknown_key(reference, key, "an input of the net", ", ".join(net.inputs))
         if kind == "switch" and (maker(net, name).type != "Pooling" or len(net.shapes[name]) != 4):
-            raise _stranger(reference, key, "the second top of a pooling", "")
+            raise _unknown_key(reference, key, "the second top of a pooling", "")
         return
     layer, _, index = name.rpartition("/")
     if layer not in net.params:
-        raise _stranger(reference, key, "LAYER/I of a layer with parameters", nearest(layer, net.params))
+        raise _unknown_key(reference, key, "LAYER/I of a layer with parameters", nearest(layer, net.params))
     if not index.isdecimal() or int(index) >= len(net.params[layer]):
-        raise _stranger(reference, key, f"one of the {len(net.params[layer])} parameters of layer {layer}", "")
+        raise _unknown_key(reference, key, f"one of the {len(net.params[layer])} parameters of layer {layer}", "")
 
 
-def _stranger(reference: Reference, key: str, expected: str, near: str) -> CaffeError:
-    remedy = "is it this net's reference?" + (f" (near: {near})" if near else "")
+def _unknown_key(reference: Reference, key: str, expected: str, near: str) -> CaffeError:
+    remedy = "check that it is this net's reference" + (f" (near: {near})" if near else "")
     return CaffeError(reference.path, key, expected=expected, remedy=remedy)

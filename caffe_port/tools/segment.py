@@ -1,4 +1,4 @@
-"""segment: pictures in, masks out, by DecoupledNet's and DeconvNet's released procedures, or any net of scores."""
+"""segment: masks of pictures by DecoupledNet's and DeconvNet's released procedures, or by any net of scores."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _OPTIONS = {
     "deconvnet": ("proposals", "smallest", "model", "aligned"),
     "plain": ("fit",),
 }
-"""Those that have a meaning for one kind of net only."""
+"""Options that apply to one kind of net only."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture and where its results go; those not asked for are None."""
+    """A picture and the paths of its results; None for those not requested."""
 
     picture: Path
     mask: Path
@@ -54,23 +54,27 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "segment",
         "Segment pictures with a trained DecoupledNet, DeconvNet, or any net that scores every class at every pixel,"
-        " such as FCN-8s. Each becomes OUT/NAME.png, of its own size, a PNG whose palette indices are labels; 0 is the"
+        " such as FCN-8s. Writes OUT/NAME.png, of the picture's size, a PNG whose palette indices are labels; 0 is the"
         " background.",
         example="picture.jpg --prototxt deploy.prototxt --weights inference.caffemodel -o masks",
     )
     add = parser.add_argument
-    add("pictures", metavar="PICTURE", nargs="+", help="a picture, a folder of them, or a folder laid out as VOC's")
-    add("--list", metavar="LIST", help="only these pictures of the folder: a file, a name a line, or VOC's list (val)")
+    add("pictures", metavar="PICTURE", nargs="+", help="a picture, a folder of them, or a folder in VOC's layout")
+    add(
+        "--list",
+        metavar="LIST",
+        help="only these pictures of the folder: a file with one name a line, or VOC's list (val)",
+    )
     add("--prototxt", metavar="NET", help=f"the deploy net of the weights, such as {_DEPLOY}")
     add("--weights", metavar="FILE", help="its parameters, BN folded: .caffemodel, .safetensors, .pth, .npz or .h5")
-    parser.add_output("OUT", required=True, help="the folder for the results; made if it is not there")
+    parser.add_output("OUT", required=True, help="the folder for the results; created if missing")
     add("--overlay", action="store_true", help="also write OUT/NAME_overlay.png, the picture with the labels over it")
     add(
         "--maps",
         action="store_true",
-        help="also write OUT/NAME.npz: maps (n, height, width), the n labels they are of, and every class's score",
+        help="also write OUT/NAME.npz: maps (n, height, width), their n labels, and every class's score",
     )
-    add("--system", choices=KINDS, help="how the net is used; default: as its inputs and layers say")
+    add("--system", choices=KINDS, help="how the net is used; default: by its inputs and layers")
     add("--with", nargs=2, metavar=("NET", "FILE"), dest="other", help="an ensemble with this net: scores multiplied")
     add("--crf", choices=CRFS, help="a dense CRF over the maps, with these settings")
     add("--classes", metavar="A,B,...|FILE", help="the classes' names from label 1 on, to print; default: classes.txt")
@@ -87,12 +91,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         help="run the whole net for every pass, as the original did; slower",
     )
     add = parser.add_argument_group("DeconvNet").add_argument
-    add("--proposals", type=_count, metavar="N", help="windows a picture, the whole one among them; default: 50")
+    add(
+        "--proposals",
+        type=_count,
+        metavar="N",
+        help="windows for each picture, including the whole picture; default: 50",
+    )
     add(
         "--smallest",
         type=_count,
         metavar="P",
-        help="leave out windows with a side below P pixels; default: 112, less in pictures below 500",
+        help="omit windows with a side below P pixels; default: 112, less in pictures below 500",
     )
     add("--model", metavar="FILE", help="the structured forest for EdgeBox, OpenCV's model.yml.gz; default: gradients")
     add("--aligned", action="store_true", default=None, help="without the original's shift by one pixel")
@@ -189,7 +198,7 @@ def _pictures(arguments: argparse.Namespace) -> list[Path]:
     """The pictures to segment.
 
     Raises:
-        FileError: one is not there. CaffeError: a list, but no folder of what it names.
+        FileError: one is missing. CaffeError: a list is given, but not one folder.
     """
     from caffe_port.segmentation.folder import PHOTOGRAPHS, Folder, listed
     from caffe_port.segmentation.voc import pictures_in
@@ -199,9 +208,11 @@ def _pictures(arguments: argparse.Namespace) -> list[Path]:
     if not arguments.list:
         return pictures_in(folders)
     if len(given) != 1 or not given[0].is_dir():
-        raise CaffeError("--list", f"{len(given)} files or folders", expected="one folder of what it names")
+        raise CaffeError(
+            "--list", f"{len(given)} files or folders", expected="one folder that contains the list's pictures"
+        )
     if not Path(arguments.list).is_file() and folders == given:
-        raise FileError(arguments.list, "no such list", expected="a file, a name a line")
+        raise FileError(arguments.list, "no such list", expected="a file with one name a line")
     names = listed(Path(arguments.list)) if folders == given else Folder(given[0]).names(arguments.list)
     there = {path.stem: path for path in pictures_in(folders)}
     missing = [name for name in names if name not in there]
@@ -212,10 +223,10 @@ def _pictures(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
-    """Where everything goes; refuses what could not be written before the first picture is segmented.
+    """All output paths; those that cannot be written raise before the first picture is segmented.
 
     Raises:
-        FileError: a result is there already, or would be another one's, or is a picture to be read.
+        FileError: a result exists, two pictures have the same result path, or it is an input picture.
     """
     folder = Path(arguments.output)
     if folder.exists() and not folder.is_dir():
@@ -234,10 +245,10 @@ def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
     for job in jobs:
         for output in job.outputs:
             if output in makers:
-                found = f"would come from {makers[output]} and from {job.picture}"
-                raise FileError(str(output), found, remedy="leave one of them out")
+                found = f"the result of both {makers[output]} and {job.picture}"
+                raise FileError(str(output), found, remedy="omit one of them")
             if output.resolve() in sources:
-                raise FileError(str(output), "a picture to be segmented", remedy="choose another folder with -o")
+                raise FileError(str(output), "is also an input picture", remedy="choose another folder with -o")
             if folder.is_dir():
                 check_output(output, overwrite=arguments.force)
             makers[output] = job.picture
@@ -245,10 +256,10 @@ def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
 
 
 def _system(arguments: argparse.Namespace) -> System:
-    """The system that was asked for.
+    """The system that the options describe.
 
     Raises:
-        CaffeError: an option that none of its nets has a use for; an ensemble with DecoupledNet.
+        CaffeError: an option that applies to none of its nets; an ensemble with DecoupledNet.
     """
     from caffe_port.segmentation.crf import SETTINGS
     from caffe_port.segmentation.deconvnet import PROPOSALS, ProposalSegmenter

@@ -1,4 +1,4 @@
-"""What a definition or a weight file holds, without building a net: dialect, layers, shapes, and what is not known."""
+"""The contents of a definition or a weight file without building a net: dialect, layers, shapes, unknown parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PATH = re.compile(r"""["'][A-Za-z]:\\[^\\]""")
 
 
 class LayerLine(NamedTuple):
-    """A layer in a summary; ``parameters`` and ``macs`` are None where the definition does not tell."""
+    """A layer in a summary; ``parameters`` and ``macs`` are None where the definition does not determine them."""
 
     name: str
     type: str
@@ -40,15 +40,15 @@ class LayerLine(NamedTuple):
 
 @dataclass
 class Summary:
-    """What a file holds.
+    """Contents of a file.
 
     Attributes:
         kind: "net", "solver" or "weights". why: the reason for the dialect.
         phases: number of layers by phase. stages, levels: those that rules name.
         parameters, macs, memory: numbers of the parameters, multiply-adds of a pass, bytes of its blobs as float32;
-            None where the definition does not tell (data whose files are not read).
+            None where the definition does not determine them (data files are not read).
         unknown: types, fields and values that the dialect does not know. lines: the first line of each.
-        problems: what else keeps the net from being built.
+        problems: other reasons why the net cannot be built.
     """
 
     file: str
@@ -71,7 +71,7 @@ class Summary:
     text: str = field(default="", repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        """The result as a program reads it; ``unknown`` also names what keeps the file from being read at all."""
+        """The result for JSON; ``unknown`` also lists what makes the file unreadable."""
         unread = [f"syntax: {problem}" for problem in self.problems] if self.kind == "unreadable" else []
         return {
             **{"file": self.file, "kind": self.kind, "name": self.name, "dialect": self.dialect, "why": self.why},
@@ -87,7 +87,7 @@ class Summary:
 
     @property
     def exports(self) -> dict[str, list[str]]:
-        """By format to which layers can be exported: the types of this net that cannot."""
+        """For each export format, the layer types of this net that cannot be exported."""
         from caffe_port.spec import RECORDS
 
         if self.dialect is None:
@@ -112,13 +112,13 @@ def summarize(
     dialect: str | None = None,
     proto: str | None = None,
 ) -> Summary:
-    """What a prototxt or a weight file holds.
+    """The contents of a prototxt or a weight file.
 
     Args:
         phase: of the net; by default TEST, or TRAIN where the net cannot be built in TEST.
 
     Raises:
-        CaffeError: the file cannot be read, or is something else.
+        CaffeError: the file cannot be read, or has another format.
     """
     if _holds_text(path):
         text = read_text(path)
@@ -131,7 +131,7 @@ def _holds_text(path: str | Path) -> bool:
         with Path(path).open("rb") as file:
             head = file.read(4096)
     except OSError:
-        return True  # whose reader says what is wrong
+        return True  # its reader raises the error
     return not any(byte < 9 or 13 < byte < 32 for byte in head)
 
 
@@ -157,7 +157,7 @@ def _definition(
         scan.build(fields, message)
         if not message.IsInitialized():
             raise ValueError
-    except ValueError:  # what is wrong, protobuf's parser says
+    except ValueError:  # protobuf's parser reports the error
         try:
             parse_text(text, message_class, path)
         except CaffeError as error:
@@ -172,12 +172,12 @@ def _definition(
 def _dialect(found: Summary, text: str, choice: str | None, proto: str | None) -> Dialect:
     evidence = evidence_of_text(text, found.file)
     if choice is not None:
-        found.dialect, found.why = choice, "asked for"
+        found.dialect, found.why = choice, "requested"
         return dialect_of(choice)
     try:
         chosen, found.why = detect_dialect(evidence, load_proto(proto).displaced if proto else frozenset())
         found.dialect = chosen.name
-    except CaffeError as error:  # several could be meant, which the reason names
+    except CaffeError as error:  # several are possible, which the reason lists
         chosen = max(DIALECTS.values(), key=lambda d: (sum(knows(d, what) for what in evidence), not d.fallback))
         found.why = str(error)
     return chosen
@@ -202,7 +202,7 @@ def _notes(text: str) -> list[str]:
 def _net(
     found: Summary, message: Any, dialect: Dialect, phase: str | None, level: int, stages: tuple[str, ...]
 ) -> None:
-    """Fills in what follows from the net's layers."""
+    """Sets the fields that follow from the net's layers."""
     found.name = message.name
     rules = [rule for layer in message.layer or message.layers for rule in (*layer.include, *layer.exclude)]
     found.stages = sorted({stage for rule in rules for stage in (*rule.stage, *rule.not_stage)})
@@ -232,7 +232,7 @@ def _net(
 
 
 def _count(message: Any, phase: str, level: int, stages: tuple[str, ...]) -> int:
-    """How many layers the net has in a phase, its inputs as one."""
+    """Number of layers of the net in a phase, its inputs counted as one."""
     state = type(message.state)()
     state.CopyFrom(message.state)
     state.phase, state.level = {"TRAIN": TRAIN, "TEST": TEST}[phase], level
@@ -277,7 +277,7 @@ def _fill(found: Summary, inferred: Any, inserted: set[int]) -> None:
 
 
 def _parameters(layer: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """The name under which each parameter blob is shared, "" if it is not, and its shape."""
+    """For each parameter blob the name under which it is shared, "" for none, and its shape."""
     specs = layer.message.param
     return [(specs[i].name if i < len(specs) else "", shape) for i, shape in enumerate(layer.params.values())]
 

@@ -1,4 +1,4 @@
-"""torch2caffe: a state_dict file as weights that real Caffe loads."""
+"""torch2caffe: converts a state_dict file to weights that real Caffe loads."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "torch2caffe",
-        "Convert a state_dict back to weights of Caffe, in the form that the net's Caffe reads.",
+        "Convert a state_dict to Caffe's weights, in the generation that the net's Caffe reads.",
         example="model.safetensors --prototxt net.prototxt -o again.caffemodel",
     )
     parser.add_argument("weights", metavar="WEIGHTS", help=".safetensors, .pth, .npz or .h5, with keys LAYER.BLOB")
     parser.add_argument(
-        "--prototxt", metavar="NET", required=True, help="the net: its layers' order, types and generation"
+        "--prototxt", metavar="NET", required=True, help="the net, which gives the layers' order, types and generation"
     )
     parser.add_output(help="default: WEIGHTS.caffemodel")
     parser.add_argument("--format", choices=("caffemodel", "h5"), help="default: h5 if the output ends in .h5")
     parser.add_argument(
         "--phase", choices=PHASES.values(), default="TEST", help="which of the net's layers; default: TEST"
     )
-    parser.add_argument("--allow-missing", action="store_true", help="leave out layers that WEIGHTS lacks")
+    parser.add_argument("--allow-missing", action="store_true", help="omit layers that WEIGHTS lacks")
     parser.add_quiet()
     parser.add_dialect()
     run(_convert, parser, argv)
@@ -77,7 +77,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         write_net(output, definition, blobs, format=format, overwrite=arguments.force, progress=told)
     if not arguments.quiet:
         print(f"wrote {output}: {len(used)} blobs")
-        for what, keys in (("missing, left out", missing), ("not in the net, left out", unexpected)):
+        for what, keys in (("missing, omitted", missing), ("not in the net, omitted", unexpected)):
             if keys:
                 print(f"  {what} ({len(keys)}): {_some(keys)}")
 
@@ -85,14 +85,14 @@ def _convert(arguments: argparse.Namespace) -> None:
 def gather(
     definition: Definition, arrays: dict[str, np.ndarray], path: str
 ) -> tuple[list[list[np.ndarray | None]], list[str]]:
-    """For each layer of the net its blobs, and the keys that are missing for layers of which nothing is there.
+    """For each layer of the net its blobs, and the missing keys of layers that have no key at all.
 
     A parameter that a layer shares (``param { name }``) is taken from the layer that owns it if the layer has no key
-    of its own.
+    for it.
 
     Raises:
-        WeightsError: a blob has another number of axes than its layer wants, only some of a layer's blobs are there, or
-            others than the layer has.
+        WeightsError: a blob has another number of axes than its layer requires, only some of a layer's blobs are
+            present, or blobs that the layer does not have.
     """
     held: dict[str, list[str]] = {}
     for key in arrays:
@@ -133,7 +133,7 @@ def gather(
 
 
 def _blobs(definition: Definition, i: int, own: Sequence[str], path: str) -> list[tuple[str, int | None]]:
-    """Name and rank of each blob of layer ``i`` in Caffe's order; ``own``: what the state_dict calls them."""
+    """Name and rank of each blob of layer ``i`` in Caffe's order; ``own``: their names in the state_dict."""
     layer = definition.net.layer[i]
     record = RECORDS.find(layer.type, definition.dialect)
     if record is None and own:
@@ -144,16 +144,16 @@ def _blobs(definition: Definition, i: int, own: Sequence[str], path: str) -> lis
                 f"{path}: {layer.name}",
                 f"blobs {_some(own)} of a {layer.type}, a type whose order of blobs is not known",
                 expected="blob0, blob1 ..., or weight and bias",
-                remedy="--plugin FILE gives the type's layer",
+                remedy="pass --plugin FILE with a class for the type",
             )
         return [(name, None) for name in order]
-    if record is None or not record.blob_specs:  # a plugin's setup may name blobs that its class does not
+    if record is None or not record.blob_specs:  # a plugin's setup may declare blobs that its class does not
         return [(name, None) for name in infer(definition, check=False).layers[i].params] if record and own else []
     return [(blob.name, blob.rank) for blob in record(layer, definition.dialect, definition.where(i)).blobs_here()]
 
 
 def _owned_once(blobs: list[list[np.ndarray | None]]) -> list[list[np.ndarray | None]]:
-    """``blobs`` with None for each array that an earlier layer has: Caffe's HDF5 stores shared parameters once."""
+    """``blobs`` with None for each array of an earlier layer: Caffe's HDF5 stores shared parameters once."""
     seen: set[int] = set()
     out: list[list[np.ndarray | None]] = []
     for layer in blobs:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0 when done or stopped, 2 after an error."""
     parser = Parser(
         "train",
-        "Train a net as Caffe does. Ctrl-C writes a snapshot and stops; the same command with --resume goes on.",
+        "Train a net as Caffe does. Ctrl-C writes a snapshot and stops; the same command with --resume continues.",
         prog="python -m caffe_port.solver",
         example="solver.prototxt",
     )
@@ -40,47 +40,53 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def add_options(parser: Parser) -> None:
-    """The options of a training."""
+    """Adds the options of a training."""
     from caffe_port.solver.signals import EFFECTS
 
     add = parser.add_argument
-    begin = parser.add_argument_group("where to begin")
+    begin = parser.add_argument_group("start")
     start = begin.add_mutually_exclusive_group()
     start.add_argument("--snapshot", metavar="FILE", help=".solverstate or .solverstate.h5, ours or real Caffe's")
     start.add_argument(
-        "--resume", action="store_true", help="the newest whole snapshot of snapshot_prefix; without any, anew"
+        "--resume",
+        action="store_true",
+        help="from the newest complete snapshot of snapshot_prefix, or from the start if there is none",
     )
-    begin.add_argument("--weights", metavar="A,B", help="weights to start from, of any format; with --resume, if anew")
-    begin.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="in place of the definition's")
+    begin.add_argument(
+        "--weights", metavar="A,B", help="initial weights, of any format; with --resume, if no snapshot exists"
+    )
+    begin.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="replaces a field of the definition"
+    )
     begin.add_argument("--level", type=int, help="the training net's level")
     begin.add_argument("--stage", metavar="A,B", help="the training net's stages")
-    parser.add_dialect("which Caffe to be")
-    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, auto; default: what solver_mode says, if it is there")
+    parser.add_dialect("which Caffe to behave as")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, auto; default: as solver_mode, if available")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of convolutions and products; default: fp32")
     add(
         "--gradients",
         choices=("caffe", "true"),
         default="caffe",
-        help="where in-place layers overwrite what others read backward: as Caffe, or derivatives; default: caffe",
+        help="gradients where in-place layers overwrite what others read backward: Caffe's or true; default: caffe",
     )
-    add("--channels-last", action="store_true", help="lay images out with their channels last")
-    add("--keep-going", action="store_true", help="train on when the loss is not a number, as Caffe does")
+    add("--channels-last", action="store_true", help="store images with channels last")
+    add("--keep-going", action="store_true", help="continue when the loss is NaN, as Caffe does")
     add("--log-dir", metavar="DIR", help="write train.csv, test.csv and TensorBoard's events there")
     add("--plot", metavar="FILE.png", help="draw loss, rate and scores at every snapshot and at the end")
     for name, effect in (("sigint", "stop"), ("sighup", "snapshot")):
         what = "Ctrl-C" if name == "sigint" else "a hang-up"
-        add(f"--{name}-effect", choices=EFFECTS, default=effect, help=f"what {what} does; default: {effect}")
+        add(f"--{name}-effect", choices=EFFECTS, default=effect, help=f"effect of {what}; default: {effect}")
 
 
 def train(arguments: argparse.Namespace) -> Solver:
-    """Train as the options say; the solver, done or stopped.
+    """Trains with these options; returns the solver, done or stopped.
 
     Raises:
-        CaffeError: anything wrong; it names the snapshot to resume from, if there is one.
+        CaffeError: any error; it names the snapshot to resume from, if there is one.
     """
     if arguments.snapshot and arguments.weights:
         raise CaffeError(
-            "--snapshot and --weights", "both", expected="a snapshot to resume from, or weights to finetune"
+            "--snapshot and --weights", "both", expected="one: a snapshot to resume from, or weights to finetune"
         )
     from caffe_port.solver.signals import Signals
 
@@ -111,7 +117,7 @@ def _add_callbacks(solver: Solver, arguments: argparse.Namespace) -> None:
 
 
 def build(arguments: argparse.Namespace) -> Solver:
-    """The solver, at the place to begin."""
+    """The solver, restored from its snapshot or weights."""
     from caffe_port.schema import read_solver
     from caffe_port.solver import Solver
     from caffe_port.solver.distributed import join
@@ -121,7 +127,7 @@ def build(arguments: argparse.Namespace) -> Solver:
     param = read_solver(arguments.solver, proto=arguments.proto, settings=_settings(arguments))
     group = join(device_of(arguments.device or ("auto" if param.solver_mode == param.GPU else "cpu")))
     if not group.first:
-        os.environ["GLOG_minloglevel"] = "1"  # one process speaks for all
+        os.environ["GLOG_minloglevel"] = "1"  # only one process logs
     log, device = Log(), group.device
     state = _state(arguments, param, log)
     if state:
@@ -167,22 +173,22 @@ def _state(arguments: argparse.Namespace, param: Any, log: Any) -> Path | None:
     state = latest(param.snapshot_prefix)
     if state is None:
         _refuse_others(Path(param.snapshot_prefix))
-        log.line(f"No whole snapshot {param.snapshot_prefix}_iter_*: starting anew", "caffe.cpp")
+        log.line(f"No complete snapshot {param.snapshot_prefix}_iter_*: starting from the beginning", "caffe.cpp")
     return state
 
 
 def _refuse_others(prefix: Path) -> None:
-    """Starting anew would write over these, which are damaged or real Caffe's.
+    """Refuses to start from the beginning over snapshots that are damaged or real Caffe's.
 
     Raises:
-        FileError: there are some.
+        FileError: such snapshots exist.
     """
     for state in sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}_iter_*.solverstate*")):
         raise FileError(
             str(state),
-            "a snapshot that nothing says is whole",
-            expected="one with its resume file",
-            remedy="resume from it with --snapshot, or move it away to begin again",
+            "a snapshot that may be incomplete: it has no valid resume file",
+            expected="a snapshot with its resume file",
+            remedy="resume from it with --snapshot, or move it away to start from the beginning",
         )
 
 
@@ -201,20 +207,20 @@ def device_of(name: str) -> torch.device:
     except RuntimeError:
         raise CaffeError("--device", name, expected="cpu, cuda, cuda:N or auto") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} GPUs that torch can use"
+        found = f"{torch.cuda.device_count()} GPUs usable by torch"
         raise CaffeError(f"--device {name}", found, remedy="--device cpu, or torch for CUDA")
     return device
 
 
 @contextmanager
 def _rescued(solver: Solver) -> Iterator[None]:
-    """After an error inside, a snapshot is written if work would be lost, and the error says where to go on."""
+    """After an error inside, writes a snapshot if work would be lost, and adds to the error how to resume."""
     try:
         yield
     except Exception as error:
         try:
             state = solver.rescue()
-        except CaffeError:  # the disk is full, or the numbers are no good: what lies there stays the last
+        except CaffeError:  # the disk is full, or values are NaN: the existing snapshot remains the last
             state = solver.saved[1] if solver.saved else None
         if state is None:
             raise

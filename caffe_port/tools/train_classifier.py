@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "train-classifier",
         "Train the classification net from image-level labels, in the folder of the lists. --weights takes"
-        " any VGG-16, whose inner products become convolutions; without, the net starts from its fillers' noise.",
+        " any VGG-16, whose inner products become convolutions; without it, the net starts from its fillers.",
         example="solver.prototxt -o cls.caffemodel",
     )
     parser.add_argument(
@@ -48,7 +48,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _start(solver: Path, weights: str, output: Path) -> str:
-    """The weights to start from: the file itself, or ``output`` if inner products had to become convolutions."""
+    """The weights to start from: the file itself, or ``output`` if inner products were converted to convolutions."""
     from caffe_port.schema import read_solver
     from caffe_port.solver.nets import Nets
 
@@ -68,7 +68,7 @@ def convolved(definition: Definition, layers: Sequence[LayerWeights]) -> list[La
     (outputs, C * H * W) as (outputs, C, H, W).
 
     Raises:
-        WeightsError: a layer's numbers fill no such windows.
+        WeightsError: a layer's size does not match such windows.
     """
     found = infer(definition, check=False).layers
     kernels = {
@@ -80,7 +80,7 @@ def convolved(definition: Definition, layers: Sequence[LayerWeights]) -> list[La
 def _convolved(layer: LayerWeights, kernel: tuple[int, ...]) -> LayerWeights:
     weight = layer.blobs[0] if layer.blobs else None
     if weight is None or weight.shape[-2:] == kernel or prod(weight.shape[:-2]) != 1:
-        return layer  # a convolution's already, or what no inner product has
+        return layer  # already a convolution's, or not an inner product's
     rows, columns = weight.shape[-2:]
     if columns % prod(kernel):
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""train_segmentation: DecoupledNet's bridge and segmentation net, over a classification net that stays as it is."""
+"""train_segmentation: DecoupledNet's bridge and segmentation net, with a fixed classification net."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         example="5 --nets nets/decouplednet --classifier classifier.caffemodel -o trained.caffemodel",
     )
     add = parser.add_argument
-    add("annotations", metavar="LEVEL", help="Full, 25, 10 or 5: strong annotations a class")
+    add("annotations", metavar="LEVEL", help="Full, 25, 10 or 5: strong annotations for each class")
     add("--classifier", metavar="FILE", help="the classification net's weights; needed unless the run is resumed")
     add("--nets", metavar="DIR", default=str(PROTOTXT / "decouplednet"), help="the definitions; default: %(default)s")
     add_stage_options(parser, "trained.caffemodel")
@@ -44,7 +44,9 @@ def _train(arguments: argparse.Namespace) -> None:
             expected=f"one of {', '.join(sorted(known)) or 'a folder with *_train_seg_*_anno_solver.prototxt'}",
         )
     if arguments.weights:
-        raise CaffeError("--weights", "given", remedy="--classifier takes the classification net's; --snapshot goes on")
+        raise CaffeError(
+            "--weights", "given", remedy="pass the classification net's with --classifier, or --snapshot to continue"
+        )
 
     def start(path: Path) -> str:
         if not arguments.classifier:

@@ -1,4 +1,4 @@
-"""What the commands that train one of the paper's nets share: a start, a training, and its weights under one name."""
+"""Shared by the commands that train one of the paper's nets: start, training, and output of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROTOTXT = published()
 
 
 def add_stage_options(parser: Parser, output: str) -> None:
-    """Where the weights go, and the options of a training."""
+    """Adds -o for the weights, and the options of a training."""
     parser.add_output(default=output, help="the trained weights; default: %(default)s")
     add_options(parser)
 
@@ -28,20 +28,20 @@ def add_stage_options(parser: Parser, output: str) -> None:
 def train_stage(
     arguments: argparse.Namespace, solver: Path, start: Callable[[Path], str] | None = None, *, what: str
 ) -> None:
-    """Train with ``solver``; the weights go to ``arguments.output`` when it is done, and not when it was stopped.
+    """Train with ``solver``; the weights are written to ``arguments.output`` when it is done, not when it was stopped.
 
     Args:
-        start: makes the weights to start from, in the file it is given or elsewhere, and says where they are. It is
-            asked unless the training is resumed.
-        what: is trained.
+        start: writes the initial weights to the given path or finds them elsewhere, and returns their path. It is
+            called unless the training is resumed.
+        what: name of the net that is trained.
 
     Raises:
-        CaffeError: anything wrong.
+        CaffeError: any error.
     """
     output = Path(arguments.output)
     check_output(output, overwrite=arguments.force or arguments.resume)
     if not solver.is_file():
-        raise CaffeError(str(solver), "no such file", remedy="make it: caffe-port build -o DIR --width ...")
+        raise CaffeError(str(solver), "no such file", remedy="create it: caffe-port build -o DIR --width ...")
     arguments.solver = str(solver)
     if start is not None and not arguments.snapshot and not (arguments.resume and _begun(arguments)):
         arguments.weights = start(output.with_name(f"{output.stem}_start.caffemodel"))
@@ -49,14 +49,14 @@ def train_stage(
     if not trained.group.first:
         return
     if trained.stopped:
-        print(f"stopped before the end; the same command with --resume goes on and writes {output}")
+        print(f"stopped before the end; the same command with --resume continues and writes {output}")
         return
     trained.net.save(output)
     print(f"wrote {output}: {what}")
 
 
 def _begun(arguments: argparse.Namespace) -> bool:
-    """Whether a snapshot is there."""
+    """Whether a snapshot exists."""
     from caffe_port.schema import read_solver
 
     param = read_solver(arguments.solver, proto=arguments.proto, settings=list(arguments.set))

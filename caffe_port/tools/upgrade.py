@@ -1,4 +1,4 @@
-"""upgrade: definitions and weights of old generations in the newest form.
+"""upgrade: rewrites definitions and weights of old generations in the newest form.
 
 Source: tools/upgrade_net_proto_text.cpp, upgrade_net_proto_binary.cpp, upgrade_solver_proto_text.cpp.
 """
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "upgrade",
         "Write a net's definition, a solver's or a .caffemodel in the newest form of Caffe's files: layer blocks with"
-        " string types, Input layers, transform_param, a solver's type. What a file is, it says itself.",
+        " string types, Input layers, transform_param, a solver's type. The kind of file is detected.",
         example="deploy.prototxt upgraded.prototxt",
     )
     add = parser.add_argument
@@ -59,7 +59,7 @@ def _upgrade(arguments: argparse.Namespace) -> None:
 
 
 def _text(path: str, options: dict[str, Any]) -> tuple[str, bytes]:
-    """What the file was, and its new text."""
+    """A description of the old file, and its new text."""
     text = read_text(path)
     names = {field.name for field in scan.fields(text, path)}
     schema = _schema(text, path, options)
@@ -67,7 +67,11 @@ def _text(path: str, options: dict[str, Any]) -> tuple[str, bytes]:
     of_solver = set(schema.SolverParameter.DESCRIPTOR.fields_by_name)
     if not names & {"layer", "layers"} and len(names & of_solver) > len(names & of_net):
         solver = parse_text(text, schema.SolverParameter, path)
-        was = "a solver, its type as a number before" if solver.HasField("solver_type") else "a solver, new already"
+        was = (
+            "a solver, its type as a number before"
+            if solver.HasField("solver_type")
+            else "a solver, already in the newest form"
+        )
         upgraded = read_solver(solver, **options)
         return was, to_text(upgraded).encode()
     net = parse_text(text, schema.NetParameter, path)
@@ -80,7 +84,7 @@ def _binary(path: str, options: dict[str, Any]) -> tuple[str, bytes]:
     kind = kind_of(buffer)
     kind = protobuf_kind(buffer, path) if kind == "protobuf" else kind
     if kind != "caffemodel":
-        raise FormatError(path, kind or "something else", expected="a prototxt or a .caffemodel")
+        raise FormatError(path, kind or "another format", expected="a prototxt or a .caffemodel")
     schema = _schema("", path, options)
     try:
         net = schema.NetParameter.FromString(bytes(buffer))
@@ -110,7 +114,7 @@ def _schema(text: str, path: str, options: dict[str, Any]) -> Any:
 def _was(net: Any) -> str:
     if not net.layers and not net.layer:
         raise CaffeError("upgrade", "a net without layers", expected="a definition or a .caffemodel")
-    return f"generation {generation(net)} before" if net.layers or net.input else "the newest form already"
+    return f"generation {generation(net)} before" if net.layers or net.input else "already in the newest form"
 
 
 if __name__ == "__main__":

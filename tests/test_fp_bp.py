@@ -52,8 +52,8 @@ def test_pool5_bp_is_the_gradient_that_autograd_finds(here: Path, capsys: pytest
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in said[1:4]] == [
         ["cls-score-voc-bp", "cls-score-voc", "transposed", "128"],
-        ["fc7-bp", "fc7", "as", "they"],
-        ["fc6-bp", "fc6", "as", "they"],
+        ["fc7-bp", "fc7", "unchanged", "128"],
+        ["fc6-bp", "fc6", "unchanged", "128"],
     ]
     net = caffe_port.Net("fp_bp.prototxt", weights="classification_fp_bp.caffemodel")
     assert not net.accounts[0].missing

@@ -363,7 +363,7 @@ WRONG_FILES: list[tuple[str, bytes, str]] = [
     ("net.prototxt", NET.replace('bottom: "pool" ', 'bottom: "pol" ').encode(), "'pol'"),
     ("net.prototxt", NET.replace('top: "score"', 'top: "pool"').encode(), "made twice"),
     ("net.prototxt", NET.replace('name: "relu" type: RELU', 'name: "relu" type: RILU').encode(), "net.prototxt:7"),
-    ("noise.json", b"{", "no JSON"),
+    ("noise.json", b"{", "not JSON"),
     ("noise.json", b'{"referense": {}}', "no case 'reference'; give --case NAME (near: referense)"),
 ]
 

@@ -24,7 +24,7 @@ from caffe_port.solver.signals import Signals
     [
         (
             ["--snapshot", "a", "--weights", "b"],
-            "expected a snapshot to resume from, or weights to finetune, found both",
+            "expected one: a snapshot to resume from, or weights to finetune, found both",
         ),
         (["--snapshot", "a", "--resume"], "not allowed with"),
         (["--snapshot", "s_iter_1.solverstate"], "s_iter_1.solverstate: no such file"),

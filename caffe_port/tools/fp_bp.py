@@ -86,7 +86,7 @@ def convert(definition: Definition, weights: Weights) -> list[Made]:
             if blobs[0].shape != weight:
                 where = f"{layer.where}: layer {layer.name}"
                 raise DefinitionError(
-                    where, f"weights {weight}", expected=f"{blobs[0].shape}, for the backward pass of {base}"
+                    where, f"weights {weight}", expected=f"{blobs[0].shape} for the backward pass of {base}"
                 )
             blobs += [np.zeros(shape, np.float32) for shape in others]
         made.append(Made(layer.name, name, how, blobs))

@@ -1,6 +1,6 @@
 """The layers, a module for each family; importing this registers them all.
 
-pycaffe has this name, too, and means something else by it: ``from caffe_port import layers as L`` gives the functions
+pycaffe has a module of this name with other contents: ``from caffe_port import layers as L`` also gives the functions
 of :mod:`caffe_port.schema.net_spec`, such as ``L.Convolution(bottom, num_output=8)``.
 """
 
@@ -49,7 +49,7 @@ __all__ = ["REGISTRY", "Layer", "create", "layer", "layer_class", "layer_types"]
 
 
 def __getattr__(name: str) -> Any:
-    """A type's name, which is capitalised, is pycaffe's function."""
+    """A capitalised name is a layer type: pycaffe's function for it."""
     if not name[0].isupper():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(net_spec.layers, name)

@@ -1,4 +1,4 @@
-"""Predictions and how good they are; none has a gradient.
+"""Layers that measure predictions; none has a gradient.
 
 Source: accuracy_layer.cpp, argmax_layer.cpp; eltwise_accuracy_layer.cpp, red_accuracy_layer.cpp, binary_accuracy.cpp
 (noh).
@@ -17,7 +17,7 @@ from caffe_port.spec import losses, shaping
 
 
 def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:
-    """Whether each pixel's label is among its ``top_k`` best classes; of equal scores the later class is better.
+    """Whether each pixel's label is among its ``top_k`` best classes; of equal scores the later class ranks higher.
 
     Args:
         score: (N, C, ...). label: (N, ...) of int64 within 0 .. C - 1.
@@ -32,8 +32,8 @@ def hits(score: Tensor, label: Tensor, top_k: int) -> Tensor:
 class Accuracy(losses.Accuracy, Layer):
     """The share of labels not ignored that fewer than ``top_k`` other classes along ``axis`` outscore or equal.
 
-    A second top gives the share for each class, 0 for a class without labels. In noh the classes are all numbers of an
-    item, and of equal scores the later is the better one.
+    A second top gives the share for each class, 0 for a class without labels. In noh the classes are all values of an
+    item, and of equal scores the later ranks higher.
     """
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -65,10 +65,10 @@ class Accuracy(losses.Accuracy, Layer):
 
 @layer("ArgMax")
 class ArgMax(shaping.ArgMax, Layer):
-    """Where the ``top_k`` largest numbers of an item are, largest first, of equal ones the later first.
+    """Indices of the ``top_k`` largest values of an item, in falling order, of equal ones the later first.
 
-    ``out_max_val`` gives the numbers, too: (N, 2, top_k), places first. With ``axis`` along that axis, and
-    ``out_max_val`` gives the numbers in place of their places; noh's has no ``axis``, DeepLab's is always along 1.
+    With ``out_max_val`` also the values: (N, 2, top_k), indices first. With ``axis`` along that axis, and
+    ``out_max_val`` gives the values instead of the indices; noh's has no ``axis``, DeepLab's is always along 1.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class ArgMax(shaping.ArgMax, Layer):
         return (torch.stack((place, value), 1) if self.out_max_val else place).view(shape)
 
     def ranked(self, x: Tensor, along: int) -> tuple[Tensor, Tensor]:
-        """The largest numbers and their places; among equal ones the last comes first, as it does first from behind."""
+        """The largest values and their indices; of equal ones the last first, hence the search in reversed order."""
         n = x.shape[along]
         if self.top_k > 1:
             value, place = x.topk(min(self.top_k + 1, n), along)
@@ -93,7 +93,7 @@ class ArgMax(shaping.ArgMax, Layer):
 
 
 class _PixelAccuracy(losses.PixelAccuracy, Layer):
-    """The share of pixels, ignored ones aside, whose label is among the best ``top_k`` classes."""
+    """The share of the pixels not ignored whose label is among the best ``top_k`` classes."""
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         score = self.score(x)

@@ -1,4 +1,4 @@
-"""Layers that BVLC Caffe 1.0 lacks; known in every dialect that is made from it, because nothing clashes. From source.
+"""Layers that BVLC Caffe 1.0 lacks; registered for every dialect derived from it, because no name clashes. From source.
 
 Source: axpy_layer.cpp of hujie-frank/SENet; shuffle_channel_layer.cpp, conv_dw_layer of farmingyard/ShuffleNet;
 depthwise_conv_layer.cpp, relu6_layer.cpp, reorg_layer.hpp of eric612/MobileNet-YOLO; mul_layer.cpp, squeeze_layer.cpp,
@@ -28,7 +28,7 @@ for _name in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution"):
 
 @layer("HardSwish")
 class HardSwish(Layer):
-    """x * min(max(x + 3, 0), 6) / 6. The original has no gradient; here it is the function's own."""
+    """x * min(max(x + 3, 0), 6) / 6. The original has no gradient; here it is the derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (x + 3).clamp(0, 6) / 6
@@ -52,7 +52,7 @@ class Axpy(additions.Axpy, Layer):
 
 @layer("Mul")
 class Mul(additions.Mul, Layer):
-    """The product of two blobs, or with a blob of its own; axes of 1 are laid over the other's."""
+    """The product of two blobs, or of a blob and a parameter; axes of length 1 broadcast."""
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         return x * (self.weight if other is None else other)
@@ -60,7 +60,7 @@ class Mul(additions.Mul, Layer):
 
 @layer("Squeeze")
 class Squeeze(additions.Squeeze, Layer):
-    """The same numbers without some axes of length 1: those named, or all."""
+    """The same values without axes of length 1: those listed, or all."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(self.reshape(tuple(x.shape))[0])
@@ -68,7 +68,7 @@ class Squeeze(additions.Squeeze, Layer):
 
 @layer("Pad")
 class Pad(additions.Pad, Layer):
-    """``constant_values`` around every axis; ``paddings`` are before and behind the first, the second and so on."""
+    """``constant_values`` around every axis; ``paddings`` are before and after the first axis, the second and so on."""
 
     def forward(self, x: Tensor) -> Tensor:
         sides = [n for i in reversed(range(x.dim())) for n in self.paddings[2 * i : 2 * i + 2]]
@@ -85,10 +85,10 @@ class ShuffleChannel(additions.ShuffleChannel, Layer):
 
 @layer("Reorg")
 class Reorg(additions.Reorg, Layer):
-    """Darknet's: numbers move between pixels and channels as its loops go, over a view that takes the bottom for one of
-    ``stride`` times as many pixels a side. What is copied where is odd; trained nets depend on it.
+    """Darknet's: values move between pixels and channels as in its loops, which index the bottom as if it had
+    ``stride`` times as many pixels a side. Trained nets depend on this order.
 
-    The original's backward pass on the CPU reads a buffer that nobody writes; here the gradient is the forward pass's.
+    The original's backward pass on the CPU reads a buffer that is never written; here it is the forward pass's inverse.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,14 +97,14 @@ class Reorg(additions.Reorg, Layer):
         (shape,) = self.reshape((n, c, h, w))
         if self.reverse:  # channel offset * C' + c to (row, column) offset of channel c
             return x.view(n, s, s, c // s**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(shape)
-        # the loops read it as (C / s^2, H s, W s), of the same number of numbers
+        # the loops read it as (C / s^2, H s, W s), which has the same size
         seen = x.reshape(n, c // s**2, h, s, w, s)
         return seen.permute(0, 3, 5, 1, 2, 4).reshape(shape)
 
 
 @layer("UpsampleDarknet")
 class UpsampleDarknet(additions.UpsampleDarknet, Layer):
-    """Every pixel as a square of ``stride`` pixels a side."""
+    """Every pixel repeated as a square of ``stride`` pixels a side."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.times, 2).repeat_interleave(self.times, 3)
@@ -112,7 +112,7 @@ class UpsampleDarknet(additions.UpsampleDarknet, Layer):
 
 @layer("ResizeNearestNeighbor")
 class ResizeNearestNeighbor(additions.ResizeNearestNeighbor, Layer):
-    """The nearest pixel below, or (``align_corners``) the nearest one of both, as TensorFlow 1 has it."""
+    """The nearest pixel below, or (``align_corners``) the nearest pixel, as in TensorFlow 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         (shape,) = self.reshape(tuple(x.shape))
@@ -121,7 +121,7 @@ class ResizeNearestNeighbor(additions.ResizeNearestNeighbor, Layer):
         return x
 
     def _nearest(self, n: int, size: int) -> Tensor:
-        """Which of ``n`` pixels each of ``size`` takes; in single precision, as the original."""
+        """The source pixel, of ``n``, of each of ``size`` pixels; in single precision, as the original."""
         corners = self.corners and size > 1
         step = torch.tensor((n - 1) / (size - 1) if corners else n / size, dtype=torch.float32)
         at = torch.arange(size, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Factors and terms, learned or given, over some axes of a blob. Source: scale_layer.cpp, bias_layer.cpp."""
+"""Scale and Bias: factors and terms over some axes of a blob. Source: scale_layer.cpp, bias_layer.cpp."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from caffe_port.spec import elementwise
 
 
 class _Broadcast(elementwise.Affine, Layer):
-    """What the two share: a parameter over the axes from ``axis`` on, or a second bottom laid there."""
+    """Shared by both: the operand over the axes from ``axis`` is a parameter or a second bottom."""
 
     def along(self, operand: Tensor, x: Tensor) -> Tensor:
-        """``operand`` with as many axes behind as lay it over ``x`` at ``axis``."""
+        """``operand`` with trailing axes of length 1, so that it broadcasts over ``x`` at ``axis``."""
         behind = x.dim() - self.from_axis % x.dim() - operand.dim() if operand.dim() else 0
         return operand.reshape((*operand.shape, *(1,) * behind))
 

@@ -1,8 +1,8 @@
-"""Caffe's own gradient of a layer whose blobs have been written over.
+"""Caffe's gradient of a layer whose blobs were overwritten.
 
-Caffe's backward pass reads bottoms and tops where they lie. A later layer that works in place has changed them by then,
-and what Caffe computes from them is no derivative, but what it trains with. An in-place layer also shares its diff with
-its bottom, and some write it before they have read it.
+Caffe's backward pass reads bottoms and tops from memory. A later in-place layer has changed them by then, and what
+Caffe computes from them is not the derivative, but it is what Caffe trains with. An in-place layer also shares its diff
+with its bottom, and some layers write it before they read it.
 
 Source: every layer's Backward_cpu (both programs).
 """
@@ -19,17 +19,17 @@ from torch import Tensor
 __all__ = ["Backward", "Gradients", "at_the_blobs"]
 
 Gradients = tuple[Sequence[Tensor | None], Mapping[str, Tensor | None]]
-"""The diff of each bottom, and those of the parameters by name; what is None or missing is zero."""
+"""The diff of each bottom, and those of the parameters by name; None or missing means zero."""
 
 
 @dataclass(frozen=True)
 class Backward:
-    """What a layer's backward pass finds.
+    """The arguments of a layer's backward pass.
 
     Attributes:
-        given: the bottoms as forward read them. bottoms, tops: what lies there now.
-        diffs: the tops' diffs. wanted: which bottoms' diffs are asked for.
-        in_place: whether the first top is the first bottom, and their diff one.
+        given: the bottoms as forward read them. bottoms, tops: their current values.
+        diffs: the tops' diffs. wanted: which bottoms' diffs are required.
+        in_place: whether the first top is the first bottom, with one diff.
     """
 
     given: Sequence[Tensor]
@@ -41,9 +41,9 @@ class Backward:
 
 
 def at_the_blobs(layer: Any, b: Backward) -> Gradients:
-    """The layer's derivative at the numbers that its bottoms hold now, as far as its backward pass reads them there.
+    """The layer's derivative at the current values of those bottoms that its backward pass reads.
 
-    This is Caffe's gradient wherever the backward pass reads neither tops nor what forward has put aside.
+    This is Caffe's gradient if the backward pass reads neither tops nor values stored by forward.
     """
     leaves = [
         (b.bottoms if k in layer.reads_bottoms else b.given)[k].detach().requires_grad_(b.wanted[k])

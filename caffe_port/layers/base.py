@@ -1,6 +1,6 @@
-"""What every layer is: a small ``nn.Module`` registered under its Caffe name.
+"""The base of all layers: an ``nn.Module`` registered under its Caffe name.
 
-Adding one is a screenful::
+An example::
 
     @layer("Power", param="power_param")
     class Power(Layer):
@@ -35,11 +35,11 @@ from caffe_port.spec.fields import Fields
 __all__ = ["REGISTRY", "Layer", "Named", "Shape", "create", "layer", "layer_class", "layer_types"]
 
 REGISTRY: Table[type[Layer]] = Table()
-"""For each type the class of every dialect that registered one; :func:`layer_class` looks it up along a lineage."""
+"""For each type the class of every dialect that registered one; :func:`layer_class` searches it along a lineage."""
 
 
 class Named(nn.Module):
-    """A module whose children may be called as its own attributes are: a layer named ``training`` is legal in Caffe."""
+    """A module whose children may have names of its attributes: a layer named ``training`` is legal in Caffe."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name in self.__dict__ or hasattr(type(self), name)
@@ -59,64 +59,64 @@ _OWN = frozenset(
 
 
 class Layer(Spec, Named):
-    """A Caffe layer: a record (:class:`caffe_port.spec.Spec`) that computes.
+    """A Caffe layer: a record (:class:`caffe_port.spec.Spec`) with a forward pass.
 
-    A subclass has ``setup`` (reads its parameters, makes its blobs), ``reshape`` (shapes of the tops from those of the
+    A subclass has ``setup`` (reads its settings, creates its blobs), ``reshape`` (shapes of the tops from those of the
     bottoms; the default copies the first bottom's) and ``forward`` (tensors in, a tensor or a tuple of tensors out).
     The layers of this package have the first two from their record in ``caffe_port.spec``. Its gradient is autograd's
-    unless ``forward`` says otherwise.
+    unless ``forward`` defines another.
     """
 
     phase: str = "TEST"
-    """The phase it is built for, "TRAIN" or "TEST"; the net says so before ``setup``."""
+    """The phase it is built for, "TRAIN" or "TEST"; set by the net before ``setup``."""
     keeps_state: bool = False
-    """Whether a pass leaves something behind that the next one finds."""
+    """Whether a pass changes state that the next one reads."""
     overwrites_diffs: bool = False
     """Whether backward replaces the parameters' diffs instead of adding to them."""
     rectifies: bool = False
-    """Whether the layer is max(x, 0) and nothing else."""
+    """Whether the layer is exactly max(x, 0)."""
 
     def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
         super().__init__(message, dialect, where)
         self.drawn_again: list[str] = []
-        """Blobs that Caffe draws again, and drops, when it has filled the layer (a recurrent layer's, once a step)."""
+        """Blobs that Caffe draws again and discards after filling the layer (a recurrent layer's, once a step)."""
         self.filled: set[str] = set()
-        """Blobs that got their numbers when they were made."""
+        """Blobs that were filled when they were created."""
         self.copies = Copies()
-        """Arrays over copies of parameters that lie on another device."""
+        """Arrays over host copies of parameters on another device."""
         self.lent: dict[str, weakref.ref[Any]] = {}
         """Arrays over parameters that callers hold and may write to at any time."""
         self.aliases: dict[str, nn.Parameter] = {}
-        """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), and whose."""
+        """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), with its owner."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN and name in self.__dict__:
             raise self.error(f"code that sets self.{name}", expected="another name: this one is what the net reads")
         super().__setattr__(name, value)
 
-    # -- what a subclass writes ----------------------------------------------------------------------------------------
+    # -- for subclasses to override ------------------------------------------------------------------------------------
 
     def initial_tops(self) -> Sequence[torch.Tensor]:
-        """What the tops hold before the first pass, if that is known."""
+        """The tops' values before the first pass, if known."""
         return ()
 
     def channel_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(scale, shift), a number for each channel (axis 1), if that is all the layer does just now; else None."""
+        """(scale, shift), a number for each channel (axis 1), if the layer currently computes only that; else None."""
         return None
 
     def caffe_gradient(self, b: Backward) -> Gradients:
-        """Caffe's gradient where blobs that its backward pass reads have been written over; see ``reads_bottoms``."""
+        """Caffe's gradient where blobs that its backward pass reads were overwritten; see ``reads_bottoms``."""
         return at_the_blobs(self, b)
 
     @property
     def untraceable(self) -> str:
-        """Why a trace would not do what the layer does; empty if it would."""
+        """Why a trace would compute something else; empty if it would not."""
         return ""
 
-    # -- what a subclass uses ------------------------------------------------------------------------------------------
+    # -- for subclasses to call ----------------------------------------------------------------------------------------
 
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
-        """See :meth:`Spec.blob`; the blob's memory stays untouched until filled or loaded."""
+        """See :meth:`Spec.blob`; the blob's memory is not written until filled or loaded."""
         super().blob(name, shape, filler, learned=learned)
         empty = self.room_for(name, shape)
         if learned:
@@ -141,7 +141,7 @@ class Layer(Spec, Named):
         raise self.shape_error(found, expected=f"less than what is left of this machine's {most:,}")
 
     def share(self, name: str, owner: nn.Parameter) -> None:
-        """Let the blob ``name`` live in ``owner``'s memory; in the same shape it is the same parameter."""
+        """Place the blob ``name`` in ``owner``'s memory; with the same shape it is the same parameter."""
         self.shared.add(name)
         mine: nn.Parameter = getattr(self, name)
         if mine.shape == owner.shape:
@@ -151,7 +151,7 @@ class Layer(Spec, Named):
             self.aliases[name] = owner
 
     def add_diff(self, name: str, grad: torch.Tensor) -> None:
-        """Add to a parameter's diff, or replace it where the layer's way is to overwrite."""
+        """Add to a parameter's diff, or replace it if the layer overwrites diffs."""
         diff = self.diff(name)
         if self.overwrites_diffs:
             diff.copy_(grad)
@@ -171,7 +171,7 @@ class Layer(Spec, Named):
     def extra_repr(self) -> str:
         return self.name
 
-    # -- what the net uses ---------------------------------------------------------------------------------------------
+    # -- for the net ---------------------------------------------------------------------------------------------------
 
     @property
     def caffe_blobs(self) -> list[torch.Tensor]:
@@ -180,15 +180,15 @@ class Layer(Spec, Named):
 
     @property
     def blobs(self) -> BlobVec:
-        """The parameter blobs as arrays that may be written to, as pycaffe shows them."""
+        """The parameter blobs as writable arrays, as in pycaffe."""
         return BlobVec(self)
 
     def holds(self, name: str) -> bool:
-        """Whether the blob is a parameter or buffer of its own, not computed from others (parametrized, pruned)."""
+        """Whether the blob is a parameter or buffer itself, not computed from others (parametrized, pruned)."""
         return name in self._parameters or name in self._buffers
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to this process's arrays."""
+        """The state without the arrays of this process."""
         return {**self.__dict__, "lent": {}, "copies": Copies()}
 
 
@@ -197,18 +197,18 @@ def layer(
 ) -> Callable[[type[Layer]], type[Layer]]:
     """Register a :class:`Layer` under its Caffe type.
 
-    A type that has a record in ``caffe_port.spec`` takes all facts from there. Of another the class is its own record,
-    with what is given here and its class attributes.
+    A type that has a record in ``caffe_port.spec`` takes all facts from there. For other types the class is the record,
+    with the arguments given here and its class attributes.
 
     Args:
         type_name: the ``type`` of a prototxt's ``layer`` ("Convolution").
         param: the field of LayerParameter that holds its parameters.
-        dialects: the Caffes that have it; those made from them have it too, unless they register one of their own.
-            Without, those of the record, or all.
-        replace: take the place of the layer and the record of the same type and dialects.
+        dialects: the Caffes that have it; those derived from them have it too, unless they register their own.
+            By default those of the record, or all.
+        replace: replaces the layer and the record of the same type and dialects.
 
     Raises:
-        DefinitionError: the type is registered for a dialect already, or a dialect is not known.
+        DefinitionError: the type is already registered for a dialect, or a dialect is unknown.
     """
 
     def register(cls: type[Layer]) -> type[Layer]:
@@ -236,7 +236,7 @@ def layer_types(dialect: Dialect) -> list[str]:
 
 
 def unknown_types(messages: Iterable[Any], dialect: Dialect) -> str:
-    """What an error about the first unknown type says of the others, by the fork they belong to."""
+    """The part of an error about the first unknown type that lists the others, by their fork."""
     names = dict.fromkeys(m.type for m in messages if layer_class(m.type, dialect) is None)
     groups: dict[str, list[str]] = {}
     for name in list(names)[1:]:
@@ -248,7 +248,7 @@ def unknown_types(messages: Iterable[Any], dialect: Dialect) -> str:
 def create(message: Any, dialect: Dialect, where: str, also: str = "") -> Layer:
     """The layer that a LayerParameter (V2 form) describes.
 
-    ``also`` is said behind an unknown type: what else of the net is not known.
+    ``also`` is appended to the error for an unknown type: the net's other unknown parts.
 
     Raises:
         LayerError: the dialect has no such type, or its parameters are wrong.
@@ -270,5 +270,5 @@ def create(message: Any, dialect: Dialect, where: str, also: str = "") -> Layer:
         f"unknown layer type {message.type!r}"
         + (f", of {fork}" if fork else f" (near: {near})" if near else "")
         + also,
-        remedy=f'write it: @layer("{message.type}") in a Python file given by --plugin (docs/extending.md)',
+        remedy=f'implement it: @layer("{message.type}") in a Python file given by --plugin (docs/extending.md)',
     )

@@ -1,4 +1,4 @@
-"""Layers that pick items of the batch. Source: batch_reindex_layer.cpp, filter_layer.cpp."""
+"""Layers that select items of the batch. Source: batch_reindex_layer.cpp, filter_layer.cpp."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from caffe_port.spec import shaping
 
 @layer("BatchReindex")
 class BatchReindex(shaping.BatchReindex, Layer):
-    """The items that the second bottom counts out: top[i] is the first bottom's item number ``index[i]``."""
+    """The items that the second bottom lists: top[i] is the first bottom's item number ``index[i]``."""
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         if not symbolic(index) and index.numel() and not (0 <= index.min() and index.max() < len(x)):
             raise self.shape_error(
-                f"items {int(index.min())} to {int(index.max())} asked for", expected=f"numbers from 0 to {len(x) - 1}"
+                f"items {int(index.min())} to {int(index.max())}", expected=f"numbers from 0 to {len(x) - 1}"
             )
         return x.index_select(0, index.long())
 

@@ -1,4 +1,4 @@
-"""Blobs as numpy arrays: a layer's parameters as its user sees them, and the bottoms and tops of layers in Python.
+"""Blobs as numpy arrays: layers' parameters, and the bottoms and tops of layers in Python.
 
 Source: blob.hpp, python/caffe/_caffe.cpp (both programs).
 """
@@ -28,7 +28,7 @@ def legacy(shape: Iterable[int]) -> Shape:
 
 
 class Shaped:
-    """What shape-like questions pycaffe answers about blobs."""
+    """pycaffe's attributes about the shape of a blob."""
 
     @property
     def data(self) -> np.ndarray:
@@ -59,23 +59,23 @@ class Shaped:
         return self._four(3)
 
     def _four(self, axis: int) -> int:
-        """A blob of up to four axes seen as four, ones behind (blob.hpp, LegacyShape)."""
+        """A blob of up to four axes as four, with trailing ones (blob.hpp, LegacyShape)."""
         if len(self.shape) > 4:
             raise ShapeError("blob", f"{len(self.shape)} axes", expected="4 or fewer for num, channels, height, width")
         return self.shape[axis] if axis < len(self.shape) else 1
 
 
 class Copies:
-    """Copies, in host memory, of tensors that numpy cannot see, handed out as arrays; bfloat16 as float32.
+    """Copies in host memory, as arrays, of tensors that numpy cannot access; bfloat16 as float32.
 
-    What was written there comes back by :meth:`flush`.
+    :meth:`flush` copies what was written there back to the tensors.
     """
 
     def __init__(self) -> None:
         self._copies: dict[str, _Copy] = {}
 
     def array(self, key: str, tensor: Tensor) -> np.ndarray:
-        """The tensor's numbers; its memory itself if numpy can see it."""
+        """The tensor's values; without a copy if numpy can access its memory."""
         tensor = tensor.detach()
         if self.seen(tensor):
             return tensor.numpy()
@@ -86,11 +86,11 @@ class Copies:
 
     @staticmethod
     def seen(tensor: Tensor) -> bool:
-        """Whether numpy can see the tensor's memory: it knows the CPU's, and no bfloat16."""
+        """Whether numpy can access the tensor's memory: on the CPU, and not bfloat16."""
         return tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16
 
     def flush(self) -> None:
-        """Bring the copies back to their tensors, unless torch has written to these since, and forget them."""
+        """Copy the values back to their tensors, unless torch has written to these since, and drop the copies."""
         for copy in self._copies.values():
             if not copy.outdated():
                 copy.tensor.copy_(copy.host)
@@ -108,7 +108,7 @@ class _Copy:
 
 
 class Owner(Protocol):
-    """What parameter blobs ask of the layer that has them."""
+    """The layer as parameter blobs see it."""
 
     type: ClassVar[str]
     name: str
@@ -128,7 +128,7 @@ class Owner(Protocol):
         """Whether the blob is a parameter or buffer of the layer, not computed from others."""
 
     def blob(self, name: str, shape: Shape) -> None:
-        """Make the next blob."""
+        """Create the next blob."""
 
 
 class Parameter(Shaped):
@@ -150,9 +150,9 @@ class Parameter(Shaped):
     def data(self) -> np.ndarray:
         array = self._seen("data", self.tensor)
         if not self._layer.holds(self._name):
-            array.flags.writeable = False  # computed anew in every pass: what is written here would be lost
+            array.flags.writeable = False  # computed in every pass: writes would be lost
             return array
-        # Views of views keep their root alive, not one another.
+        # Views of views keep only their base alive.
         self._layer.lent[self._name] = weakref.ref(array.base if isinstance(array.base, np.ndarray) else array)
         return array
 
@@ -169,13 +169,17 @@ class BlobVec(list[Any]):
         self._layer = layer
 
     def add_blob(self, *shape: int) -> None:
-        """Make another one, zero at first: for layers in Python, in their ``setup``.
+        """Create another one, initially zero: for layers in Python, in their ``setup``.
 
         Raises:
             LayerError: the layer is of another type.
         """
         if self._layer.type != "Python":
-            raise LayerError(f"layer {self._layer.name}", f"add_blob on a layer of type {self._layer.type}")
+            raise LayerError(
+                f"layer {self._layer.name}",
+                f"add_blob on a layer of type {self._layer.type}",
+                expected="a layer in Python",
+            )
         name = f"blob{len(self)}"
         self._layer.blob(name, tuple(int(n) for n in shape))
         getattr(self._layer, name).data.zero_()
@@ -184,7 +188,7 @@ class BlobVec(list[Any]):
 
 
 class ArrayBlob(Shaped):
-    """A blob in host memory: a bottom or top as a layer in Python sees it."""
+    """A blob in host memory: a bottom or top of a layer in Python."""
 
     def __init__(self) -> None:
         self._data = np.zeros(0, np.float32)
@@ -201,12 +205,12 @@ class ArrayBlob(Shaped):
         return self._diff
 
     def reshape(self, *shape: int) -> None:
-        """Give it another shape; its numbers stay where their count does."""
+        """Change the shape; the values are kept if their number is unchanged."""
         size = tuple(int(n) for n in shape)
         if size != self._data.shape:
             fits = prod(size) == self._data.size
             self._data = self._data.reshape(size) if fits else np.zeros(size, self._data.dtype)
 
     def hold(self, data: np.ndarray, diff: np.ndarray | None = None) -> None:
-        """Lie over these arrays from now on; a diff that is not given is zero."""
+        """Use these arrays as memory from now on; an omitted diff is zero."""
         self._data, self._diff = data, diff

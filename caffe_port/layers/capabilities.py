@@ -1,6 +1,6 @@
-"""What some layers can do beside :class:`caffe_port.layers.base.Layer`; a class that can says so by inheriting it.
+"""Capabilities of some layers beyond :class:`caffe_port.layers.base.Layer`, declared by inheritance.
 
-What every layer answers, with a default, is a method of ``Layer`` itself (``channel_affine``), or of its record.
+What every layer has, with a default, is a method of ``Layer`` itself (``channel_affine``), or of its record.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ __all__ = [
 
 
 class Stateful:
-    """Keeps something from pass to pass that is no parameter blob, and that a resumed training needs."""
+    """Keeps state between passes that is not a parameter blob and that a resumed training needs."""
 
     def state(self) -> dict[str, str]:
-        """What the next pass goes on from, as text that JSON can hold."""
+        """The state that the next pass continues from, as JSON-compatible data."""
         raise NotImplementedError
 
     def restore(self, state: dict[str, str]) -> None:
-        """Go on from a :meth:`state`."""
+        """Continue from a :meth:`state`."""
         raise NotImplementedError
 
 
 class Positioned(Stateful):
-    """Reads data from a position, which as arrays costs nothing to keep."""
+    """Reads data from a position, which arrays represent cheaply."""
 
     def get_position(self) -> dict[str, Any]:
-        """Where the next batch starts: arrays by name."""
+        """The position of the next batch: arrays by name."""
         raise NotImplementedError
 
     def set_position(self, state: dict[str, Any]) -> None:
-        """Go there."""
+        """Continue from a position."""
         raise NotImplementedError
 
 
@@ -71,14 +71,14 @@ class WritesFiles:
     allowed = False
 
     def check_writes(self, path: str) -> None:
-        """Refuse to be built where writing is not allowed; the first thing that ``setup`` does.
+        """Raise where writing is not allowed; ``setup`` calls this first.
 
         Raises:
-            LayerError: it is not.
+            LayerError: writing is not allowed.
         """
         if not self.allowed:
             assert isinstance(self, Layer)
-            remedy = f"to allow that: allow_writes=True, --allow-writes, or {WRITES}=1 in the environment"
+            remedy = f"to allow it: allow_writes=True, --allow-writes, or {WRITES}=1 in the environment"
             raise self.error(f"it writes {path!r}", remedy=remedy)
 
 
@@ -87,8 +87,8 @@ class Product:
     """A layer as rows times a matrix.
 
     Attributes:
-        matrix: (outputs, inputs). bias: added to every row of outputs. rows: about how many.
-        run: the layer, given the product to use. after: added to the channels of what ``run`` gave.
+        matrix: (outputs, inputs). bias: added to every row of outputs. rows: their approximate number.
+        run: the layer, given the product to use. after: added to the channels of the result of ``run``.
     """
 
     matrix: Tensor
@@ -115,14 +115,14 @@ class Filters:
 
 
 class Fusible:
-    """Is linear in its bottom, so that its weights can be prepared and what follows it folded into them."""
+    """Is linear in its bottom, so that weights can be packed and following layers folded into them."""
 
     def fusible(self) -> bool:
-        """Whether this one is, in its geometry."""
+        """Whether this layer is, with its geometry."""
         raise NotImplementedError
 
     def form_key(self, x: Tensor) -> Hashable:
-        """What of ``x`` decides the form."""
+        """The properties of ``x`` that determine the form."""
         raise NotImplementedError
 
     def form(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Product | Filters:
@@ -138,13 +138,13 @@ class FusesReLU:
     """Can apply the ReLU that follows in place while it computes."""
 
     def with_relu(self, x: Tensor) -> Tensor | None:
-        """The layer and the ReLU on its top at once; None if ``x`` lies so that this cannot be."""
+        """The layer and the ReLU on its top in one step; None if the memory layout of ``x`` does not allow it."""
         raise NotImplementedError
 
 
 class PrefersChannelsLast:
-    """Learns quicker where the channels of a pixel lie side by side."""
+    """Trains faster in channels-last layout."""
 
     def prefers_channels_last(self, x: Tensor) -> bool:
-        """Whether it does on bottoms like ``x``."""
+        """Whether it trains faster on bottoms like ``x``."""
         raise NotImplementedError

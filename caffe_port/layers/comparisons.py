@@ -1,6 +1,6 @@
-"""Comparisons whose answer is a number, 1 or 0, of the kind that is compared; no gradient passes.
+"""Comparisons that give 1 or 0 in the dtype of their input; no gradient passes.
 
-Torch compares into numbers several times as quickly as into booleans, which then are converted.
+In torch this is several times as fast as a comparison to booleans followed by a conversion.
 """
 
 from __future__ import annotations

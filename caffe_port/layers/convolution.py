@@ -1,4 +1,4 @@
-"""Convolution and deconvolution, with any number of spatial axes, groups and dilation; and the windows by themselves.
+"""Convolution and deconvolution, with any number of spatial axes, groups and dilation; and Im2col.
 
 Source: base_conv_layer.cpp, conv_layer.cpp, deconv_layer.cpp, im2col_layer.cpp.
 """
@@ -20,19 +20,19 @@ from caffe_port.layers.functions import Function, traced
 from caffe_port.spec import windows
 
 FEW_PIXELS = 64
-"""Up to so many pixels in an image a layer with large weights is bound by reading them."""
+"""Up to this number of pixels in an image, a layer with large weights is bound by reading them."""
 
 LARGE_WEIGHT = 1 << 15
-"""Numbers in a weight that is worth a matrix product of its own."""
+"""Number of values from which a weight is used in one matrix product."""
 
 MANY_CHANNELS = 16
-"""From so many on a convolution that learns is quicker with them last."""
+"""From this number of channels a convolution trains faster in channels-last layout."""
 
 
 class _Convolve(Function):
     """Convolution, or its transpose, whose bias gradient is torch's accurate sum.
 
-    The convolution libraries add the gradients of 10^5 pixels one to the next, which costs a bias near zero its digits:
+    The convolution libraries add the gradients of 10^5 pixels one to the next, which loses digits of a bias near zero:
     errors of 5e-3 where Caffe's own, by blocks, stay below 1e-4.
     """
 
@@ -60,7 +60,7 @@ def _convolve(
 ) -> Tensor:
     """Convolution, or its transpose, over any number of spatial axes.
 
-    torch has one to three. Without any it is one of a single pixel; of more, the sum over the taps of the first.
+    torch has one to three. With none it is a convolution of single pixels; with more, a sum over the first axis's taps.
 
     Args:
         windows: for each spatial axis (kernel, stride, pad, dilation).
@@ -69,7 +69,7 @@ def _convolve(
         return _convolve(x[..., None], weight[..., None], bias, ((1, 1, 0, 1),), transposed, group)[..., 0]
     if len(windows) <= 3:
         _, strides, pads, dilations = zip(*windows, strict=True)
-        if torch.is_autocast_enabled(x.device.type):  # it knows conv2d and its like, and not the one for all of them
+        if torch.is_autocast_enabled(x.device.type):  # autocast covers conv2d and the like, not the general function
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         learns_bias = bias is not None and bias.requires_grad and torch.is_grad_enabled() and not traced()
@@ -79,7 +79,7 @@ def _convolve(
     n, extent = x.shape[2], (kernel - 1) * dilation + 1
 
     def tap(part: Tensor, k: int) -> Tensor:
-        """What tap ``k`` adds: the other axes' convolution of every slice, which counts as an image of its own."""
+        """The term of tap ``k``: the other axes' convolution of every slice, each slice an image."""
         images = part.movedim(2, 1).flatten(0, 1)
         y = _convolve(images, weight[:, :, k], None, tuple(rest), transposed, group)
         return y.unflatten(0, (part.shape[0], part.shape[2])).movedim(1, 2)
@@ -102,7 +102,7 @@ def _convolve(
 
 
 class _Windowed(Layer, Fusible, PrefersChannelsLast):
-    """What the two share; the weight is Caffe's in both: (conv out, conv in / group, *kernel)."""
+    """Shared by both; the weight has Caffe's axes in both: (conv out, conv in / group, *kernel)."""
 
     transposed = False
 
@@ -111,7 +111,7 @@ class _Windowed(Layer, Fusible, PrefersChannelsLast):
 
     def _one(self, x: Tensor) -> Tensor:
         lead = x.shape[: self.channel_axis]
-        # Axes in front of the channels are so many images more.
+        # Axes before the channels count as further images.
         y = self.convolve(x.flatten(0, self.channel_axis - 1) if len(lead) > 1 else x if lead else x.unsqueeze(0))
         return y.unflatten(0, lead) if len(lead) > 1 else y if lead else y.squeeze(0)
 
@@ -124,9 +124,9 @@ class _Windowed(Layer, Fusible, PrefersChannelsLast):
         return _convolve(x, self.weight, self.bias, windows, self.transposed, self.group)
 
     def as_product(self, x: Tensor) -> bool:
-        """Whether one product with all weights is the better way: few pixels, large weights, on the CPU.
+        """Whether one product with all weights is faster: few pixels, large weights, on the CPU.
 
-        Such a layer is bound by reading its weights, which the convolution kernels would first lay out anew.
+        Such a layer is bound by reading its weights, which the convolution kernels would first reorder.
         """
         if x.device.type != "cpu" or len(self.kernel) != 2 or self.group != 1 or self.weight.numel() < LARGE_WEIGHT:
             return False
@@ -135,7 +135,7 @@ class _Windowed(Layer, Fusible, PrefersChannelsLast):
         return prod(x.shape[2:] if self.transposed else self.lengths(x.shape[2:])) <= FEW_PIXELS
 
     def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The layer as one product of rows with the weights; ``linear`` does it otherwise (packed, fused)."""
+        """The layer as one product of rows with the weights; ``linear`` replaces the product (packed, fused)."""
         raise NotImplementedError
 
     def fusible(self) -> bool:
@@ -175,7 +175,7 @@ class Convolution(windows.Convolution, _Windowed):
 
 @layer("Deconvolution")
 class Deconvolution(windows.Deconvolution, _Windowed):
-    """The transpose of :class:`Convolution`: what its backward pass does to the data."""
+    """The transpose of :class:`Convolution`: its backward pass with respect to the data."""
 
     transposed = True
 
@@ -203,12 +203,12 @@ class Deconvolution(windows.Deconvolution, _Windowed):
 
 @layer("Im2col")
 class Im2col(windows.Im2col, Layer):
-    """What a convolution multiplies its filters with: (N, C, ...) to (N, C * kernel numbers, windows ...)."""
+    """The windows that a convolution multiplies by filters: (N, C, ...) to (N, C * kernel numbers, windows ...)."""
 
     def forward(self, x: Tensor) -> Tensor:
         (shape,) = self.reshape(tuple(x.shape))
         c, axes = self.channel_axis, len(self.kernel)
-        if axes == 2:  # for these torch has it ready
+        if axes == 2:  # torch has this for two axes
             return F.unfold(x.reshape(-1, *x.shape[c:]), self.kernel, self.dilation, self.pad, self.stride).view(shape)
         windows = F.pad(x, [side for p in reversed(self.pad) for side in (p, p)])
         for i, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):

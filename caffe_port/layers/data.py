@@ -24,7 +24,7 @@ class Data(Prefetching):
     def open(self) -> Batches:
         self.p.skip("prefetch", "force_encoded_color", "rand_skip")
         if self.p.shuffle:
-            info(f"{self.where}: layer {self.name}: records come in the database's order, shuffle is not followed")
+            info(f"{self.where}: layer {self.name}: records come in the database's order, shuffle is ignored")
         limit = self.p.rand_skip if self.dialect.data_skips_at_random else 0
         path, batch = self.find(self.p.source, "database", folder=True), self.batch_size()
         records = open_records(path, self.p.enum("backend"))
@@ -58,7 +58,7 @@ class WindowData(Prefetching):
 
     def open(self) -> Batches:
         p, crop = self.p, self.transformer.crop
-        self.fields.transform_param.skip("scale")  # Caffe takes its own
+        self.fields.transform_param.skip("scale")  # Caffe uses window_data_param's
         if not crop or crop <= 2 * p.context_pad:
             raise self.error(f"crop_size {crop}", expected=f"more than twice the context_pad, {p.context_pad}")
         stream = Stream(self.draw())

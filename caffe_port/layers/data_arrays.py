@@ -23,14 +23,14 @@ from caffe_port.spec import sources
 
 @layer("HDF5Data")
 class HDF5Data(Reading):
-    """Rows of the data sets named as the tops are, from the HDF5 files that a text file lists.
+    """Rows of the data sets with the tops' names, from the HDF5 files that a text file lists.
 
-    The shuffle is Caffe's: by the C library's rand(), which starts from the same seed in every process.
+    The shuffle is Caffe's: by the C library's rand(), which has the same initial seed in every process.
     """
 
     def setup(self) -> None:
         if not self.dialect.legacy_shapes and self.fields.has("transform_param"):
-            raise self.error("a transform_param", expected="none: it does not transform")
+            raise self.error("a transform_param", expected="none: the layer does not transform")
         self.count = self.batch_size()
         rand = c_rand() if self.p.shuffle else None
         source = self.find(self.p.source, "list of HDF5 files")
@@ -61,12 +61,12 @@ class MemoryData(sources.MemoryData, Reading):
         self.transforms = self.fields.has("transform_param")
         t.skip("scale", "mean_file", "mean_value", "force_color", "force_gray")
         if t.mirror or (self.phase == "TRAIN" and t.crop_size):
-            default_stream().words(1)  # the seed of transformations, which arrays never see
+            default_stream().words(1)  # the seed of transformations, unused for arrays
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None
         self.at = 0
 
     def set_input_arrays(self, data: Any, labels: Any) -> None:
-        """Take batches from these arrays from now on, from their first item, round and round. They are not copied.
+        """Take batches from these arrays from now on, cyclically from their first item. They are not copied.
 
         Args:
             data: float32 (items, channels, height, width). labels: float32, one for each item, in any shape.
@@ -94,7 +94,7 @@ class MemoryData(sources.MemoryData, Reading):
 
     def forward(self) -> tuple[Tensor, ...]:
         if self.arrays is None:
-            raise self.error("no arrays", remedy="give some by net.set_input_arrays(data, labels)")
+            raise self.error("no arrays", remedy="call net.set_input_arrays(data, labels)")
         here = slice(self.at, self.at + self.batch)
         self.at = here.stop % len(self.arrays[0])
         return self.tensors(tuple(a[here].copy() for a in self.arrays))
@@ -104,7 +104,7 @@ class MemoryData(sources.MemoryData, Reading):
 class HDF5Output(sources.HDF5Output, Layer, WritesFiles):
     """Writes its bottoms to an HDF5 file as the data sets ``data`` and ``label``, with four axes, in the first pass.
 
-    Caffe's file holds one pass only, and so a second is refused. Without ``allow_writes`` the layer is.
+    Caffe's file holds one pass only, so a second pass raises. Without ``allow_writes`` the layer raises when built.
     """
 
     keeps_state = True
@@ -120,7 +120,7 @@ class HDF5Output(sources.HDF5Output, Layer, WritesFiles):
         import h5py
 
         if self.written:
-            raise self.error(f"a second pass for {self.path}", expected="one: the file would lose the first")
+            raise self.error(f"a second pass for {self.path}", expected="one: a second pass would overwrite the first")
         with atomic_path(self.path, overwrite=True) as temporary, h5py.File(temporary, "x") as file:
             for name, bottom in (("data", data), ("label", label)):
                 file[name] = bottom.detach().cpu().numpy().reshape(*bottom.shape, *(1,) * (4 - bottom.dim()))

@@ -1,4 +1,4 @@
-"""The fork's data layers: pictures with masks, whole or by boxes.
+"""The fork's data layers: pictures with masks, whole or cropped to boxes.
 
 Source: image_seg_data_layer.cpp, window_seg_data_layer.cpp, window_inst_seg_data_layer.cpp,
 window_seg_binary_layer.cpp, window_cls_data_layer.cpp, select_seg_binary_layer.cpp (all noh).
@@ -23,7 +23,7 @@ class _Segmentation(Prefetching):
     """Words of a line after the picture's name, unless label_type is NONE."""
 
     def open(self) -> Batches:
-        self.p.skip("has_label", "max_labels", "other_object_label")  # of which the fork reads the last, in one layer
+        self.p.skip("has_label", "max_labels", "other_object_label")  # the fork reads only the last, in one layer
         path, label_type = self.find(self.p.source, "list"), self.p.enum("label_type")
         items = segments.segments(
             path, labels=0 if label_type == "NONE" else self.masks, box=self.boxes, numbers=self.numbers()
@@ -44,7 +44,7 @@ class _Segmentation(Prefetching):
         return self.kind(settings)
 
     def numbers(self) -> int:
-        """How many numbers follow the box on a line."""
+        """Number of values after the box on a line."""
         return 0
 
     def more(self) -> dict[str, int]:
@@ -52,7 +52,7 @@ class _Segmentation(Prefetching):
         return {}
 
     def label_dim(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         dim: int = self.fields.window_cls_data_param.label_dim
         if dim < 1:
             raise self.error(f"label_dim {dim}", expected="1 or more (in window_cls_data_param)")
@@ -69,7 +69,7 @@ class ImageSegData(_Segmentation):
 
 @layer("WindowSegData")
 class WindowSegData(_Segmentation):
-    """Boxes out of pictures, the labels of their pixels, and the pictures' sizes."""
+    """Crops of pictures, the labels of their pixels, and the pictures' sizes."""
 
     kind = segments.Windows
 
@@ -97,7 +97,7 @@ class WindowInstSegData(_Segmentation):
 
 @layer("WindowClsData")
 class WindowClsData(_Segmentation):
-    """Boxes out of pictures, the set of classes seen in each, and the pictures' sizes."""
+    """Crops of pictures, the set of classes in each, and the pictures' sizes."""
 
     kind = segments.ClassWindows
 
@@ -107,7 +107,7 @@ class WindowClsData(_Segmentation):
 
 @layer("SelectSegBinary")
 class SelectSegBinary(_Segmentation):
-    """Boxes with a vector of classes: the pixels' labels become 1 where their class is in it; and the vector."""
+    """From crops with a vector of classes: pixel labels, 1 where their class is in it, and the vector."""
 
     kind = segments.SelectedWindows
 

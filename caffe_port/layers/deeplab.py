@@ -20,10 +20,10 @@ from caffe_port.spec import deeplab2
 
 @layer("Interp")
 class Interp(deeplab2.Interp, Layer):
-    """Bilinear resizing that puts corners onto corners, after cutting ``-pad_beg`` and ``-pad_end`` rows and columns.
+    """Bilinear resizing with aligned corners, after cutting ``-pad_beg`` and ``-pad_end`` rows and columns.
 
-    The size is the first of these that is given: by ``shrink_factor`` alone, by ``zoom_factor`` alone, ``height`` and
-    ``width``, shrunk and then zoomed. A blob of one channel, which may hold labels, is computed in the original's own
+    The size is the first of these that is set: by ``shrink_factor`` alone, by ``zoom_factor`` alone, ``height`` and
+    ``width``, shrunk and then zoomed. A blob of one channel, which may hold labels, is computed in the original's
     order of rounding: a label that comes out as 2.9999998 is cut to 2 by the layers after it.
     """
 
@@ -55,7 +55,7 @@ class SegAccuracy(deeplab2.SegAccuracy, Layer):
     ``reset: false`` the counts of all passes add up.
     """
 
-    untraceable = "it counts on from pass to pass"
+    untraceable = "it accumulates counts over passes"
 
     def setup(self, x: Shape, label: Shape) -> None:
         super().setup(x, label)
@@ -96,7 +96,7 @@ class SpatialProduct(deeplab2.SpatialProduct, Layer):
 
 @layer("BiasChannel")
 class BiasChannel2(deeplab2.BiasChannel2, BiasChannel):
-    """BiasChannel that knows labels of pixels: ``fg_bias`` is added to a pixel's class, and, if ``background_label`` or
+    """BiasChannel with labels of pixels: ``fg_bias`` is added to a pixel's class, and, if ``background_label`` or
     ``bg_bias`` is given, ``bg_bias`` to the background at every labelled pixel."""
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class BiasChannel2(deeplab2.BiasChannel2, BiasChannel):
 
 
 class _Weight(torch.autograd.Function):
-    """exp(slope * (1 + edge * ratio)) held between ``low`` and 1; its gradient does not see the bounds."""
+    """exp(slope * (1 + edge * ratio)) limited to ``low`` .. 1; its gradient ignores the bounds."""
 
     @staticmethod
     def forward(ctx: Any, edge: Tensor, slope: float, ratio: float, low: float) -> Tensor:
@@ -161,14 +161,14 @@ class _Recursive(torch.autograd.Function):
 
 @layer("DomainTransform")
 class DomainTransform(deeplab2.DomainTransform, Layer):
-    """Smooths scores between the edges of a picture, ``num_iter`` times along rows and columns, both ways.
+    """Smooths scores between the edges of a picture, ``num_iter`` times along rows and columns, in both directions.
 
     Bottoms: scores (N, C, H, W), edges (N, 1, H, W), and for each item the height and width to work on (N, 1, 1, 2);
     the rest is copied. Source: Chen, Barron, Papandreou, Murphy, Yuille, "Semantic Image Segmentation with
     Task-Specific Edge Detection Using CNNs and a Discriminatively Trained Domain Transform", 2016.
     """
 
-    untraceable = "it reads the numbers of its bottoms one by one"
+    untraceable = "it reads single values of its bottoms"
 
     clamps = True
 
@@ -177,7 +177,7 @@ class DomainTransform(deeplab2.DomainTransform, Layer):
         return torch.stack(items)
 
     def sizes(self, x: Tensor, size: Tensor) -> list[tuple[int, int]]:
-        """Each item's height and width, cut to whole numbers."""
+        """Each item's height and width, truncated to integers."""
         found = [(int(h), int(w)) for h, w in size.flatten(1).tolist()]
         if any(h > x.shape[2] or w > x.shape[3] or min(h, w) < 0 for h, w in found):
             raise self.shape_error(f"sizes {found}", expected=f"at most {tuple(x.shape[2:])}")
@@ -197,12 +197,12 @@ class DomainTransform(deeplab2.DomainTransform, Layer):
         return torch.where(rest, x, F.pad(y, (0, x.shape[2] - w, 0, x.shape[1] - h)))
 
     def weight(self, edge: Tensor, slope: float) -> Tensor:
-        """How much of its neighbour each pixel takes over."""
+        """The weight of the previous pixel for each pixel."""
         return _Weight.apply(edge, slope, self.spatial / self.range, self.low)
 
 
 def _both_ways(x: Tensor, w: Tensor) -> Tensor:
-    """The filter forward and then backward along the first axis; the weight of a pair is that of its later member."""
+    """The filter forward and then backward along the first axis; a pair has the weight of its later pixel."""
     if not x.numel():
         return x
     x = _Recursive.apply(x.contiguous(), w.contiguous())
@@ -211,7 +211,7 @@ def _both_ways(x: Tensor, w: Tensor) -> Tensor:
 
 @layer("DomainTransformForwardOnly")
 class DomainTransformForwardOnly(DomainTransform):
-    """The same without a gradient, and without bounds for the weights."""
+    """The same without a gradient and without bounds for the weights."""
 
     def weight(self, edge: Tensor, slope: float) -> Tensor:
         return torch.exp((edge * (self.spatial / self.range) + 1) * slope)

@@ -41,7 +41,7 @@ class ImageSegData2(Prefetching, deeplab2.ImageSegData2):
         made = ScaledTransformer(base, crop, t.scale_factors)
         if made.needs_stream and not base.draws:
             raise self.error(
-                "random crops or scale_factors that nothing seeds",
+                "random crops or scale_factors that the original does not seed",
                 expected="mirror, or crop_size in TRAIN (data_transformer.cpp, InitRand)",
             )
         return made
@@ -64,7 +64,7 @@ class ImageSegData2(Prefetching, deeplab2.ImageSegData2):
 
 class _Named(Layer):
     def names(self, path: str) -> list[str]:
-        """The first words of a file's lines, less ``strip`` characters at their ends."""
+        """The first words of a file's lines without the last ``strip`` characters."""
         strip = self.p.strip
         if strip < 0:
             raise self.error(f"strip {strip}", expected="0 or more")
@@ -77,12 +77,12 @@ class _Named(Layer):
 
 @layer("MatRead")
 class MatRead(Reading, _Named):
-    """Items from MATLAB files PREFIX NAME_blob_I.mat, a file an item for each top, ``batch_size`` of them a pass."""
+    """Items from MATLAB files PREFIX NAME_blob_I.mat, one file for each item and top, ``batch_size`` items a pass."""
 
     def setup(self) -> None:
         p = self.p
         if not p.source:
-            raise self.error("no source", expected="a list of names: the original cannot be set up without")
+            raise self.error("no source", expected="a list of names, which the original requires")
         self.list = self.names(self.find(p.source, "list"))
         self.at = 0
         size = self.batch_size()
@@ -121,7 +121,7 @@ class MatWrite(deeplab2.MatWrite, _Named, WritesFiles):
     """Writes its bottoms to MATLAB files PREFIX NAME_blob_I.mat in every ``period``-th pass.
 
     NAME is ``iter_K`` for pass K, or, with a ``source``, the K-th name of that list. Without ``allow_writes`` the
-    layer is refused.
+    layer raises when built.
     """
 
     keeps_state = True

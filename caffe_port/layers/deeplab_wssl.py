@@ -1,6 +1,6 @@
-"""DeepLab's layers for learning from image-level labels: the labels an image shows, and scores biased towards them.
+"""DeepLab's layers for learning from image-level labels: the labels in an image, and scores biased towards them.
 
-Neither Caffe has them; both dialects take them. Source: unique_label_layer.cpp, bias_channel_layer.cpp,
+Registered for all dialects. Source: unique_label_layer.cpp, bias_channel_layer.cpp,
 adaptive_bias_channel_layer.cpp (deeplab-public), and section 3.2 of Papandreou, Chen, Murphy and Yuille, "Weakly- and
 Semi-Supervised Learning of a DCNN for Semantic Image Segmentation", ICCV 2015.
 """
@@ -17,15 +17,15 @@ from caffe_port.layers.base import Layer, layer
 from caffe_port.random import default_stream
 from caffe_port.spec import losses
 
-Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
+Array = Any  # np.ndarray, whose generic form differs between the supported numpy versions
 
 NOTHING = -1
-"""What fills up an image's list of labels."""
+"""Padding of an image's list of labels."""
 
 
 @layer("UniqueLabel")
 class UniqueLabel(losses.UniqueLabel, Layer):
-    """The labels that each image's pixels show, rising, ``force_label`` always among them; filled up with -1."""
+    """The labels of each image's pixels in rising order, always with ``force_label``; padded with -1."""
 
     untraceable = "it reads the numbers of its bottoms one by one"
 
@@ -40,12 +40,12 @@ class UniqueLabel(losses.UniqueLabel, Layer):
 
 
 class _Biased(Layer):
-    """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels that each image shows."""
+    """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels present in each image."""
 
     untraceable = "it reads the numbers of its bottoms one by one"
 
     def channels(self, label: Tensor, count: int, ignored: frozenset[int] = frozenset()) -> list[list[int]]:
-        """The channels that each image shows, in the order given."""
+        """The channels present in each image, in the given order."""
         rows = [[n for n in row if n not in ignored | {NOTHING}] for row in label.flatten(1).long().tolist()]
         for n in (n for row in rows for n in row):
             if not 0 <= n < count:
@@ -55,7 +55,7 @@ class _Biased(Layer):
 
 @layer("BiasChannel")
 class BiasChannel(losses.BiasChannel, _Biased):
-    """Adds ``bg_bias`` to channel 0 and ``fg_bias`` to any other, if the image shows it (EM-Fixed)."""
+    """Adds ``bg_bias`` to channel 0 and ``fg_bias`` to any other that is present in the image (EM-Fixed)."""
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         bias = torch.zeros(x.shape[:2], dtype=x.dtype)
@@ -67,15 +67,15 @@ class BiasChannel(losses.BiasChannel, _Biased):
 
 @layer("AdaptiveBiasChannel")
 class AdaptiveBiasChannel(losses.AdaptiveBiasChannel, _Biased):
-    """Biases the channels that an image shows until each wins a portion of the pixels (EM-Adapt); no gradient.
+    """Biases the channels present in an image until each wins a portion of the pixels (EM-Adapt); no gradient.
 
     ``num_iter`` times, background first and then the others in a random order, a channel is raised until it reaches
-    the best of those shown in ``bg_portion`` or ``fg_portion`` of the pixels; what it takes from those before it, the
-    next round may give back. With ``suppress_others`` no channel that the image does not show wins anywhere: it is
-    first put ``margin_others`` below the least of those shown. All channels are then shifted so that the mean over the
-    pixels of the best stays. An image without labels keeps its scores.
+    the best of those present in ``bg_portion`` or ``fg_portion`` of the pixels. Later iterations may reverse changes of
+    earlier ones. With ``suppress_others`` no absent channel wins anywhere: it is first set ``margin_others`` below the
+    smallest of those present. All channels are then shifted so that the mean over the pixels of the best score is
+    unchanged. An image without labels keeps its scores.
 
-    The order comes from the net's stream, so that ``random_seed`` decides it; the original asks the C library's rand().
+    The order comes from the net's stream, so that ``random_seed`` determines it; the original uses C's rand().
     """
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class AdaptiveBiasChannel(losses.AdaptiveBiasChannel, _Biased):
         return torch.from_numpy(scores).to(x).view(x.shape)
 
     def adapt(self, score: Array, shown: list[int]) -> None:
-        """Biases (channels, pixels) in place; ``shown`` rises."""
+        """Biases (channels, pixels) in place; ``shown`` is in rising order."""
         if self.suppress:
             least = score[shown].min(0)
             for channel in {*range(len(score))} - {*shown}:
@@ -103,6 +103,6 @@ class AdaptiveBiasChannel(losses.AdaptiveBiasChannel, _Biased):
         score += score.dtype.type(before - best.mean(dtype=np.float64))
 
     def lacking(self, behind: Array, portion: float) -> Any:
-        """How much a channel must rise to be ``behind`` no more in a portion of the pixels."""
+        """The increase after which a channel is no longer ``behind`` in a portion of the pixels."""
         place = min(int(np.float32(portion) * np.float32(behind.size)), behind.size - 1)
         return np.partition(behind, place)[place]

@@ -14,7 +14,7 @@ from caffe_port.layers.lattice import Array, Lattice
 from caffe_port.spec import deeplab2
 
 _VECTOR = 4
-"""The original's lattice takes so many pixels at once; what fills up the last ones lies at 0 and adds corners there."""
+"""Vector length of the original's lattice; padding of the last vector lies at 0 and adds corners there."""
 
 
 @layer("DenseCRF")
@@ -33,7 +33,7 @@ class DenseCRF(deeplab2.DenseCRF, Layer):
         colours = picture[0].detach().float().cpu().numpy()
         for score, out, (h, w) in zip(x.detach(), y, size.flatten(1).long().tolist(), strict=True):
             if x.shape[2] <= h and x.shape[3] <= w:
-                h, w = x.shape[2:]  # the picture was cropped
+                h, w = x.shape[2:]  # of a cropped picture
             elif h > x.shape[2] or w > x.shape[3] or min(h, w) < 1:
                 raise self.shape_error(f"a real size of {(h, w)}", expected=f"at most {tuple(x.shape[2:])}")
             flat = score[:, :h, :w].permute(1, 2, 0).reshape(h * w, -1).float()
@@ -60,12 +60,12 @@ class DenseCRF(deeplab2.DenseCRF, Layer):
 
 
 def _filled(values: Tensor) -> Tensor:
-    """With zeros at the end, up to a whole number of vectors."""
+    """Padded with zeros to a multiple of the vector length."""
     return torch.nn.functional.pad(values, (0, 0, 0, -len(values) % _VECTOR))
 
 
 def _points(picture: Array, space: float, colour: float | None) -> Array:
-    """The pixels as points in standard deviations, float32 (pixels, 2 or 5), filled up with zeros."""
+    """The pixels as points in standard deviations, float32 (pixels, 2 or 5), padded with zeros."""
     y, x = np.indices(picture.shape[1:], np.float32)
     axes = [x / np.float32(space), y / np.float32(space)]
     if colour is not None:
@@ -75,7 +75,7 @@ def _points(picture: Array, space: float, colour: float | None) -> Array:
 
 
 def _softmax(x: Tensor) -> Tensor:
-    """The softmax over classes, where what lies more than 20 below the largest is exactly 0."""
+    """The softmax over classes; inputs more than 20 below the largest give exactly 0."""
     behind = x - x.max(1, keepdim=True).values
     e = torch.where(behind < -20, 0, behind.exp())
     return e / e.sum(1, keepdim=True)

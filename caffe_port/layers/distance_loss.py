@@ -19,7 +19,7 @@ from caffe_port.spec import losses
 
 @layer("EuclideanLoss")
 class EuclideanLoss(losses.EuclideanLoss, Loss):
-    """Half the squared distance of two bottoms, on the average of the items; both get its gradient."""
+    """Half the squared distance of two bottoms, averaged over the items; both get its gradient."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(x, y.reshape(x.shape), reduction="sum") / (2 * x.shape[0])
@@ -44,7 +44,7 @@ class _Distance(Function):
 
 @layer("ContrastiveLoss")
 class ContrastiveLoss(losses.ContrastiveLoss, Loss):
-    """For each pair of vectors d^2 if the third bottom calls them alike, else max(margin - d, 0)^2; halved, averaged.
+    """For each pair of vectors d^2 if the third bottom marks them similar, else max(margin - d, 0)^2; halved, averaged.
 
     ``legacy_version``, the only one in noh, takes max(margin - d^2, 0) for pairs that differ.
     """

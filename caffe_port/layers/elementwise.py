@@ -1,4 +1,4 @@
-"""Several blobs combined number by number. Source: eltwise_layer.cpp."""
+"""Elementwise combinations of several blobs. Source: eltwise_layer.cpp."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caffe_port.spec import elementwise
 
 
 class _UnstableProduct(Function):
-    """A product whose gradient is top / bottom * diff: quicker for many bottoms, infinite at zeros."""
+    """A product whose gradient is top / bottom * diff: faster for many bottoms, infinite at zeros."""
 
     own_gradient = True
 
@@ -33,7 +33,7 @@ class _UnstableProduct(Function):
 
 
 class _Larger(Function):
-    """The larger of two, each with its own place's gradient; of equal ones the second has it all."""
+    """The maximum of two; the gradient goes to the larger, for equal values to the second."""
 
     own_gradient = True
 
@@ -54,7 +54,7 @@ class Eltwise(elementwise.Eltwise, Layer):
     """PROD, SUM (with ``coeff``) or MAX of equally shaped bottoms.
 
     Of equal maxima the second bottom is taken before the first, and both before the others in their order. In place
-    Caffe clears the top before a SUM or MAX, and with it the first bottom, which then counts for nothing.
+    Caffe clears the top before a SUM or MAX, and with it the first bottom, which then has no effect.
     """
 
     def forward(self, *bottoms: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Eltwise(elementwise.Eltwise, Layer):
             grads, _ = at_the_blobs(self, b)
             if not (b.in_place and b.wanted[0]):
                 return grads, {}
-            return [torch.zeros_like(d) for d in b.given], {}  # the first one's, which is zero, is what the others find
+            return [torch.zeros_like(d) for d in b.given], {}  # all read the first one's diff, which is zero
         d, found = b.diffs[0], list[Tensor | None]()
         for i, wanted in enumerate(b.wanted):
             if self.operation == "SUM":

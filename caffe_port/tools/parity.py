@@ -255,7 +255,7 @@ def _main(arguments: argparse.Namespace) -> int:
         print("near ties may have changed deeper layers: --switches excludes them")
     elif report.near_ties and not arguments.switches:
         print(
-            "so few values look like near ties: a pooling window or a class whose inputs differ only in their last bits;"
+            "so few values look like near ties: a pooling window or a class whose inputs differ in their last bits;"
             " where layers unpool, a reference with their switches and --switches exclude them"
         )
     if arguments.html:

@@ -129,18 +129,18 @@ class MultiBoxLoss(ssd.MultiBoxLoss, Loss):
         found = Matching({}, {}, np.empty(0, np.int64))
         if boxes is None:
             return found
-        labels = [-1] if self.shared else [c for c in range(self.classes) if c != self.background]
+        labels = [-1] if self.one_place else [c for c in range(self.classes) if c != self.background]
         if self.from_priors:
             of_all, best = self._match_with(priors, boxes.corners)
             for c in labels:
                 own = of_all
-                if not self.shared:
+                if not self.one_place:
                     is_c = (of_all > -1) & (boxes.labels[of_all] == c)
                     own = np.where(is_c, of_all, -1)
                 found.boxes[c], found.overlaps[c] = own, best
             return found
         for c in labels:
-            places = np.arange(len(boxes.labels)) if self.shared else np.flatnonzero(boxes.labels == c)
+            places = np.arange(len(boxes.labels)) if self.one_place else np.flatnonzero(boxes.labels == c)
             predicted = self._decoded(loc[:, max(c, 0)], priors, variances)
             own, found.overlaps[c] = self._match_with(predicted, boxes.corners[torch.from_numpy(places)])
             found.boxes[c] = np.where(own > -1, np.append(places, -1)[own], own)

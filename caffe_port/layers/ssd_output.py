@@ -102,7 +102,7 @@ class DetectionOutput(ssd.DetectionOutput, Layer, WritesFiles):
             kept, order = kept.sort(descending=True, stable=True)
             index = index[order][: self.top_k if self.top_k > -1 else None]
             if len(index):
-                boxes = decoded[index, 0 if self.shared else c]
+                boxes = decoded[index, 0 if self.one_place else c]
                 stays = suppress(boxes, self.threshold, self.eta)
                 found.append((torch.full_like(stays, c), kept[stays], boxes[stays]))
         if not found:

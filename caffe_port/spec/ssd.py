@@ -116,7 +116,7 @@ class _OfPriors(Spec):
         p = self.p
         missing = not p.has("num_classes") or p.num_classes < 1
         self.refuse(missing, "no num_classes", expected="the number of classes, with the background")
-        self.classes, self.shared, self.background = p.num_classes, p.share_location, p.background_label_id
+        self.classes, self.one_place, self.background = p.num_classes, p.share_location, p.background_label_id
 
     def count_priors(self, loc: Shape, conf: Shape, prior: Shape) -> int:
         """The number of priors of three bottoms that belong together."""
@@ -126,7 +126,7 @@ class _OfPriors(Spec):
         self.refuse_shape(wrong, f"priors of shape {prior}", expected="(1, 2, 4 numbers for each prior)")
         wrong = not loc or not conf or loc[0] != conf[0]
         self.refuse_shape(wrong, f"locations {loc} with confidences {conf}", expected="as many items in both")
-        loc_classes = 1 if self.shared else self.classes
+        loc_classes = 1 if self.one_place else self.classes
         for what, shape, each in (("locations", loc, 4 * loc_classes), ("confidences", conf, self.classes)):
             self.refuse_shape(
                 full(shape)[1] != priors * each or prod(shape) != prod(shape[:2]),
@@ -147,7 +147,7 @@ class DetectionOutput(_OfPriors):
     def setup(self, *shapes: Shape) -> None:
         self.read_classes()
         self.refuse(
-            self.shared and self.background == -1,
+            self.one_place and self.background == -1,
             "background_label_id -1 with share_location",
             expected="a background class: the original takes the shared location for it and finds none",
         )
@@ -232,7 +232,7 @@ class MultiBoxLoss(_OfPriors, Loss):
             expected="one that agrees",
             remedy="leave do_neg_mining out: mining_type took its place",
         )
-        apart = self.mining != "NONE" and not self.shared
+        apart = self.mining != "NONE" and not self.one_place
         found = f"mining_type {self.mining} without share_location"
         self.refuse(apart, found, expected="mining_type: NONE, or share_location")
         outside = self.background >= self.classes and (self.softmax or self.mining != "NONE")

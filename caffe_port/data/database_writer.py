@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from caffe_port.data.databases import missing_package
 from caffe_port.errors import CaffeError, FileError
 
 __all__ = ["BACKENDS", "DatabaseWriter"]
@@ -19,6 +18,10 @@ __all__ = ["BACKENDS", "DatabaseWriter"]
 BACKENDS = ("lmdb", "leveldb")
 _BATCH = 1000
 _MAP = 1 << 30
+
+
+def _missing(path: str, package: str) -> CaffeError:
+    return CaffeError(path, f"no Python package {package}, which writes it", remedy=f"pip install {package}")
 
 
 class DatabaseWriter:
@@ -50,13 +53,13 @@ class DatabaseWriter:
             try:
                 import lmdb
             except ImportError:
-                raise missing_package(str(self.path), "lmdb", "writes") from None
+                raise _missing(str(self.path), "lmdb") from None
             self._handle = lmdb.open(str(self._folder), map_size=_MAP)
         else:
             try:
                 import plyvel
             except ImportError:
-                raise missing_package(str(self.path), "plyvel", "writes") from None
+                raise _missing(str(self.path), "plyvel") from None
             self._handle = plyvel.DB(str(self._folder), create_if_missing=True)
         return self
 

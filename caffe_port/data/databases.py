@@ -6,158 +6,41 @@ Source: util/db_lmdb.cpp, util/db_leveldb.cpp, data_layer.cpp (both programs).
 from __future__ import annotations
 
 import math
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from caffe_port.data.batches import Array, Batches, State
+from caffe_port.data.leveldb_files import LevelRecords
+from caffe_port.data.lmdb_file import LmdbRecords
 from caffe_port.data.pictures import decode
+from caffe_port.data.records import Records
 from caffe_port.data.shard import ALL, Share
 from caffe_port.data.transform import Transformer
-from caffe_port.errors import CaffeError, FileError, FormatError
+from caffe_port.errors import CaffeError, FormatError
 from caffe_port.schema.messages import SCHEMA
 
-__all__ = ["DatumBatches", "Records", "missing_package", "open_records", "read_datum"]
-
-
-class Records(ABC):
-    """A position in a database. There is always a current record."""
-
-    key: bytes
-    value: bytes
-
-    @abstractmethod
-    def first(self) -> bool:
-        """Move to the first record; False if there is none."""
-
-    @abstractmethod
-    def next(self) -> bool:
-        """Go to the next record; False after the last, and then there is no current one until :meth:`first`."""
-
-    @abstractmethod
-    def seek(self, key: bytes) -> bool:
-        """Move to the record of this key; False if there is none."""
-
-    def advance(self) -> None:
-        """Go to the next record, from the last to the first."""
-        if not self.next():
-            self.first()
-
-
-class _Lmdb(Records):
-    def __init__(self, opened: _Opened) -> None:
-        self._opened = opened  # keeps it open
-        self._cursor = opened.handle.begin().cursor()
-
-    def first(self) -> bool:
-        return self._cursor.first()
-
-    def next(self) -> bool:
-        return self._cursor.next()
-
-    def seek(self, key: bytes) -> bool:
-        return self._cursor.set_key(key)
-
-    @property
-    def key(self) -> bytes:  # type: ignore[override]
-        return self._cursor.key()
-
-    @property
-    def value(self) -> bytes:  # type: ignore[override]
-        return self._cursor.value()
-
-
-class _LevelDB(Records):
-    def __init__(self, opened: _Opened) -> None:
-        self._opened = opened
-        self._cursor = opened.handle.raw_iterator()
-
-    def first(self) -> bool:
-        self._cursor.seek_to_first()
-        return self._cursor.valid()
-
-    def next(self) -> bool:
-        self._cursor.next()
-        return self._cursor.valid()
-
-    def seek(self, key: bytes) -> bool:
-        self._cursor.seek(key)
-        return self._cursor.valid() and self._cursor.key() == key
-
-    @property
-    def key(self) -> bytes:  # type: ignore[override]
-        return self._cursor.key()
-
-    @property
-    def value(self) -> bytes:  # type: ignore[override]
-        return self._cursor.value()
-
-
-class _Opened:
-    """A database that is open. A process may open each only once, so that nets share it; the last closes it."""
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-
-
-_open: WeakValueDictionary[str, _Opened] = WeakValueDictionary()
+__all__ = ["DatumBatches", "Records", "open_records", "read_datum"]
 
 
 def open_records(path: str, backend: str) -> Records:
-    """The records of a database, at the first.
+    """The records of a database, at the first. Nothing in its folder is changed.
 
     Args:
         path: its folder. backend: "LMDB" or "LEVELDB".
 
     Raises:
-        FileError: it cannot be opened. FormatError: it is of the other kind, or empty.
-        CaffeError: the package that reads it is not installed.
+        FileError: it cannot be opened. FormatError: it is of the other kind, damaged, or empty.
     """
     for other, inside in (("LMDB", "data.mdb"), ("LEVELDB", "CURRENT")):
         if other != backend and Path(path, inside).exists():
             raise FormatError(path, f"a database of the kind {other}", expected=backend, remedy=f"backend: {other}")
-    place = os.path.realpath(path)
-    opened = _open.get(place)
-    if opened is None:
-        opened = _open[place] = _Opened((_open_lmdb if backend == "LMDB" else _open_leveldb)(path))
-    records = _Lmdb(opened) if backend == "LMDB" else _LevelDB(opened)
+    records: Records = LmdbRecords(path) if backend == "LMDB" else LevelRecords(path)
     if not records.first():
         raise FormatError(path, "an empty database", expected="records")
     return records
-
-
-def _open_lmdb(path: str) -> Any:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise missing_package(path, "lmdb") from error
-    try:
-        # Without a lock, a folder that is not writable can be read, too.
-        return lmdb.open(path, readonly=True, lock=False, subdir=Path(path).is_dir())
-    except lmdb.Error as error:
-        raise FileError(path, f"an LMDB database that cannot be opened: {error}") from error
-
-
-def _open_leveldb(path: str) -> Any:
-    try:
-        import plyvel
-    except ImportError as error:
-        raise missing_package(path, "plyvel") from error
-    try:
-        return plyvel.DB(path, create_if_missing=False)
-    except (plyvel.Error, OSError) as error:
-        raise FileError(path, f"a LevelDB database that cannot be opened: {error}") from error
-
-
-def missing_package(path: str, package: str, does: str = "reads") -> CaffeError:
-    """The error for a database whose package is not installed."""
-    return CaffeError(path, f"no Python package {package}, which {does} it", remedy=f"pip install {package}")
 
 
 def read_datum(data: bytes, decoder: Callable[[bytes, str], Array], where: str) -> tuple[Array, int]:

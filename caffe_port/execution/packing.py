@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port.execution.winograd import pays, winograd
 from caffe_port.layers.base import Layer
 from caffe_port.layers.capabilities import Filters, Fusible
 from caffe_port.layers.functions import ordinary
@@ -62,6 +63,8 @@ def pack(layer: Layer, affine: Sequence[Layer], relu: bool, x: Tensor, *, low_me
         bias = bias * a + b
     form = layer.form(x, scale, bias)
     if isinstance(form, Filters):
+        if not low_memory and pays(form.weight, x, form.stride, form.dilation, form.group):
+            return winograd(form.weight, form.bias, form.pad, relu=relu)
         return _convolution(form, relu, x)
     run, after = form.run, form.after
     linear = _linear(form.matrix, form.bias, relu and after is None, form.rows, low_memory)

@@ -37,8 +37,10 @@ FACT_TESTS = [
     "tests/test_layers.py",
     "tests/test_pycaffe_spec.py",
 ]
-LAYER_TESTS = ["tests/test_layers.py", "tests/test_data_layers.py", "tests/test_segnet.py"]
-NOT_FLAGS = {"name", "title", "lineage", "proto", "marks", "lacks"}
+LAYER_TESTS = [
+    *("tests/test_layers.py", "tests/test_overwritten.py", "tests/test_gradcheck.py", "tests/test_segnet.py"),
+    *("tests/test_deeplab2.py", "tests/test_rcnn.py"),
+]
 FACTS = {
     *("bottoms", "tops", "labels", "in_place", "loss", "blob_specs", "reads", "aligned", "states", "gates"),
     *("transposed", "data_shaped", "told", "reads_bottoms", "reads_tops", "spoils_diffs"),
@@ -113,10 +115,11 @@ def flags() -> Iterator[Mutant]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
                 if ast.unparse(node.annotation) in ("bool", "float | None"):
                     yield from source.mutant("flags", node.value, node.target.id)  # type: ignore[arg-type]
-            elif isinstance(node, ast.keyword) and node.arg and node.arg not in NOT_FLAGS:
-                value = node.value
-                if isinstance(value, ast.Constant) and isinstance(value.value, (bool, float)):
-                    yield from source.mutant("flags", value, node.arg)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("replace", "Dialect"):
+                for keyword in node.keywords:
+                    value = keyword.value
+                    if isinstance(value, ast.Constant) and isinstance(value.value, (bool, float)):
+                        yield from source.mutant("flags", value, keyword.arg or "")
 
 
 def facts() -> Iterator[Mutant]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +21,7 @@ import caffe_port
 from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError
 from caffe_port.random import default_stream
+from caffe_port.schema import read_net
 from caffe_port.solver import Solver
 from caffe_port.solver.log import Log
 
@@ -75,6 +77,13 @@ def legacy_shapes(d: str) -> bool:
 def inputs_are_layers(d: str) -> bool:
     made = caffe_port.Net('input: "x" input_dim: 1 input_dim: 1 input_dim: 1 input_dim: 2', "TEST", dialect=d)
     return "input" in made._layer_names
+
+
+def only_layers(d: str) -> bool:
+    """A BN in ``layers`` is the 2015 fork's; in ``layer`` that Caffe is not meant."""
+    text = 'input: "x" input_dim: 1 input_dim: 1 input_dim: 1 input_dim: 2\n'
+    text += 'layers { name: "b" type: BN bottom: "x" top: "y" }'
+    return read_net(text).dialect.name == d
 
 
 def crop_aligns(d: str) -> bool:
@@ -356,19 +365,20 @@ test_nets_crop.__name__ = "test_nets_crop_at_random"
 
 # -- who does what -----------------------------------------------------------------------------------------------------
 
-AS_BVLC = ("bvlc", "mixed", "segnet", "deeplab2", "ssd", "rcnn")
+AS_BVLC = ("bvlc", "mixed", "segnet", "deeplab2", "pspnet", "ssd", "rcnn", "rfcn")
 ALL = ("noh", *AS_BVLC)
-WITH_BN = ("noh", "mixed", "segnet")
+WITH_BN = ("noh", "mixed", "segnet")  # pspnet's is another
 WITH_CROP = ("bvlc", "noh", "mixed", "ssd")
-FORKS = ("noh", "segnet", "deeplab2", "rcnn")
+FORKS = ("noh", "segnet", "deeplab2", "pspnet", "rcnn", "rfcn")
 
 ROWS: list[tuple[Callable[..., bool], tuple[str, ...], tuple[str, ...]]] = [  # observation, who does so, of whom
     (legacy_shapes, ("noh",), ALL),
     (inputs_are_layers, ("bvlc", "mixed", "ssd"), ALL),
+    (only_layers, ("noh",), ALL),
     (crop_aligns, ("noh",), WITH_CROP),
     (fused_draws, AS_BVLC, ALL),
     (all_inputs_or_none, AS_BVLC, ALL),
-    (loss_guards_empty, ("bvlc", "mixed", "deeplab2", "ssd", "rcnn"), ALL),
+    (loss_guards_empty, ("bvlc", "mixed", "deeplab2", "pspnet", "ssd", "rcnn", "rfcn"), ALL),
     (accuracy_by_item, ("noh",), ALL),
     (accuracy_ranks_ties, (*FORKS, "ssd"), ALL),
     (relu_gives_mask, ("noh",), ALL),
@@ -378,7 +388,7 @@ ROWS: list[tuple[Callable[..., bool], tuple[str, ...], tuple[str, ...]]] = [  # 
     (axes_by_dim, ("noh",), ALL),
     (exp_shift_raises_minus_one, FORKS, ALL),
     (mvn_eps, ("noh",), ALL),
-    (mvn_mean_gradient, ("bvlc", "mixed", "deeplab2", "ssd", "rcnn"), ALL),
+    (mvn_mean_gradient, ("bvlc", "mixed", "deeplab2", "pspnet", "ssd", "rcnn", "rfcn"), ALL),
     (mvn_measures_again, ("noh",), ALL),
     (bn_overwrites_diffs, WITH_BN, WITH_BN),
     (data_seeded_each_batch, ("noh", "segnet"), ALL),
@@ -386,13 +396,13 @@ ROWS: list[tuple[Callable[..., bool], tuple[str, ...], tuple[str, ...]]] = [  # 
     (data_skips_at_random, ("noh",), ALL),
     (test_nets_crop, ("noh",), ALL),
     (smooths_last_loss, AS_BVLC, ALL),
-    (logs_speed, ("bvlc", "mixed", "segnet", "deeplab2", "rcnn"), ALL),
+    (logs_speed, ("bvlc", "mixed", "segnet", "deeplab2", "pspnet", "rcnn", "rfcn"), ALL),
     (logs_kind_of_snapshot, AS_BVLC, ALL),
     (snapshot_off_interval_adds_one, ("noh",), ALL),
     (debug_tells_updates, ("noh",), ALL),
     (decay_before_iter_size, ("noh",), ALL),
     (shared_parameters_decay_apart, ("noh", "segnet"), ALL),
-    (checks_rate_fields, ("bvlc", "mixed"), ("bvlc", "mixed", "noh", "segnet", "ssd", "deeplab2")),
+    (checks_rate_fields, ("bvlc", "mixed"), ("bvlc", "mixed", "noh", "segnet", "ssd", "deeplab2", "pspnet")),
 ]
 ELSEWHERE = {"fallback": "tests/test_dialects.py", "silence_clears_data": "no layer reads it yet"}
 
@@ -417,4 +427,6 @@ def test_flag(observe: Callable[..., bool], does: tuple[str, ...], dialect: str,
 def test_every_flag_is_observed() -> None:
     flags = {field.name for field in fields(Dialect) if field.type in ("bool", "float | None")}
     assert flags == {observe.__name__ for observe, _, _ in ROWS} | set(ELSEWHERE)
-    assert set(ALL) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"}
+    files = [path for path in FOLDER.glob("*.py") if path.stem != "base"]
+    named = {name for path in files for name in re.findall(r'\bname="(\w+)"', path.read_text(encoding="utf-8"))}
+    assert set(ALL) == named

@@ -247,3 +247,26 @@ def test_backward_leaves_what_forward_made(phase: str) -> None:
         net.backward()
         assert all(np.array_equal(blob.data, made[name]) for name, blob in net.blobs.items())
         assert all(np.array_equal(p.data, k) for p, k in zip(net.params["n"], kept, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
+def test_large_weights_and_few_pixels_are_one_product(kind: str) -> None:
+    """Such layers go another way than the references' small ones; the sums over windows are written out here."""
+    rng = np.random.default_rng(4)
+    shape = (2, 64, 3, 5)
+    body = "num_output: 32 kernel_h: 3 kernel_w: 6 stride_h: 1 stride_w: 2 pad_h: 1 pad_w: 2"
+    net = caffe_port.Net(inputs(x=shape) + one(kind, f"convolution_param {{ {body} }}"), "TEST")
+    x, weight, bias = (rng.standard_normal(s) for s in (shape, net.params["l"][0].data.shape, (32,)))
+    assert weight.size >= 1 << 15
+    for blob, value in ((net.blobs["x"], x), (net.params["l"][0], weight), (net.params["l"][1], bias)):
+        blob.data[...] = value
+    net.forward()
+    ours = net.blobs["y"].data
+    by = np.zeros(ours.shape)
+    for i, j, k, m in np.ndindex(*(ours.shape if kind == "Convolution" else shape)[2:], 3, 6):
+        row, column = i + k - 1, 2 * j + m - 2  # where tap (k, m) of window (i, j) lies
+        if kind == "Convolution" and 0 <= row < 3 and 0 <= column < 5:
+            by[:, :, i, j] += x[:, :, row, column] @ weight[:, :, k, m].T
+        elif kind == "Deconvolution" and 0 <= row < ours.shape[2] and 0 <= column < ours.shape[3]:
+            by[:, :, row, column] += x[:, :, i, j] @ weight[:, :, k, m]
+    assert np.abs(ours - by - bias[:, None, None]).max() < 1e-4 * np.abs(by).max()

@@ -19,6 +19,7 @@ from caffe_port.data.boxes import BoxBatches, Sampling, box_file
 from caffe_port.data.dense_images import DenseImages, pairs
 from caffe_port.data.files import Places
 from caffe_port.data.hdf5_rows import Rows
+from caffe_port.data.mat_files import read_mat
 from caffe_port.data.pictures import AS_IT_IS, LabelMaps, PictureBatches, decode, labelled
 from caffe_port.data.pictures import Reader as PictureReader
 from caffe_port.data.scaled_segments import ScaledSegments, ScaledTransformer, listed
@@ -388,6 +389,33 @@ def read_hdf5_data(path: Path) -> None:
             array.sum()
 
 
+# -- MATLAB files ------------------------------------------------------------------------------------------------------
+
+
+def mat_element(rng: Random, kind: int, data: bytes) -> bytes:
+    """An element of a MATLAB file, whose kind or size may be another."""
+    if rng.random() < 0.1:
+        kind = rng.choice((0, 1, 2, 5, 7, 9, 14, 15, 17, 65536 + kind, integer(rng) & 0xFFFFFFFF))
+    size = len(data) if rng.random() < 0.9 else integer(rng, len(data)) & 0xFFFFFFFF
+    return pack("<II", kind, size) + data + bytes(-len(data) % 8)
+
+
+def mat_file(rng: Random, folder: Path) -> Path:
+    shape = [rng.choice((1, 2, 3, integer(rng, 2))) if rng.random() < 0.1 else n for n in (4, 3, 2, 1)]
+    dims = b"".join((n & 0xFFFFFFFF).to_bytes(4, "little") for n in shape[: rng.choice((*range(5), *[4] * 20))])
+    flags = pack("<II", rng.choice((*[7] * 20, 6, 0x807, 1, integer(rng) & 0xFF)), 0)
+    kind, numbers = rng.choice((*[(7, bytes(96))] * 9, (2, bytes(24)), (9, bytes(192)), (7, bytes(9))))
+    name = rng.choice((*[b"data"] * 9, b"other", b""))
+    body = b"".join(mat_element(rng, *part) for part in ((6, flags), (5, dims), (1, name), (kind, numbers)))
+    whole = mat_element(rng, 14, body)
+    if rng.random() < 0.5:
+        packed = zlib.compress(whole if rng.random() < 0.9 else bytes(10**6))
+        whole = pack("<II", 15, len(packed) if rng.random() < 0.9 else integer(rng) & 0xFFFFFFFF) + packed
+    path = folder / "x.mat"
+    path.write_bytes(bytes(124) + b"\0\1IM" + whole * rng.choice((1, 1, 2)))
+    return path
+
+
 register(
     Reader(
         "lists",
@@ -398,5 +426,6 @@ register(
     Reader("window_files", read_window_file, window_file, ("data/boxes.py",)),
     Reader("pictures", read_picture_file, picture_file, ("data/picture_files.py",)),
     Reader("masks", read_mask_file, mask_file, ("data/pictures.py", "data/picture_files.py")),
+    Reader("mat_files", lambda path: read_mat(str(path)).sum(), mat_file, ("data/mat_files.py",)),
     Reader("hdf5_data", read_hdf5_data, hdf5_data, ("data/hdf5_rows.py",)),
 )

@@ -17,6 +17,7 @@ from fuzz_data import Folder, encoded
 from caffe_port.data.boxes import box_file
 from caffe_port.data.databases import read_datum
 from caffe_port.data.hdf5_rows import Rows
+from caffe_port.data.mat_files import read_mat
 from caffe_port.data.picture_files import LARGEST, decode_picture, load_picture, opened_picture, picture_size
 from caffe_port.data.pictures import GRAY, LabelMaps, Reader, labelled
 from caffe_port.data.scaled_segments import listed
@@ -274,6 +275,51 @@ def test_soft_links_within_a_file_are_followed(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("a.h5\n")
     rows = Rows(str(tmp_path / "list"), Folder(tmp_path), ("data", "label"), None, four_axes=False)
     assert np.isinf(rows.make(2)[0]).all()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 4), (1, 1), (7, 1, 2), (3, 0)])
+def test_matlab_files_as_scipy_writes_them(shape: tuple[int, ...], compressed: bool, tmp_path: Path) -> None:
+    io = pytest.importorskip("scipy.io")
+    data = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    io.savemat(tmp_path / "x.mat", {"other": [1, 2], "data": data, "z": "text"}, do_compression=compressed)
+    blob = read_mat(str(tmp_path / "x.mat"))
+    assert blob.shape == (*(1,) * (4 - len(shape)), *shape[::-1])
+    np.testing.assert_array_equal(blob, data.T.reshape(blob.shape))
+
+
+def mat(flags: int, shape: tuple[int, ...], kind: int, numbers: bytes, size: int | None = None) -> bytes:
+    parts = ((6, pack("<II", flags, 0)), (5, pack(f"<{len(shape)}i", *shape)), (1, b"data"), (kind, numbers))
+    body = b"".join(pack("<II", code, len(part)) + part + bytes(-len(part) % 8) for code, part in parts)
+    return bytes(124) + b"\0\1IM" + pack("<II", 14, len(body) if size is None else size) + body
+
+
+def test_matlab_stores_whole_numbers_in_fewer_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x.mat").write_bytes(mat(7, (3, 2), 2, bytes(range(6))))
+    assert read_mat(str(tmp_path / "x.mat")).tolist() == [[[[0, 1, 2], [3, 4, 5]]]]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "no head"),
+        (bytes(124) + b"\0\2IM", "no head"),
+        (bytes(124) + b"\0\1IM", "no variable data"),
+        (mat(7, (2**31 - 1, 2**31 - 1), 7, bytes(8)), "8 bytes for the shape"),
+        (mat(7, (-1, -2), 7, bytes(8)), "8 bytes for the shape"),
+        (mat(7, (1, 1), 7, bytes(4), 2**32 - 1), "an element of 4294967295 bytes"),
+        (mat(7, (1, 1), 5, bytes(9)), "9 bytes for the shape"),
+        (mat(7, (1, 1), 99, bytes(4)), "numbers of type 99"),
+        (mat(6, (1, 1), 9, bytes(8)), "data of class 6 with 2 axes"),
+        (mat(0x807, (1, 1), 7, bytes(4)), "data of class 7, complex, with 2 axes"),
+        (mat(7, (1,) * 5, 7, bytes(4)), "with 5 axes"),
+        (bytes(124) + b"\0\1IM" + pack("<II", 15, 3) + b"abc", "no MATLAB file of version 5 (Error -3"),
+    ],
+)
+def test_damaged_matlab_files(data: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.mat").write_bytes(data)
+    with pytest.raises(FormatError, match=re.escape(said)):
+        read_mat(str(tmp_path / "x.mat"))
 
 
 def test_a_batch_that_fits_no_memory(tmp_path: Path) -> None:

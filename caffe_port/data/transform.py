@@ -50,12 +50,15 @@ class Transformer:
         """The shape that an item of this shape comes out in."""
         return (channels, self.crop, self.crop) if self.crop else (channels, height, width)
 
-    def item(self, planes: Array, out: Array, where: str) -> None:
+    def item(self, planes: Array, out: Array, where: str) -> tuple[bool, int, int]:
         """Transform one item.
 
         Args:
             planes: uint8 or float32 (channels, height, width).
             out: float32, filled with the result.
+
+        Returns:
+            Whether it was mirrored, and the top and left of the crop.
 
         Raises:
             ShapeError: smaller than the crop, another size than ``out``, or no fit for the mean.
@@ -76,6 +79,7 @@ class Transformer:
         np.subtract(planes[window], mean, out=out[..., ::-1] if mirrored else out, dtype=np.float32)
         if self.scale != 1:
             out *= self.scale
+        return mirrored, top, left
 
     def picture_and_labels(
         self, planes: Array, labels: Array, out: Array, label_out: Array, ignore: int, where: str

@@ -39,6 +39,7 @@ SSD = register(
                 *("solver field layer_wise_reduce", "solver field weights"),
             )
         ),
+        fused_draws=False,
         accuracy_ranks_ties=True,
         infogain_takes_probabilities=True,
         checks_rate_fields=False,

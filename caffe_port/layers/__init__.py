@@ -36,6 +36,7 @@ from caffe_port.layers import (  # noqa: F401
     reduction,
     segnet,
     shape,
+    ssd_data,
     ssd_evaluate,
     ssd_features,
     ssd_loss,

@@ -99,7 +99,7 @@ class Prefetching(Reading):
         source = self.open()
         self._seed_transformations()
         if not self.dialect.data_seeded_each_batch:
-            default_stream().words(1)  # the seed of the thread, which needs none
+            self.seed_thread(self.draw())
         self.shapes = source.shapes[: self.n_tops]
         self.ahead = Ahead(source)
         self._start()
@@ -122,6 +122,9 @@ class Prefetching(Reading):
 
     def set_position(self, state: State) -> None:
         self.ahead.set_state(state)
+
+    def seed_thread(self, seed: int) -> None:
+        """Take the seed of the thread's own stream, for layers that draw from it."""
 
     # -- what a subclass uses ------------------------------------------------------------------------------------------
 

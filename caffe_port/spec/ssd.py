@@ -8,6 +8,8 @@ from typing import Any
 
 from caffe_port.spec.base import Blob, Shape, Spec, record
 from caffe_port.spec.losses import Loss
+from caffe_port.spec.sources import FromFiles
+from caffe_port.spec.unknown import UNKNOWN, unknown_shape
 
 SSD = ("ssd",)
 
@@ -256,3 +258,33 @@ class MultiBoxLoss(_OfPriors, Loss):
         wrong = len(gt) > 4 or full(gt)[3] != 8
         self.refuse_shape(wrong, f"true boxes of shape {gt}", expected="(1, 1, n, 8)")
         return [()]
+
+
+class _Frames(FromFiles):
+    """Pictures through a transform_param; batch_size stands in the data_param."""
+
+    tops = (1, 2)
+    by_phase = True
+    data_shaped = True
+
+    def pictures(self) -> Shape:
+        """Of the first top."""
+        t = self.fields.transform_param
+        known = t.has("resize_param") and t.resize_param.enum("resize_mode") != "FIT_SMALL_SIZE"
+        sides = (t.resize_param.height, t.resize_param.width) if known else (UNKNOWN, UNKNOWN)
+        crop = (t.crop_size, t.crop_size) if t.crop_size else (t.crop_h, t.crop_w)
+        return (self.fields.data_param.batch_size, UNKNOWN, *(c or s for c, s in zip(crop, sides, strict=True)))
+
+
+@record("AnnotatedData", "annotated_data_param", SSD)
+class AnnotatedData(_Frames):
+    def reshape(self) -> list[Shape]:
+        boxes = (1, 1, UNKNOWN, 8) if self.p.has("anno_type") else unknown_shape(4)
+        return [self.pictures(), boxes][: self.n_tops]
+
+
+@record("VideoData", "video_data_param", SSD)
+class VideoData(_Frames):
+    def reshape(self) -> list[Shape]:
+        data = self.pictures()
+        return [data, data[:1]][: self.n_tops]

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "shared" / "reference"
 TARGET = HERE / "reference"
 
-WHOLE = ["bvlc_layers", "noh_layers"]
+WHOLE = ["bvlc_layers", "noh_layers", "segnet", "deeplab2"]
 """Suites that are embedded with every case."""
 
 CHOSEN = {

@@ -277,3 +277,15 @@ def test_fields_without_effect_are_told_once(
     told = [line for line in capsys.readouterr().err.split("\n") if "quantization_param" in line]
     assert len(told) == 1
     assert "is read without effect: intel/caffe's whole-number arithmetic is not followed" in told[0]
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["engine: 'MKLDNN'", "default_forward_type: FLOAT16", "global_grad_scale: 8", "reduce_buckets: 3"],
+)
+def test_a_nets_own_fields_without_effect_are_told(
+    field: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOG_minloglevel", "0")
+    caffe_port.Net(f"{field} input: 'x' input_shape {{ dim: 1 }} layer {{ name: 'r' type: 'ReLU' bottom: 'x' top: 'y' }}")
+    assert f"{field.split(':')[0]} is read without effect" in capsys.readouterr().err

@@ -61,8 +61,24 @@ NO_EFFECT = {
         "NVCaffe's choice of a precision is not followed; --precision or the tensors' own choose it",
     ),
     "cudnn_math_override": "NVCaffe's choice of a cuDNN algorithm",
+    **{
+        f"default_{name}": "NVCaffe's choice of a precision or an algorithm is not followed"
+        for name in (
+            *("forward_type", "backward_type", "forward_math", "backward_math"),
+            *("conv_algos_override", "cudnn_math_override"),
+        )
+    },
+    **dict.fromkeys(
+        ("global_grad_scale", "global_grad_scale_adaptive"),
+        "NVCaffe's scale of 16-bit gradients, which its update takes out again",
+    ),
+    **dict.fromkeys(("reduce_buckets", "eltwise_mem_sharing"), "NVCaffe's way of working, not its numbers"),
+    **dict.fromkeys(
+        tuple(f"data_param.{name}" for name in ("threads", "parser_threads", "cache", "precache")),
+        "NVCaffe's way of reading, not what it reads",
+    ),
 }
-"""Fields of a layer that are read and change nothing here, and why."""
+"""Fields of a net and its layers that are read and change nothing here, and why."""
 
 # What the net itself reads of a layer's message.
 _NET_FIELDS = (
@@ -394,7 +410,10 @@ def kind(message: Any, dialect: Dialect) -> str:
 
 def without_effect(definition: Any, others: Iterable[str]) -> list[str]:
     """What to say of a net's fields that are read without effect, once each, and of the ``others``' of other types."""
-    fields = {field.name for message in definition.net.layer for field, _ in message.ListFields()}
+    net = definition.net
+    fields = {field.name for message in (net, *net.layer) for field, _ in message.ListFields()}
+    readers = (message.data_param for message in net.layer if message.HasField("data_param"))
+    fields.update(f"data_param.{field.name}" for message in readers for field, _ in message.ListFields())
     told = [f"{name} is read without effect: {why}" for name, why in NO_EFFECT.items() if name in fields]
     ignored = [f"{field} is another layer type's, ignored as in Caffe" for field in others]
     return ignored + [f"{definition.path}: {line}" for line in told]

@@ -287,5 +287,7 @@ def test_a_nets_own_fields_without_effect_are_told(
     field: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOG_minloglevel", "0")
-    caffe_port.Net(f"{field} input: 'x' input_shape {{ dim: 1 }} layer {{ name: 'r' type: 'ReLU' bottom: 'x' top: 'y' }}")
+    caffe_port.Net(
+        f"{field} input: 'x' input_shape {{ dim: 1 }} layer {{ name: 'r' type: 'ReLU' bottom: 'x' top: 'y' }}"
+    )
     assert f"{field.split(':')[0]} is read without effect" in capsys.readouterr().err

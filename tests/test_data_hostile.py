@@ -241,10 +241,10 @@ def _odd(file: Any, _: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (_external, "/data: expected arrays of its own, found numbers that lie in another file"),
-        (_link, "/data: expected arrays of its own, found a link to another file"),
-        (_virtual, "/data: expected arrays of its own, found numbers that lie in another file"),
-        (_circle, "/data: a link to /data, which is not there"),
+        (_external, "/data: expected arrays in this file, found numbers in another file"),
+        (_link, "/data: expected arrays in this file, found a link to another file"),
+        (_virtual, "/data: expected arrays in this file, found numbers in another file"),
+        (_circle, "/data: a link to /data, which does not exist"),
         (_odd, "/data"),
         (
             lambda file, _: file.create_dataset("data", (10**6, 10**6), "<f4"),

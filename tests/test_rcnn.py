@@ -195,7 +195,7 @@ RPN = "rpn.proposal_layer.ProposalLayer"
             "expected the one or the other",
         ),
         (ROI + "layer { name: 'l' type: 'Python' bottom: 'x' bottom: 'r' bottom: 'r' top: 'y' python_param { module: "
-         "'rpn.proposal_layer' layer: 'ProposalLayer' param_str: '' } }", "'feat_stride': a whole number"),
+         "'rpn.proposal_layer' layer: 'ProposalLayer' param_str: '' } }", "'feat_stride': an integer"),
         (ROI + "layer { name: 'l' type: 'Python' bottom: 'x' bottom: 'r' bottom: 'r' top: 'y' python_param { module: "
          "'rpn.proposal_layer' layer: 'ProposalLayer' param_str: '*a' } }", "YAML of names, numbers and lists"),
     ],

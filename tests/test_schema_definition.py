@@ -232,7 +232,7 @@ BOTTOMS = {
     ),
     "other phase": (
         "layer { name: 'd' top: 'x' include { phase: TRAIN } }\nlayer { name: 'b' bottom: 'x' }",
-        "<text>:2: layer b: bottom 'x', which no layer before makes; ",
+        "<text>:2: layer b: bottom 'x', which no earlier layer computes; ",
         "another phase, level or stage (<text>:1: layer d)",
     ),
     "input without shape": (
@@ -240,8 +240,12 @@ BOTTOMS = {
         "<text>:2",
         "give input data an input_shape",
     ),
-    "far": ("layer { top: 'x' }\nlayer { name: 'b' bottom: 'something' }", "<text>:2: layer b", "made before it: x"),
-    "nothing": ("layer { name: 'b' bottom: 'something' }", "<text>:1: layer b", "no layer before it makes a blob"),
+    "far": (
+        "layer { top: 'x' }\nlayer { name: 'b' bottom: 'something' }",
+        "<text>:2: layer b",
+        "computed before it: x",
+    ),
+    "nothing": ("layer { name: 'b' bottom: 'something' }", "<text>:1: layer b", "no earlier layer computes a blob"),
     "own top": ("layer { name: 'b' bottom: 'x' top: 'x' }", "<text>:1: layer b", "too late"),
 }
 

@@ -134,7 +134,7 @@ def test_our_own_file_changes_nothing():
         ("message A { optional B b = 1; }", "their.proto:1:22: expected the type of b, found 'B'"),
         pytest.param(
             "enum Other { FLOAT = 0; }",
-            "their.proto: does not unite with this port's caffe.proto",
+            "their.proto: cannot be merged with this port's caffe.proto",
             marks=pytest.mark.skipif(api_implementation.Type() == "python", reason="protobuf in Python minds no clash"),
         ),
     ],

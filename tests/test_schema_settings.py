@@ -47,7 +47,7 @@ def test_a_setting(setting: str, expected: str) -> None:
         ("solver_mode=TPU", "one of CPU, GPU, found TPU"),
         ("train_state.stag=a", "unknown field 'stag' of NetState (near: stage)"),
         ("base_lr.x=1", "base_lr has no fields"),
-        ("test_state.level=1", "a message that stands once"),
+        ("test_state.level=1", "a message that occurs once"),
     ],
 )
 def test_a_wrong_setting(setting: str, message: str) -> None:

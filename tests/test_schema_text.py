@@ -69,7 +69,7 @@ WRONG = {
     "no quote": ('name: "abc\n', "1:7", "missing ending quote"),
     "negative unsigned": ("layer { convolution_param { pad: -1 } }", "1:34", "out of range: -1"),
     "no integer": ("layer { lrn_param { local_size: 5.5 } }", "1:33", "5.5"),
-    "required field": ("layer { clip_param { min: 1 } }", "", "no layer[0].clip_param.max, which is required"),
+    "required field": ("layer { clip_param { min: 1 } }", "", "no layer[0].clip_param.max, a required field"),
     "a solver": ("base_lr: 0.1\n", "1:1", "the file looks like a solver's definition"),
 }
 

@@ -205,7 +205,7 @@ REFUSED = {
     "no v0 type": ('layers { layer { name: "a" } }', ":1: layer a: unknown layer type ''"),
     "v0 bottom": (
         'input: "data"\nlayers { layer { name: "a" type: "relu" } bottom: "date" }',
-        ":2: layer a: bottom 'date', which no layer before makes; did you mean data?",
+        ":2: layer a: bottom 'date', which no earlier layer computes; did you mean data?",
     ),
     "padding of no convolution": (
         """input: "x"

@@ -1,7 +1,7 @@
 """Weight files in and out: .caffemodel, .caffemodel.h5, .safetensors, .pth, .npz, .h5; mean files and solver states.
 
-Arrays are views of memory-mapped files wherever the format allows it. Nothing here imports torch, h5py or protobuf
-until a file of that kind is met.
+Arrays are views of memory-mapped files wherever the format allows it. torch, h5py and protobuf are imported
+only when a file of that kind is read.
 """
 
 from caffe_port.formats.caffemodel_writer import write_caffemodel

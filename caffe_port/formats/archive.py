@@ -1,4 +1,4 @@
-"""Members of a zip archive that someone else made: each once, unencrypted, stored or deflated, of its declared size."""
+"""Members of an untrusted zip archive: each once, unencrypted, stored or deflated, of its declared size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from caffe_port.formats.wire import Buffer
 __all__ = ["Archive", "open_archive"]
 
 _RATIO = 1100
-"""Deflate makes at most about 1032 bytes of one."""
-_LOCAL = struct.Struct("<26xHH")  # the lengths of the name and of the extra field in a member's own header
+"""Deflate expands one byte to at most about 1032."""
+_LOCAL = struct.Struct("<26xHH")  # the lengths of the name and of the extra field in a member's local header
 _ENCRYPTED = 1
 _PIECE = 1 << 20
 
@@ -34,7 +34,9 @@ class Archive:
             if info.filename in self._members:
                 raise FormatError(where, "a second member of that name", expected="each once", remedy="save it again")
             if info.flag_bits & _ENCRYPTED:
-                raise FormatError(where, "an encrypted member", expected="plain arrays", remedy="save it without")
+                raise FormatError(
+                    where, "an encrypted member", expected="plain arrays", remedy="save it without encryption"
+                )
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise FormatError(
                     where, f"compression {info.compress_type}", expected="stored or deflated", remedy="save it again"
@@ -58,17 +60,17 @@ class Archive:
         out = np.empty(self.size(name), np.uint8)
         at = 0
         with self._zip.open(self._members[name]) as file:
-            while piece := file.read(_PIECE):  # the checksum is looked at at the end
+            while piece := file.read(_PIECE):  # the checksum is verified at the end
                 if at + len(piece) > out.size:
                     break
                 out[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
                 at += len(piece)
         if at != out.size or piece:
-            raise FormatError(f"{self.path}: {name}", "another size than is declared", remedy="fetch it again")
+            raise FormatError(f"{self.path}: {name}", "a size other than declared", remedy="fetch it again")
         return out
 
     def view(self, name: str) -> np.ndarray:
-        """A member's bytes, uint8: a view of the file where they are stored as they are, without their checksum."""
+        """A member's bytes, uint8: a view of the file where they are stored uncompressed, without their checksum."""
         info = self._members[name]
         head = bytes(self._buffer[info.header_offset : info.header_offset + _LOCAL.size])
         if info.compress_type != zipfile.ZIP_STORED or len(head) < _LOCAL.size:
@@ -81,10 +83,10 @@ class Archive:
 
 @contextmanager
 def open_archive(buffer: Buffer, path: str) -> Iterator[Archive]:
-    """The archive ``path``, whose bytes ``buffer`` holds; what zipfile complains about meanwhile is its error.
+    """The archive ``path``, whose bytes ``buffer`` holds; zipfile's errors inside the block become errors of the file.
 
     Raises:
-        FormatError: it is damaged, or a member is encrypted, doubled, packed otherwise or larger than the file.
+        FormatError: it is damaged, or a member is encrypted, duplicate, of another compression or larger than the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic writing: files appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["atomic_path", "atomic_write", "check_output"]
 
 
 def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
-    """Refuses an output that could not be written anyway, before the work that makes it.
+    """Checks before the work that an output can be written.
 
     Raises:
-        FileError: ``path`` is there and ``overwrite`` is false, is a folder or a symbolic link to nothing, or its
+        FileError: ``path`` exists and ``overwrite`` is false, is a folder or a dangling symbolic link, or its
             folder is missing or not writable.
     """
     target = Path(path)
@@ -26,8 +26,8 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
     if target.is_dir():
         raise FileError(str(path), "a folder", expected="a file name", remedy=f"give {target / 'NAME'}")
     if target.is_symlink() and not target.exists():
-        found = f"a symbolic link to {target.readlink()}, which is not there"
-        raise FileError(str(path), found, remedy="remove the link, or make what it points to")
+        found = f"a symbolic link to {target.readlink()}, which does not exist"
+        raise FileError(str(path), found, remedy="remove the link, or create its target")
     if target.exists() and not overwrite:
         raise FileError(str(path), "exists already", remedy="pass -f to overwrite it, or -o for another name")
     if not folder.is_dir():
@@ -38,16 +38,16 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike, *, overwrite: bool = False, durable: bool = False) -> Iterator[Path]:
-    """The name of a file to create that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """The name of a file to create that becomes ``path`` when the block ends normally, and is removed otherwise.
 
-    It lies in ``path``'s folder meanwhile (one rename puts it in place) and follows a symbolic link at ``path``.
-    Leaving by any exception, Ctrl-C included, removes it. Create it in mode "x": a file that is truncated on opening,
-    ext4 writes out before it is closed, which doubles the time that a large one takes.
+    It is in ``path``'s folder until one rename puts it in place, and follows a symbolic link at ``path``.
+    Leaving by any exception, Ctrl-C included, removes it. Create it in mode "x": ext4 writes out a file that was
+    truncated on opening before it is closed, which doubles the time for large files.
 
     Args:
         overwrite: replace an existing file, keeping its permissions.
-        durable: also wait until the disk has the bytes, so that not even a power failure can leave half a file. For
-            what cannot be made again (snapshots); conversions need not wait.
+        durable: also wait until the bytes are on the disk, so that even a power failure leaves no partial file. For
+            files that cannot be recreated (snapshots), not for conversions.
 
     Raises:
         FileError: see :func:`check_output`; or the disk is full.

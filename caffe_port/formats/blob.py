@@ -1,4 +1,4 @@
-"""One BlobProto: shape and numbers, from bytes and to bytes.
+"""Reading and writing one BlobProto: shape and values.
 
 Field numbers: BVLC's caffe.proto; 10 to 13 are NVCaffe's (its caffe-0.17 branch), which stores halves as raw bytes.
 """
@@ -41,13 +41,13 @@ def _shape(reader: Reader) -> list[int]:
 
 
 def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
-    """The data and, if stored, the diff of the BlobProto that ``reader`` stands before.
+    """The data and, if stored, the diff of the BlobProto at ``reader``'s position.
 
-    Both have the blob's shape: four axes if any legacy dimension is set, as blob.cpp's FromProto decides. Packed
+    Both have the blob's shape: four axes if any legacy dimension is set, as in blob.cpp's FromProto. Packed
     numbers are views of the buffer.
 
     Raises:
-        FormatError: the numbers do not fill the shape, a raw type is no float, or the bytes are no blob.
+        FormatError: the number of values does not match the shape, a raw type is not a float, or it is not a blob.
     """
     legacy: dict[int, int] = {}
     dims: list[int] = []
@@ -109,7 +109,7 @@ def _misfit(reader: Reader, found: str, expected: str) -> FormatError:
 
 
 def _parts(data: np.ndarray, diff: np.ndarray | None, legacy: bool) -> Iterator[tuple[bytes, np.ndarray | None]]:
-    """The message in order of field numbers, as protobuf writes it: what stands before each array, and the array."""
+    """The message in order of field numbers, as protobuf writes it: the bytes before each array, and the array."""
 
     def packed(number: int, array: np.ndarray | None) -> tuple[bytes, np.ndarray | None]:
         wide = number in (_DOUBLE_DATA, _DOUBLE_DIFF)
@@ -129,7 +129,7 @@ def _parts(data: np.ndarray, diff: np.ndarray | None, legacy: bool) -> Iterator[
 
 
 def blob_size(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> int:
-    """How many bytes the BlobProto of these arrays takes."""
+    """The size of the BlobProto of these arrays in bytes."""
     return sum(
         len(head) + (0 if array is None else array.size * max(4, array.dtype.itemsize))
         for head, array in _parts(data, diff, legacy)
@@ -137,11 +137,11 @@ def blob_size(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> int
 
 
 def blob_chunks(data: np.ndarray, diff: np.ndarray | None, *, legacy: bool) -> Iterator[bytes | np.ndarray]:
-    """The BlobProto of these arrays, piece by piece; large arrays are handed out as they lie in memory.
+    """The BlobProto of these arrays, piece by piece; large arrays are yielded without a copy.
 
     Args:
         data, diff: float16 (widened to float32, exactly, which every Caffe reads), float32 or float64.
-        legacy: write num, channels, height, width (arrays of up to four axes, ones put in front) instead of ``shape``.
+        legacy: write num, channels, height, width (arrays of up to four axes, with leading ones) instead of ``shape``.
     """
     for head, array in _parts(data, diff, legacy):
         yield head

@@ -1,6 +1,6 @@
 """Reading .caffemodel: a NetParameter whose layers hold blobs, in any of its three generations.
 
-Only headers are walked; every array is a view of the memory-mapped file (see :mod:`caffe_port.formats.blob` for the
+Only headers are parsed; every array is a view of the memory-mapped file (see :mod:`caffe_port.formats.blob` for the
 exceptions). Source: BVLC's caffe.proto and net.cpp (ToProto), the fork's caffe.proto, upgrade_proto.cpp for
 generation 0.
 """
@@ -41,7 +41,7 @@ def read_caffemodel(buffer: Buffer, path: str) -> Weights:
     """The weights in ``buffer``, the bytes (or the memory map) of the .caffemodel file ``path``.
 
     Raises:
-        FormatError: the bytes are no NetParameter, end early, or hold both ``layers`` and ``layer``.
+        FormatError: the bytes are not a NetParameter, are truncated, or hold both ``layers`` and ``layer``.
     """
     kind = protobuf_kind(buffer, path)
     if kind != "caffemodel":
@@ -70,23 +70,23 @@ def read_caffemodel(buffer: Buffer, path: str) -> Weights:
 
 
 def _not_weights(buffer: Buffer, path: str, kind: str) -> FormatError:
-    """What to say of another kind of message."""
+    """The error for another kind of message."""
     if kind == "solverstate":
         reader = Reader(buffer, path=path)
         learned = [reader.text() for number, _ in reader if number == 2]
-        remedy = f"the weights are in {learned[0]}: give that file" if learned else "give the .caffemodel beside it"
+        remedy = f"the weights are in {learned[0]}: give that file" if learned else "give the .caffemodel saved with it"
         return FormatError(path, "a solverstate", expected="a net's weights", remedy=remedy)
     if kind == "blob":
         return FormatError(path, "a mean image", expected="a net's weights", remedy="give the .caffemodel")
     found = f"an {kind}" if kind else "a message without layers"
-    return FormatError(path, found, expected="a net's weights", remedy="the file is another program's, or damaged")
+    return FormatError(path, found, expected="a net's weights", remedy="the file is of another program, or damaged")
 
 
 def _layer(reader: Reader, fields: LayerFields, generation: int) -> tuple[LayerWeights, int]:
-    """One layer message and the generation it turns out to be of.
+    """One layer message and its generation.
 
-    Of generation 0, whose parameters have other names, only name and type are kept, as generation 1 puts them: in a
-    generation-0 layer Caffe looks for the blobs elsewhere.
+    Of generation 0, whose parameters have other names, only name and type are kept, in generation 1's form: in a
+    generation-0 layer Caffe reads the blobs from another place.
     """
     layer = LayerWeights("")
     rest: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Writing .caffemodel: streamed, so that arrays go from where they lie to the disk without a message in between.
+"""Writing .caffemodel: streamed, so that arrays are written from their memory without building a message.
 
 Generation 1 (``layers``) holds legacy dims, generation 2 (``layer``) shapes, as the Caffes that read them expect.
 """
@@ -22,7 +22,7 @@ from caffe_port.formats.wire import BYTES, Reader, bytes_field, tag, varint, var
 __all__ = ["LARGEST_FILE", "layer_definition", "write_caffemodel"]
 
 LARGEST_FILE = 2**31 - 1
-"""Bytes that Caffe reads of a .caffemodel (util/io.cpp, kProtoReadBytesLimit)."""
+"""The most bytes of a .caffemodel that Caffe reads (util/io.cpp, kProtoReadBytesLimit)."""
 
 _FLOATS = (np.float16, np.float32, np.float64)
 
@@ -30,7 +30,7 @@ _FLOATS = (np.float16, np.float32, np.float64)
 def layer_definition(
     name: str, type: str, *, generation: int, bottoms: Iterable[str] = (), tops: Iterable[str] = ()
 ) -> bytes:
-    """A layer's message without parameters or blobs, for layers that come from elsewhere than a .caffemodel.
+    """A layer's message without parameters or blobs, for layers that do not come from a .caffemodel.
 
     Raises:
         WeightsError: generation 1 has no such type.
@@ -42,7 +42,7 @@ def layer_definition(
         return bytes_field(fields.name, name) + kind + b"".join(links)
     if type and type not in V1_NUMBERS:
         remedy = "write generation 2, which Caffe of 2015 and later reads"
-        raise WeightsError(f"layer {name!r}", f"the type {type}, which `layers` {{}} has no number for", remedy=remedy)
+        raise WeightsError(f"layer {name!r}", f"the type {type}, which has no number in `layers` {{}}", remedy=remedy)
     kind = varint_field(fields.type, V1_NUMBERS[type]) if type else b""
     return b"".join(links) + bytes_field(fields.name, name) + kind
 
@@ -61,18 +61,18 @@ def write_caffemodel(
     """Writes a .caffemodel that real Caffe loads, atomically, taking one blob at a time.
 
     Args:
-        layers: read from a file of the same generation (their ``definition`` is written as it is), or made anew: then
-            ``definition`` may be empty or come from :func:`layer_definition`. Generation 0 is written as 1.
+        layers: read from a file of the same generation (their ``definition`` is written unchanged), or new ones, whose
+            ``definition`` is empty or from :func:`layer_definition`. Generation 0 is written as 1.
         name: the net's.
         generation: 1 for ``layers`` and legacy dims (what noh and Caffe before 2015 read), 2 for ``layer`` and shapes.
-        definition: the net's other fields, as :class:`Weights` hands them out.
+        definition: the net's other fields, as in :class:`Weights`.
         overwrite, durable: see :func:`caffe_port.formats.atomic.atomic_write`.
-        progress: told the size of each piece written, in bytes.
+        progress: called with the size of each piece written, in bytes.
 
     Raises:
-        WeightsError: a blob has more than four axes in generation 1, is no float, or is missing; or the file would be
-            larger than what Caffe reads.
-        FileError: the file exists already or cannot be written.
+        WeightsError: a blob has more than four axes in generation 1, is not a float array, or is missing; or the file
+            would be larger than Caffe reads.
+        FileError: the file exists or cannot be written.
     """
     legacy = generation < 2
     with atomic_write(path, overwrite=overwrite, durable=durable) as file:
@@ -88,7 +88,7 @@ def write_caffemodel(
 
 
 def _split(message: bytes, number: int) -> tuple[bytes, bytes]:
-    """``message`` before and after the place of field ``number``, in the order in which protobuf writes fields."""
+    """``message`` before and after the position of field ``number``, in the order in which protobuf writes fields."""
     reader = Reader(message, path="a definition", what="the definition")
     for found, _ in reader:
         if found > number:
@@ -111,7 +111,7 @@ def _layer_chunks(layer: LayerWeights, legacy: bool, path: str, at: int) -> Iter
         raise WeightsError(
             path,
             f"{at + total:,} bytes with layer {layer.name}",
-            expected=f"at most {LARGEST_FILE:,}, which is all that Caffe reads of a .caffemodel",
+            expected=f"at most {LARGEST_FILE:,}, Caffe's limit for a .caffemodel",
             remedy="write a .caffemodel.h5",
         )
     yield tag(V1_LAYERS if legacy else V2_LAYER, BYTES) + varint(total) + before

@@ -1,7 +1,7 @@
-"""Whether a weight file fits a net, with an account of every blob. Needs no torch.
+"""Checks a weight file against a net and reports on every blob. Needs no torch.
 
-Source: net.cpp, CopyTrainedLayersFrom (both programs). Caffe passes over layers that the net lacks and layers that the
-file lacks; it refuses another number of blobs and other shapes.
+Source: net.cpp, CopyTrainedLayersFrom (both programs). Caffe skips layers that the net lacks and layers that the
+file lacks; a different number of blobs or another shape is an error.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ L = TypeVar("L", bound=Spec)
 
 @dataclass
 class Account:
-    """What became of every blob of a weight file.
+    """A report on every blob of a weight file.
 
     Attributes:
-        path: the file. done: what was done with the blobs that fit, "copied" or "checked".
+        path: the file. done: "copied" or "checked", for the blobs that fit.
         copied: their ``layer.blob`` names. count: their numbers.
         missing: blobs of the net that the file lacks. unexpected: layers with blobs that the net lacks.
         mismatched: (``layer.blob``, the net's shape, the file's), skipped because the caller allowed it.
@@ -45,12 +45,12 @@ class Account:
         for what, names in (("missing from the file", self.missing), ("not in the net, ignored", self.unexpected)):
             if names:
                 lines.append(f"  {what} ({len(names)}): {some(names)}")
-        lines += [f"  mismatched, skipped: {n}: net wants {a}, file has {b}" for n, a, b in self.mismatched]
+        lines += [f"  mismatched, skipped: {n}: net has {a}, file has {b}" for n, a, b in self.mismatched]
         return "\n".join(lines)
 
 
 def some(names: Sequence[str], limit: int = 12) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -61,19 +61,19 @@ def fit(
     *,
     strict: bool = False,
     ignore_mismatched: bool = False,
-    remedy: str = "rename the layer in the prototxt to train it anew ({where}), or allow mismatches",
+    remedy: str = "rename the layer in the prototxt to train it from its filler ({where}), or allow mismatches",
 ) -> Account:
-    """Give every blob of a file to the layer of its name.
+    """Passes every blob of a file to the layer of its name.
 
     Args:
-        layers: a net's, in running order; of several with one name the first counts.
-        take: called with a layer, a blob's name and its array, in the layer's shape; None: shapes are only compared.
-        strict: refuse a file that lacks blobs of the net, or has layers that the net lacks.
-        ignore_mismatched: skip what does not fit instead of refusing it.
-        remedy: what to do about what does not fit, where ``{where}`` is the layer's place.
+        layers: a net's, in order of execution; of several with one name the first is used.
+        take: called with a layer, a blob's name and its array, in the layer's shape; None: only compares shapes.
+        strict: a file that lacks blobs of the net or has layers that the net lacks is an error.
+        ignore_mismatched: skip blobs that do not fit instead of raising.
+        remedy: the error's remedy, in which ``{where}`` is the layer's place.
 
     Raises:
-        WeightsError: another number of blobs, other shapes; with ``strict`` also missing or unexpected layers.
+        WeightsError: a different number of blobs, or other shapes; with ``strict`` also missing or unexpected layers.
     """
     account = Account(weights.path, "copied" if take else "checked")
     targets: dict[str, L] = {}
@@ -118,7 +118,7 @@ def fit(
             weights.path,
             f"no layer of the net: {some(account.unexpected, 4)}",
             expected=some([n for n, t in targets.items() if t.blob_names], 4),
-            remedy="is it the right file for this prototxt?" + (f" (near: {near})" if near else ""),
+            remedy="check that the file belongs to this prototxt" + (f" (near: {near})" if near else ""),
         )
     if strict and (account.missing or account.unexpected):
         raise WeightsError(
@@ -142,12 +142,12 @@ def _check_count(path: str, layer: Spec, source: LayerWeights, *, ignore: bool, 
 
 
 def _in_order(layer: Spec, source: LayerWeights) -> list[np.ndarray | None]:
-    """The source's blobs in the layer's order: files of a state_dict name them, Caffe's number them."""
+    """The source's blobs in the layer's order: state_dict files name them, Caffe's files number them."""
     by_name = dict(zip(source.names, source.blobs, strict=False))
     return [by_name[n] for n in layer.blob_names] if set(by_name) == set(layer.blob_names) else list(source.blobs)
 
 
 def fits(file: Sequence[int], net: Sequence[int]) -> bool:
-    """Whether the shapes are equal but for ones in front, which the four-axis form adds (blob.cpp, ShapeEquals)."""
+    """Whether the shapes are equal except for leading ones, which the four-axis form adds (blob.cpp, ShapeEquals)."""
     n = max(len(file), len(net))
     return (1,) * (n - len(file)) + tuple(file) == (1,) * (n - len(net)) + tuple(net)

@@ -1,8 +1,8 @@
-"""HDF5, both kinds: Caffe's own snapshots, and a state_dict as named data sets.
+"""HDF5 files of both kinds: Caffe's snapshots, and a state_dict as named data sets.
 
 Caffe's (net.cpp, ToHDF5 and CopyTrainedLayersFromHDF5) holds ``data/LAYER/I`` for the I-th blob of each layer, and
-``diff/LAYER/I`` for gradients. A parameter shared between layers is stored under its owner alone. Layer types are not
-stored, nor is the layers' order: HDF5 lists them by name.
+``diff/LAYER/I`` for gradients. A parameter shared between layers is stored only under its owner. Layer types and the
+layers' order are not stored: HDF5 lists them by name.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_hdf5(buffer: Buffer, path: str) -> Weights:
 
 
 _MOST_BLOBS = 1000
-"""Of a layer. An index is a place in a list, which is no longer than this whatever the file says."""
+"""Of a layer. An index becomes a position in a list, whose length this limits for untrusted files."""
 
 
 def _caffe_layers(data: h5py.Group, diff: h5py.Group | h5py.Dataset | None, buffer: Buffer) -> list[LayerWeights]:
@@ -86,7 +86,7 @@ def _caffe_layers(data: h5py.Group, diff: h5py.Group | h5py.Dataset | None, buff
 
 
 def unfit_name(name: str, taken: Container[str]) -> str:
-    """What is wrong with a layer's name in Caffe's HDF5, where ``taken`` are there already; "" if nothing is."""
+    """The problem with a layer's name in Caffe's HDF5, given the names ``taken``; "" if there is none."""
     if name and "/" not in name and "\0" not in name and name != "." and name not in taken:
         return ""
     return f"a layer named {name!r}" + (" a second time" if name and name in taken else "")
@@ -100,10 +100,10 @@ def write_caffe_hdf5(
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Writes a .caffemodel.h5 as Caffe's ToHDF5 does, atomically. Blobs that are None (shared) are left out.
+    """Writes a .caffemodel.h5 as Caffe's ToHDF5 does, atomically. Blobs that are None (shared) are omitted.
 
     Raises:
-        WeightsError: a layer has no name or a slash in it, which Caffe itself can neither write to HDF5 nor read back;
+        WeightsError: a layer's name is empty or has a slash, which Caffe cannot write to HDF5 nor read back;
             or two layers have one name.
     """
     import h5py
@@ -148,10 +148,10 @@ def write_state_hdf5(
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Writes a state_dict, one data set a key, atomically. Slashes in keys make groups, as HDF5 has it.
+    """Writes a state_dict, one data set for each key, atomically. Slashes in keys create groups, as usual in HDF5.
 
     Raises:
-        WeightsError: two keys cannot both be paths in one HDF5 file, or one is no such path.
+        WeightsError: two keys cannot both be paths in one HDF5 file, or one is not a valid path.
     """
     import h5py
 

@@ -1,7 +1,7 @@
-"""Access to HDF5 files that someone else made: nothing outside the file, nothing larger than what it holds.
+"""Access to untrusted HDF5 files: nothing outside the file is read, nothing larger than what it stores.
 
 HDF5 can name other files (external storage, external links, virtual data sets), declare arrays that it does not store
-(fill values), and hold groups in one another. Everything here that reads HDF5 goes through these functions.
+(fill values), and nest groups in a cycle. All reading of HDF5 in this package uses these functions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["dataset_array", "datasets", "find", "members", "open_hdf5", "single_
 _DEEPEST = 32
 _MOST_AXES = 32
 _RATIO = 1100
-"""Deflate makes at most about 1032 bytes of one."""
+"""Deflate expands one byte to at most about 1032."""
 _LARGEST_CHUNK = 1 << 26
 
 
 @contextmanager
 def open_hdf5(path: str) -> Iterator[h5py.File]:
-    """The HDF5 file ``path``, for reading; what h5py complains about meanwhile is an error of the file.
+    """The HDF5 file ``path``, for reading; h5py's errors inside the block become errors of the file.
 
     Raises:
         FormatError: h5py finds it damaged.
@@ -52,10 +52,10 @@ def _where(group: h5py.Group, key: str) -> str:
 
 
 def find(group: h5py.Group, key: str, depth: int = 0) -> h5py.Group | h5py.Dataset | None:
-    """What ``key``, a path, is in ``group``: soft links are followed within the file. None if there is nothing.
+    """The object at the path ``key`` in ``group``; soft links are followed within the file. None if there is none.
 
     Raises:
-        FormatError: an external link, a soft link to nothing or in a circle, or a named type.
+        FormatError: an external link, a dangling or cyclic soft link, or a named type.
     """
     import h5py
 
@@ -72,24 +72,24 @@ def find(group: h5py.Group, key: str, depth: int = 0) -> h5py.Group | h5py.Datas
         if isinstance(link, h5py.SoftLink):
             found = find(item, link.path, depth + 1) if depth < _DEEPEST else None
             if found is None:
-                raise FormatError(where, f"a link to {link.path}, which is not there")
+                raise FormatError(where, f"a link to {link.path}, which does not exist")
             item = found
         elif isinstance(link, h5py.HardLink):
             item = item[part]
         else:
             remedy = "other files are not read: copy the arrays into this one"
-            raise FormatError(where, "a link to another file", expected="arrays of its own", remedy=remedy)
+            raise FormatError(where, "a link to another file", expected="arrays in this file", remedy=remedy)
         if not isinstance(item, (h5py.Group, h5py.Dataset)):
             raise FormatError(where, f"a {type(item).__name__.lower()}", expected="an array or a group")
     return item
 
 
 def members(group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
-    """What lies in ``group``, by name."""
+    """The objects in ``group``, by name."""
     for key in group:
         item = find(group, key)
         if item is None:
-            raise FormatError(_where(group, key), "a name that leads nowhere", remedy="the file is damaged")
+            raise FormatError(_where(group, key), "a dangling link", remedy="the file is damaged")
         yield key, item
 
 
@@ -97,7 +97,7 @@ def datasets(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
     """The arrays of ``group`` and of the groups in it, by their paths.
 
     Raises:
-        FormatError: a group lies in itself, is there twice, or lies too deep.
+        FormatError: a group contains itself, occurs twice, or is nested too deeply.
     """
     import h5py
 
@@ -108,7 +108,9 @@ def datasets(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
         info = h5py.h5o.get_info(group.id)
         if (info.fileno, info.addr) in seen or depth > _DEEPEST:
             raise FormatError(
-                f"{group.file.filename}: /{path}", "a group that is there twice or in itself", remedy="it is damaged"
+                f"{group.file.filename}: /{path}",
+                "a group that occurs twice or contains itself",
+                remedy="it is damaged",
             )
         seen.add((info.fileno, info.addr))
         for key, item in members(group):
@@ -122,7 +124,7 @@ def datasets(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
 
 
 def _check(dataset: h5py.Dataset, kinds: str, what: str) -> None:
-    """Refuses what is no array of numbers, or is not stored in this file whole."""
+    """Raises if it is not an array of numbers, or not stored completely in this file."""
     where = f"{dataset.file.filename}: {dataset.name}"
     try:
         dtype, shape = dataset.dtype, dataset.shape
@@ -134,7 +136,7 @@ def _check(dataset: h5py.Dataset, kinds: str, what: str) -> None:
         raise FormatError(where, f"{len(shape)} axes", expected=f"at most {_MOST_AXES}")
     if dataset.external is not None or dataset.is_virtual:
         remedy = "other files are not read: copy the arrays into this one"
-        raise FormatError(where, "numbers that lie in another file", expected="arrays of its own", remedy=remedy)
+        raise FormatError(where, "numbers in another file", expected="arrays in this file", remedy=remedy)
     size, stored = prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
     if size > stored * (1 if dataset.chunks is None else _RATIO):
         raise FormatError(where, f"{stored} bytes", expected=f"{size} for the shape {shape} of {dtype}")
@@ -143,13 +145,13 @@ def _check(dataset: h5py.Dataset, kinds: str, what: str) -> None:
 
 
 def dataset_array(dataset: h5py.Dataset, buffer: Buffer | None = None, *, floats: bool = False) -> np.ndarray:
-    """The numbers of ``dataset``: a view of ``buffer``, its mapped file, where they lie in one piece; else a copy.
+    """The numbers of ``dataset``: a view of ``buffer``, its mapped file, where they are contiguous; else a copy.
 
     Args:
-        floats: refuse whole numbers, too.
+        floats: integers are an error.
 
     Raises:
-        FormatError: no array of real numbers, one in another file, or one larger than what the file holds of it.
+        FormatError: not an array of real numbers, one in another file, or one larger than its stored data.
     """
     _check(dataset, "f" if floats else "fiub", "real numbers")
     offset = dataset.id.get_offset()
@@ -162,17 +164,17 @@ def dataset_array(dataset: h5py.Dataset, buffer: Buffer | None = None, *, floats
 
 
 def whole_number(group: h5py.Group, key: str) -> int:
-    """The one whole number under ``key``.
+    """The integer scalar under ``key``.
 
     Raises:
-        FormatError: there is something else.
+        FormatError: it is not one.
     """
     array = _small(group, key, "iu", "one whole number")
     return int(array.ravel()[0])
 
 
 def single_number(group: h5py.Group, key: str) -> float:
-    """The one number under ``key``. Raises FormatError for something else."""
+    """The scalar number under ``key``. Raises FormatError if it is not one."""
     return float(_small(group, key, "fiu", "one number").ravel()[0])
 
 
@@ -189,7 +191,7 @@ def _small(group: h5py.Group, key: str, kinds: str, what: str) -> np.ndarray:
 
 
 def text_of(group: h5py.Group, key: str) -> str:
-    """The text under ``key``. Raises FormatError for something else."""
+    """The text under ``key``. Raises FormatError if it is not one."""
     import h5py
 
     item = find(group, key)

@@ -1,4 +1,4 @@
-"""Files as memory, files into memory, and memory to files."""
+"""Memory-mapped files, reading them into arrays, and writing arrays."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PIECE = 256 * 1024
 _TURN = 16 << 20
 """Bytes that a thread of :func:`read_spans` reads at a time."""
 _HUGE = 2 << 20
-"""A huge page, on the processors whose kernels give them on request."""
+"""Bytes of a huge page, on processors whose kernels provide them on request."""
 _LARGE = 1 << 20
-"""Bytes that are worth a thread."""
+"""Bytes from which a further thread pays off."""
 
 
 class _ReadOnlyMap(mmap.mmap):
-    """A map that keeps its file open, so that its bytes can also be read without touching it."""
+    """A map that keeps its file open, so that its bytes can also be read without page faults."""
 
     descriptor: int
 
@@ -36,8 +36,8 @@ def map_file(path: str | os.PathLike, *, writable: bool = True) -> mmap.mmap | b
     """The bytes of a file as a memory map; those of an empty file as ``b""``.
 
     Args:
-        writable: make the map private, so that writing to it changes memory and never the file. Otherwise it is
-            read-only, and :func:`write_array` need not touch it.
+        writable: make the map private: writes change memory and never the file. Otherwise it is read-only, and
+            :func:`write_array` reads the file instead of the map.
 
     Raises:
         FileError: it is missing, a folder, or may not be read.
@@ -62,11 +62,11 @@ def map_file(path: str | os.PathLike, *, writable: bool = True) -> mmap.mmap | b
 
 
 def write_array(file: BinaryIO, array: np.ndarray, progress: Callable[[int], object] | None = None) -> None:
-    """Writes the C-contiguous ``array`` in pieces that fit the processor's cache; ``progress`` is told each one's size.
+    """Writes the C-contiguous ``array`` in pieces that fit the processor's cache; ``progress`` gets each one's size.
 
-    What lies in a file that was mapped read-only is read from there through one small buffer, which takes neither page
-    faults nor memory and is as fast as ``cp``. Pieces end where a page of the written file does: else they cost half as
-    much again.
+    An array in a file that was mapped read-only is read from the file through one small buffer, which causes no page
+    faults, takes no memory and is as fast as ``cp``. Pieces end at page boundaries of the written file: otherwise they
+    take half as long again.
     """
     view = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
     source = file_span(array)
@@ -78,7 +78,7 @@ def write_array(file: BinaryIO, array: np.ndarray, progress: Callable[[int], obj
             descriptor, offset = source
             size = os.preadv(descriptor, [buffer[:size]], offset + start)
             if not size:
-                raise FileError("the file that is read", "it has become shorter meanwhile", remedy="begin again")
+                raise FileError("the file that is read", "truncated while it was read", remedy="run it again")
             written = file.write(buffer[:size])
         else:
             written = file.write(view[start : start + size])
@@ -88,7 +88,7 @@ def write_array(file: BinaryIO, array: np.ndarray, progress: Callable[[int], obj
 
 
 def file_span(array: np.ndarray) -> tuple[int, int] | None:
-    """The file descriptor and the offset that ``array``, C-contiguous, is a read-only view of; None if it is none."""
+    """The file descriptor and the offset that ``array``, C-contiguous, is a read-only view of; else None."""
     root: object = array
     while isinstance(root, np.ndarray):
         root = root.base
@@ -102,18 +102,18 @@ def file_span(array: np.ndarray) -> tuple[int, int] | None:
 def read_spans(jobs: Iterable[tuple[np.ndarray, np.ndarray]], path: str) -> None:
     """Reads views of a file into arrays, by several threads: as fast as the kernel copies.
 
-    The arrays' memory may be fresh, never touched: then huge pages are asked for, without which faulting it in takes
-    longer than copying.
+    The arrays' memory may be newly allocated: huge pages are requested for it, without which the page faults take
+    longer than the copy.
 
     Args:
-        jobs: C-contiguous arrays to fill, each with the view, of its size and dtype, that :func:`file_span` knows.
+        jobs: C-contiguous arrays to fill, each with the view, of its size and dtype, that :func:`file_span` accepts.
         path: the file's name for messages.
 
     Raises:
         FileError: the file ends before an array is full.
     """
     turns: list[tuple[memoryview, int, int]] = []
-    views = list(jobs)  # they keep the file open
+    views = list(jobs)  # the views keep the file open
     for array, source in views:
         descriptor, offset = file_span(source) or (-1, 0)
         view = array.reshape(-1).view(np.uint8)
@@ -125,7 +125,7 @@ def read_spans(jobs: Iterable[tuple[np.ndarray, np.ndarray]], path: str) -> None
         while len(into):
             size = os.preadv(descriptor, [into], offset)
             if not size:
-                raise FileError(path, "it has become shorter while it was read", remedy="begin again")
+                raise FileError(path, "truncated while it was read", remedy="run it again")
             into, offset = into[size:], offset + size
 
     threads = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -143,7 +143,7 @@ def read_spans(jobs: Iterable[tuple[np.ndarray, np.ndarray]], path: str) -> None
 
 
 def _ask_for_huge_pages(view: np.ndarray) -> None:
-    """Asks the kernel for huge pages where whole ones lie inside ``view``; where it has none, nothing happens."""
+    """Requests huge pages for those that lie completely inside ``view``; no effect where the kernel has none."""
     if view.size < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     start = -(-view.ctypes.data // _HUGE) * _HUGE

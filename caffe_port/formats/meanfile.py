@@ -21,7 +21,7 @@ def read_mean(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         FileError: the file is missing or unreadable.
-        FormatError: it is damaged or holds something else.
+        FormatError: it is damaged or has another format.
     """
     name = os.fspath(path)
     buffer = map_file(path)
@@ -33,7 +33,7 @@ def read_mean(path: str | os.PathLike) -> np.ndarray:
     shape = mean.shape[1:] if mean.ndim == 4 and mean.shape[0] == 1 else mean.shape
     if len(shape) != 3:
         raise FormatError(name, f"the shape {mean.shape}", expected="1 x channels x height x width")
-    return mean.reshape(shape).copy()  # the file may change under a net that lives
+    return mean.reshape(shape).copy()  # the file may change while the net is in use
 
 
 def write_mean(path: str | os.PathLike, mean: np.ndarray, *, overwrite: bool = False) -> None:
@@ -41,7 +41,7 @@ def write_mean(path: str | os.PathLike, mean: np.ndarray, *, overwrite: bool = F
 
     Raises:
         ShapeError: it has another number of axes.
-        FileError: the file exists already or cannot be written.
+        FileError: the file exists or cannot be written.
     """
     if mean.ndim != 3:
         raise ShapeError("the mean image", f"the shape {mean.shape}", expected="channels x height x width")

@@ -1,8 +1,8 @@
-"""Caffe numbers a layer's blobs; PyTorch names them. The names, the shapes, and both ways between.
+"""Caffe numbers a layer's blobs; PyTorch names them. Names, shapes, and the conversion in both directions.
 
 A key is ``LAYER.BLOB``. Blob names hold no dot, so the last dot of a key ends the layer's name, whatever that is. The
 names are those of the records in ``caffe_port.spec``: convolution, inner product, embedding and PReLU have PyTorch's;
-the rest are named after what the layer's source calls them.
+the others have the names in the layer's source.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NUMBERED = re.compile(r"blob(\d+)")
 def blob_names(type: str, count: int) -> tuple[tuple[str, int | None], ...]:
     """Name and rank of each of a layer's ``count`` blobs, by the type's record; ``blob0``, ``blob1`` ... without one.
 
-    Of blobs that not every layer of the type has, the last are left out until the number is right. Of a type that has
-    another record in another Caffe, that with the nearest number of blobs is taken.
+    Of blobs that not every layer of the type has, the last are omitted until the number matches. Of a type with
+    several records in different Caffes, the one with the nearest number of blobs is used.
     """
     records = sorted(records_of(type), key=lambda record: abs(len(record.blob_specs) - count))
     known = list(records[0].blob_specs) if records else []
@@ -37,7 +37,7 @@ def blob_names(type: str, count: int) -> tuple[tuple[str, int | None], ...]:
 
 
 def _named(type: str, blobs: Sequence[np.ndarray | None]) -> tuple[tuple[str, int | None], ...]:
-    """:func:`blob_names`; two blobs of an unknown type that have a convolution's shapes have its names."""
+    """:func:`blob_names`; two blobs of an unknown type that have the shapes of a convolution's get its names."""
     shapes = [blob.shape for blob in blobs if blob is not None]
     if not records_of(type) and len(shapes) == len(blobs) == 2 and len(shapes[0]) == 4:
         type = "Convolution" if torch_shape(shapes[1], 1) == shapes[0][:1] else type
@@ -45,7 +45,7 @@ def _named(type: str, blobs: Sequence[np.ndarray | None]) -> tuple[tuple[str, in
 
 
 def torch_shape(shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
-    """``shape`` without the leading ones that legacy files put in front of a blob of ``rank`` axes."""
+    """``shape`` without the leading ones that legacy files add to a blob of ``rank`` axes."""
     extra = len(shape) - rank if rank is not None else 0
     return shape[extra:] if extra > 0 and all(n == 1 for n in shape[:extra]) else shape
 
@@ -54,8 +54,8 @@ def state_dict(weights: Weights, types: Mapping[str, str] | None = None) -> dict
     """The blobs of ``weights`` by key, each a view of what ``weights`` holds, in PyTorch's shape.
 
     Args:
-        weights: any file's weights; of a state_dict file the keys and shapes come back as they were.
-        types: layer name to V2 type, used where the file does not say. Blobs of unknown types get numbers as names.
+        weights: any file's weights; of a state_dict file the keys and shapes are unchanged.
+        types: layer name to V2 type, used where the file does not have it. Blobs of unknown types are numbered.
 
     Raises:
         WeightsError: two layers that hold blobs have one name, or a layer that holds blobs has none.
@@ -91,7 +91,7 @@ def state_dict(weights: Weights, types: Mapping[str, str] | None = None) -> dict
 
 
 def _in_caffes_order(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Where each blob of a layer stands among them: as in the smallest record that has them all, else by its number."""
+    """The index of each blob of a layer: as in the smallest record that has them all, else by its number."""
     names = list(names)
     tables = [[blob.name for blob in record.blob_specs] for kind in RECORDS for record in records_of(kind)]
     table = min((t for t in tables if set(names) <= set(t)), key=len, default=[])
@@ -106,10 +106,10 @@ def _in_caffes_order(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 
 def layers_of(arrays: Iterable[tuple[str, np.ndarray]], path: str) -> list[LayerWeights]:
-    """The layers that a state_dict's keys speak of, in order of first appearance, each with its blobs in Caffe's order.
+    """The layers in a state_dict's keys, in order of first appearance, each with its blobs in Caffe's order.
 
     Raises:
-        WeightsError: a key without a dot: it names no layer; or numbers that are not real.
+        WeightsError: a key without a dot, hence without a layer; or numbers that are not real.
     """
     found: dict[str, list[tuple[str, np.ndarray]]] = {}
     for key, array in arrays:

@@ -1,4 +1,4 @@
-"""A whole net's parameters as a file that real Caffe loads: what net.cpp's ToProto and ToHDF5 write."""
+"""A whole net's parameters as a file that real Caffe loads: as net.cpp's ToProto and ToHDF5 write it."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def write_net(
     ``layer`` with shapes for V2.
 
     Args:
-        blobs: for each layer of ``definition.net.layer`` its blobs, in PyTorch's or Caffe's shape (legacy files take
-            ones in front). In HDF5, a blob that is None is shared with another layer and left out, as Caffe does.
-        diffs: their gradients, if they are to be kept.
+        blobs: for each layer of ``definition.net.layer`` its blobs, in PyTorch's or Caffe's shape (legacy files add
+            leading ones). In HDF5, a blob that is None is shared with another layer and omitted, as Caffe does.
+        diffs: their gradients, if these are written too.
         format: "caffemodel", or "h5" for Caffe's HDF5.
         overwrite, durable, progress: see :func:`caffe_port.formats.write_caffemodel`.
 
     Raises:
         WeightsError: the format cannot hold a name, a type, a shape or a dtype.
-        FileError: the file exists already or cannot be written.
+        FileError: the file exists or cannot be written.
     """
     if format == "h5":
         from caffe_port.formats.hdf5 import write_caffe_hdf5
@@ -90,7 +90,7 @@ def _layers(
 
 
 def _as_set_up(message: Any, definition: Definition, blobs: int) -> None:
-    """Write into a layer's message what Caffe writes there when it sets the layer up (and so into its files).
+    """Sets the fields of a layer's message that Caffe sets when it sets the layer up (and hence in its files).
 
     Every layer gets the phase (net.cpp, Init), a loss its weight of 1 (loss_layer.cpp), and BatchNorm's statistics
     rates of 0 (batch_norm_layer.cpp).
@@ -109,7 +109,7 @@ _V2_ONLY = {"type", "param", "phase", "blobs"}
 
 
 def as_v1(layer: Any) -> Any:
-    """A V2 layer's message as V1LayerParameter, what upgrade_proto.cpp makes a V2 layer from.
+    """A V2 layer's message as V1LayerParameter, the inverse of upgrade_proto.cpp.
 
     Raises:
         WeightsError: V1 has no such type.
@@ -118,7 +118,7 @@ def as_v1(layer: Any) -> Any:
     kinds = v1.DESCRIPTOR.enum_types_by_name["LayerType"].values
     number = next((kind.number for kind in kinds if v2_type(kind.name) == layer.type), None)
     if number is None:
-        layer_definition(layer.name, layer.type, generation=1)  # says so
+        layer_definition(layer.name, layer.type, generation=1)  # raises the error
     v1.type = number or 0
     for field, value in layer.ListFields():
         mine = v1.DESCRIPTOR.fields_by_name.get(field.name)

@@ -1,11 +1,11 @@
-"""State_dicts as ``torch.save`` writes them, without torch and without unpickling anything.
+"""State_dicts as ``torch.save`` writes them, read without torch and without unpickling.
 
-A .pth is a zip archive: ``NAME/data.pkl``, a pickle that says which tensors there are, and ``NAME/data/KEY``, the
-numbers of each storage. The pickle's operations are listed by ``pickletools`` and carried out here on dicts, lists,
-tuples, numbers and descriptions of tensors; whatever else it asks for is refused by name.
+A .pth is a zip archive: ``NAME/data.pkl``, a pickle that describes the tensors, and ``NAME/data/KEY``, the
+numbers of each storage. The pickle's operations are listed by ``pickletools`` and executed here on dicts, lists,
+tuples, numbers and descriptions of tensors; every other operation is an error that names it.
 
 Source: https://docs.python.org/3/library/pickletools.html for the operations; torch/serialization.py and
-torch/_utils.py for what stands for a tensor.
+torch/_utils.py for the representation of tensors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STORAGES = {
     "Bool": "?",
 }
 _DTYPES = {"uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
-_REMEDY = "save model.state_dict() alone: pickled objects are never read"
+_REMEDY = "save only model.state_dict(): pickled objects are never read"
 _MOST_AXES = 32
 
 
@@ -74,10 +74,10 @@ _VALUES = (
 
 
 def read_pth(archive: Archive) -> list[tuple[str, np.ndarray]]:
-    """The state_dict's keys and arrays: views of the file where they are stored as they are.
+    """The state_dict's keys and arrays: views of the file where they are stored uncompressed.
 
     Raises:
-        FormatError: it holds something else than tensors by name, or is damaged.
+        FormatError: it holds anything but tensors by name, or is damaged.
     """
     path = archive.path
     pickled = [name for name in archive.names() if name.endswith("/data.pkl")]
@@ -93,7 +93,7 @@ def read_pth(archive: Archive) -> list[tuple[str, np.ndarray]]:
     for key, value in content.items():
         if not isinstance(value, _Tensor):
             found = f"{key!r} that holds {_kind(value)}"
-            raise FormatError(path, found, expected="tensors only", remedy="save model.state_dict() alone")
+            raise FormatError(path, found, expected="tensors only", remedy="save only model.state_dict()")
         arrays.append((str(key), _array(archive, folder, big, value, f"{path}: {key}")))
     return arrays
 
@@ -117,7 +117,7 @@ def _array(archive: Archive, folder: str, big: bool, tensor: _Tensor, where: str
         raise FormatError(where, f"a tensor of shape {tensor.shape} in {storage.numel} numbers", remedy="it is damaged")
     if count > storage.numel:
         remedy = "save tensor.contiguous()"
-        raise FormatError(where, f"{count} numbers of shape {tensor.shape} made of {storage.numel}", remedy=remedy)
+        raise FormatError(where, f"{count} numbers of shape {tensor.shape} from {storage.numel}", remedy=remedy)
     if not count:
         return np.empty(tensor.shape, "<f4" if storage.dtype == _BF16 else dtype)
     flat = archive.view(name).view(dtype)
@@ -127,7 +127,7 @@ def _array(archive: Archive, folder: str, big: bool, tensor: _Tensor, where: str
 
 
 class _Machine:
-    """Carries out a pickle's operations on plain values."""
+    """Executes a pickle's operations on plain values."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -141,7 +141,7 @@ class _Machine:
         return FormatError(self.path, f"a pickle that is damaged ({why})", remedy="fetch it again")
 
     def run(self, pickle: bytes) -> Any:
-        """What the pickle stands for."""
+        """The pickle's value."""
         try:
             for op, argument, at in pickletools.genops(io.BytesIO(pickle)):
                 if op.name == "STOP":
@@ -149,7 +149,7 @@ class _Machine:
                 self.step(op.name, argument, at or 0)
         except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
             raise self.damaged(error) from None
-        raise self.damaged("it does not end")
+        raise self.damaged("it has no end")
 
     def step(self, name: str, argument: Any, at: int) -> None:
         stack = self.stack
@@ -192,7 +192,7 @@ class _Machine:
             raise self.refuse(f"operation {name} at byte {at}")
 
     def marked(self) -> list[Any]:
-        """What lies above the last mark, taken away with it."""
+        """Removes and returns the stack above the last mark, with the mark."""
         for i in range(len(self.stack) - 1, -1, -1):
             if self.stack[i] is _MARK:
                 items = self.stack[i + 1 :]
@@ -230,7 +230,7 @@ class _Machine:
     def call(self, function: Any, arguments: Any) -> Any:
         name = function.name if isinstance(function, _Global) else f"a call of a {type(function).__name__}"
         if not isinstance(arguments, tuple):
-            raise ValueError("arguments that are no tuple")
+            raise ValueError("arguments that are not a tuple")
         if name == "collections.OrderedDict" and not arguments:
             return {}
         if name == "torch.Size" and len(arguments) == 1:
@@ -240,16 +240,16 @@ class _Machine:
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
             storage, offset, shape, strides = arguments[:4]
             if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-                raise ValueError("a tensor of something else than a storage")
+                raise ValueError("a tensor without a storage")
             if not _counts((offset, *shape, *strides)) or len(shape) != len(strides) or len(shape) > _MOST_AXES:
-                raise ValueError("a tensor's shape and strides that are none")
+                raise ValueError("a tensor with invalid shape or strides")
             if name.endswith("v3"):
                 storage = self.retyped(storage, arguments[6])
             return _Tensor(storage, offset, shape, strides)
         raise self.refuse(name)
 
     def retyped(self, storage: _Storage, dtype: Any) -> _Storage:
-        """An untyped storage's numbers, of the dtype that comes with the tensor."""
+        """An untyped storage's numbers, of the dtype given with the tensor."""
         name = dtype.name.removeprefix("torch.") if isinstance(dtype, _Global) else f"a {type(dtype).__name__}"
         if name not in _DTYPES or storage.dtype != "u1":
             raise self.refuse(f"numbers of {name}")

@@ -1,4 +1,4 @@
-"""Opening any weight file."""
+"""Reading weight files of any format."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["open_weights"]
 def open_weights(path: str | os.PathLike, *, writable: bool = True) -> Weights:
     """The weights of a .caffemodel (V0, V1, V2), .caffemodel.h5, .safetensors, .pth, .npz or .h5 file.
 
-    What the file is, its bytes decide, not its name. Arrays are views of a memory map where the format allows it, so
-    opening costs no more than reading the headers.
+    The format is detected from the bytes, not from the name. Arrays are views of a memory map where the format allows
+    it, so that opening reads only the headers.
 
     Args:
-        writable: arrays may be changed, which the file never sees. False is for passing numbers on in little memory.
+        writable: arrays may be changed, which never changes the file. False is for copying values with little memory.
 
     Raises:
         FileError: the file is missing or unreadable.
-        FormatError: it is damaged, or something else; the message says what and what to do.
+        FormatError: it is damaged or has another format; the message gives it and a remedy.
         WeightsError: a state_dict whose keys are not of the form LAYER.BLOB.
     """
     name = os.fspath(path)

@@ -1,4 +1,4 @@
-"""The .safetensors container: a JSON header, then the numbers, both ways without a copy.
+"""The .safetensors container: a JSON header, then the numbers, read and written without a copy.
 
 Layout: 8 bytes of header length (little endian), the header, the arrays one after the other without gaps. Source:
 https://huggingface.co/docs/safetensors, "Format".
@@ -45,7 +45,7 @@ def read_safetensors(buffer: Buffer, path: str) -> Weights:
     """The state_dict in ``buffer``, each array a view of it; bfloat16 is widened to float32, which is exact.
 
     Raises:
-        FormatError: the header is damaged, or arrays lie in one another or past the end of the file.
+        FormatError: the header is damaged, or arrays overlap or exceed the file.
         WeightsError: a key is not of the form LAYER.BLOB.
     """
     start = 8 + int.from_bytes(bytes(buffer[:8]), "little")
@@ -55,10 +55,10 @@ def read_safetensors(buffer: Buffer, path: str) -> Weights:
         header = json.loads(bytes(buffer[8:start]), object_pairs_hook=lambda pairs: _once(pairs, path))
     except (ValueError, RecursionError) as error:
         raise FormatError(
-            path, f"a header that is no safetensors header ({error})", remedy="the file is damaged: fetch it again"
+            path, f"an invalid safetensors header ({error})", remedy="the file is damaged: fetch it again"
         ) from None
     if not isinstance(header, dict):
-        raise FormatError(path, "a header that is no safetensors header", remedy="the file is damaged: fetch it again")
+        raise FormatError(path, "an invalid safetensors header", remedy="the file is damaged: fetch it again")
     layout = [(key, *_entry(entry, f"{path}: {key}")) for key, entry in header.items() if key != "__metadata__"]
     arrays, last = [], 0
     for key, stored, shape, begin, end in sorted(layout, key=lambda item: item[3:]):
@@ -75,7 +75,7 @@ def read_safetensors(buffer: Buffer, path: str) -> Weights:
 
 
 def _once(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
-    """A JSON object whose keys stand once each."""
+    """A JSON object without duplicate keys."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
@@ -85,15 +85,15 @@ def _once(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
 
 
 def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
-    """Dtype, shape, begin and end of an array, as its header has them."""
+    """Dtype, shape, begin and end of an array, from its header."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise FormatError(where, "a header that is no safetensors header", expected="dtype, shape and data_offsets")
+        raise FormatError(where, "an invalid safetensors header", expected="dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _STORED:
         raise FormatError(where, f"the dtype {dtype!r}", expected="one of " + ", ".join(_STORED))
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise FormatError(where, f"the {what} {numbers!r}", expected="whole numbers, not negative")
+            raise FormatError(where, f"the {what} {numbers!r}", expected="non-negative integers")
     if len(shape) > _MOST_AXES or len(offsets) != 2:
         raise FormatError(where, f"{len(shape)} axes and {len(offsets)} offsets", expected=f"up to {_MOST_AXES} and 2")
     size = offsets[1] - offsets[0]
@@ -115,13 +115,13 @@ def write_safetensors(
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Writes ``arrays`` (key to array) atomically, straight from where they lie.
+    """Writes ``arrays`` (key to array) atomically, directly from their memory.
 
-    Wider numbers come first so that each array is aligned; otherwise the order is kept.
+    Arrays of wider types come first so that each is aligned; otherwise the order is kept.
 
     Raises:
-        WeightsError: an array's dtype has no place in the format, or a key is not text.
-        FileError: the file exists already or cannot be written.
+        WeightsError: the format lacks an array's dtype, or a key is not text.
+        FileError: the file exists or cannot be written.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     ordered = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)

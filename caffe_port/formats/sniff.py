@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes; and what to do with one that holds no weights."""
+"""Detection of file formats by their first bytes; errors for files that hold no weights."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _OTHERS = (
 _STATE = {(1, VARINT), (2, BYTES), (3, BYTES), (4, VARINT), (5, FIXED32), (6, VARINT)}
 _TAR_AT, _TAR = 257, b"ustar"
 _HEAD = 1024
-_LARGEST_HEADER = 100_000_000  # the safetensors format's own limit
+_LARGEST_HEADER = 100_000_000  # the safetensors format's limit
 
 
 def kind_of(buffer: Buffer) -> str:
-    """The container that the first bytes of ``buffer`` announce: "hdf5", "zip", "safetensors" or "protobuf"."""
+    """The container, by the first bytes of ``buffer``: "hdf5", "zip", "safetensors" or "protobuf"."""
     head = bytes(buffer[:9])
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
@@ -42,7 +42,7 @@ def kind_of(buffer: Buffer) -> str:
 
 
 def refuse_others(buffer: Buffer, path: str, expected: str) -> None:
-    """Raises FormatError, which says what ``buffer`` is and what to do, if it is plainly not what is ``expected``."""
+    """Raises FormatError with the format and a remedy if ``buffer`` has a known format other than ``expected``."""
     head = bytes(buffer[:_HEAD])
     if not head:
         raise FormatError(path, "an empty file", expected=expected, remedy="fetch it again")
@@ -62,10 +62,10 @@ def refuse_others(buffer: Buffer, path: str, expected: str) -> None:
 
 
 def protobuf_kind(buffer: Buffer, path: str) -> str:
-    """What a message is, by its top-level fields: "caffemodel", "solverstate", "blob" (a mean image), "onnx model", "".
+    """The kind of a message, by its top-level fields: "caffemodel", "solverstate", "blob" (mean image), "onnx model", "".
 
     Raises:
-        FormatError: the bytes are no protobuf message, or end early.
+        FormatError: the bytes are not a protobuf message, or are truncated.
     """
     fields = {(number, wire) for number, wire in Reader(buffer, path=path)}
     if fields & {(2, BYTES), (100, BYTES)} and (1, VARINT) not in fields:

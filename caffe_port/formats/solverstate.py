@@ -24,17 +24,17 @@ __all__ = ["POLICY_FIELDS", "SolverHistory", "read_solverstate", "write_solverst
 _ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP, _MINIMUM_LOSS, _ITER_LAST_EVENT = range(1, 7)
 
 POLICY_FIELDS = {"current_step": 0, "minimum_loss": 1e38, "iter_last_event": 0}
-"""What a state holds of the learning-rate policy, and its values where a file lacks it."""
+"""The state's fields of the learning-rate policy, with the defaults for files that lack them."""
 
 
 @dataclass
 class SolverHistory:
-    """What a solver needs to continue.
+    """The state from which a solver continues.
 
     Attributes:
         iter: completed iterations.
-        learned_net: the file with the weights of that moment, as it was named when written.
-        history: one array a learnable parameter and slot, in the net's order (SGD: the momenta; AdaDelta and Adam: a
+        learned_net: the file with the weights of that iteration, by its name when written.
+        history: one array for each learnable parameter and slot, in the net's order (SGD: the momenta; AdaDelta, Adam: a
             second round of arrays after the first). Shapes as stored: four axes in the fork's files.
         current_step: how many times a "step", "multistep" or "plateau" rate has dropped.
         minimum_loss, iter_last_event: of "plateau": the smallest averaged loss, and the iteration of the last minimum
@@ -49,18 +49,18 @@ class SolverHistory:
     iter_last_event: int | None = None
 
     def policy(self) -> Iterator[tuple[str, float]]:
-        """The policy's fields with their values."""
+        """The policy's fields and values."""
         for name, default in POLICY_FIELDS.items():
             value = getattr(self, name)
             yield name, default if value is None else value
 
 
 def read_solverstate(path: str | os.PathLike) -> SolverHistory:
-    """The state in a .solverstate or .solverstate.h5 file; its bytes decide which.
+    """The state in a .solverstate or .solverstate.h5 file; detected from its bytes.
 
     Raises:
         FileError: the file is missing or unreadable.
-        FormatError: it is damaged or holds something else.
+        FormatError: it is damaged or has another format.
     """
     name = os.fspath(path)
     buffer = map_file(path)
@@ -140,7 +140,7 @@ def write_solverstate(path: str | os.PathLike, state: SolverHistory, *, legacy: 
         legacy: histories with num, channels, height and width, as the fork reads them, instead of ``shape``.
 
     Raises:
-        FileError: the file exists already or cannot be written.
+        FileError: the file exists or cannot be written.
     """
     if os.fspath(path).endswith(".h5"):
         _write_hdf5(path, state, overwrite)
@@ -167,7 +167,7 @@ def _write_hdf5(path: str | os.PathLike, state: SolverHistory, overwrite: bool) 
     with atomic_path(path, overwrite=overwrite, durable=True) as temporary, h5py.File(temporary, "x") as file:
         file.create_dataset("iter", data=np.array([state.iter], np.int32))
         name = state.learned_net.encode()
-        text = h5py.h5t.C_S1.copy()  # what H5LTmake_dataset_string makes: it ends with a 0, which counts
+        text = h5py.h5t.C_S1.copy()  # as H5LTmake_dataset_string: the terminating 0 is part of the size
         text.set_size(len(name) + 1)
         file.create_dataset("learned_net", (), dtype=h5py.Datatype(text))[()] = np.bytes_(name)
         file.create_dataset("current_step", data=np.array([state.current_step], np.int32))

@@ -1,4 +1,4 @@
-"""Writing a state_dict in any of its containers."""
+"""Writing a state_dict in any of the containers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def format_of(path: str | os.PathLike) -> str:
     """The container that ``path``'s extension names.
 
     Raises:
-        FileError: it names none.
+        FileError: it is not the extension of one.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _SUFFIXES:
@@ -40,12 +40,12 @@ def save_state_dict(
     """Writes ``arrays`` (key to array) as .safetensors, .pth, .h5 or .npz, atomically.
 
     Args:
-        format: one of ``STATE_FORMATS``; by default what the extension of ``path`` says.
+        format: one of ``STATE_FORMATS``; by default the one of ``path``'s extension.
         overwrite: replace an existing file.
-        progress: told the number of bytes written, as they are.
+        progress: called with numbers of bytes written.
 
     Raises:
-        FileError: unknown extension, the file exists already, or cannot be written.
+        FileError: unknown extension, or the file exists or cannot be written.
         WeightsError: the container cannot hold a key or a dtype.
     """
     format = format or format_of(path)

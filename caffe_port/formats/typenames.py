@@ -1,7 +1,7 @@
-"""What older files call a layer's type, and its name today.
+"""Layer types in older files, and their current names.
 
-The same facts are in caffe.proto and the schema room's upgrade. They are repeated here so that listing a weight file
-needs no protobuf; a test holds the two equal.
+The same facts are in caffe.proto and :mod:`caffe_port.schema.upgrade`. They are repeated here so that listing a weight
+file needs no protobuf; a test compares the two.
 """
 
 from __future__ import annotations

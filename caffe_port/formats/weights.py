@@ -1,4 +1,4 @@
-"""What every weight file becomes: layers with their arrays."""
+"""The contents of a weight file of any format: layers with their arrays."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ __all__ = ["LayerWeights", "Weights"]
 
 @dataclass
 class LayerWeights:
-    """The parameter blobs of one layer, as its file holds them.
+    """The parameter blobs of one layer, as stored in its file.
 
-    ``blobs`` are float32, float64 or float16 arrays in the file's own shape: legacy files have four axes always (num,
+    ``blobs`` are float32, float64 or float16 arrays in the file's shape: legacy files always have four axes (num,
     channels, height, width). They are writable views of a private memory map where the format allows it: writing to
-    them changes neither the file nor what another opening of it sees. They may be unaligned. A blob is None only in
+    them changes neither the file nor other maps of it. They may be unaligned. A blob is None only in
     HDF5 files, where a parameter shared with another layer is stored once, under its owner.
     """
 
     name: str
     type: str = ""
-    """The layer's type by its V2 name ("Convolution"); empty where the file does not say."""
+    """The layer's type by its V2 name ("Convolution"); empty where the file lacks it."""
     blobs: list[np.ndarray | None] = field(default_factory=list)
     diffs: list[np.ndarray | None] = field(default_factory=list)
     """For each blob its stored gradient, or None; empty when the file holds none at all."""
     names: tuple[str, ...] = ()
-    """What the file itself calls each blob ("weight", "bias"); empty for Caffe's own files, which number them."""
+    """The file's name of each blob ("weight", "bias"); empty for Caffe's own files, which number them."""
     definition: bytes = field(default=b"", repr=False)
-    """The layer's message without its blobs, in the file's generation (0 as 1); what writing the file again needs."""
+    """The layer's message without its blobs, in the file's generation (0 as 1); needed to write the file again."""
 
 
 @dataclass
 class Weights:
-    """A whole weight file.
+    """A weight file.
 
     Attributes:
         path: the file.
         kind: "caffemodel", "hdf5" (Caffe's), "safetensors", "pth", "npz" or "h5" (the last four hold a state_dict).
-        name: the net's name, empty where the file does not say.
+        name: the net's name, empty where the file lacks it.
         generation: the form of a caffemodel's layers: 0 and 1 are ``layers`` (with legacy dims), 2 is ``layer``.
         layers: in the file's order; also those without blobs.
-        definition: a caffemodel's fields beside its layers and name, serialised.
+        definition: a caffemodel's fields other than layers and name, serialised.
     """
 
     path: str

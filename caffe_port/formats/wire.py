@@ -1,8 +1,8 @@
-"""The protobuf wire format, as far as weight files need it.
+"""The part of the protobuf wire format that weight files need.
 
-A message is a run of fields, each a tag (field number and wire type) and a value. :class:`Reader` walks the fields of
-one message inside a larger buffer and hands out *positions*, never copies, so that a 1.7 GB file is listed by
-touching a few pages of it. Every step is checked against the end of the message.
+A message is a run of fields, each a tag (field number and wire type) and a value. :class:`Reader` iterates over the fields
+of one message inside a larger buffer and returns *positions*, never copies, so that listing a 1.7 GB file reads only a
+few of its pages. Every step is checked against the end of the message.
 
 Source: the protobuf encoding specification, https://protobuf.dev/programming-guides/encoding/.
 """
@@ -26,16 +26,16 @@ _LONGEST_VARINT = 10
 
 
 class Reader:
-    """Walks the fields of the message that lies at ``start:end`` of ``buffer``.
+    """Iterates over the fields of the message at ``start:end`` of ``buffer``.
 
     Args:
         buffer: the whole file.
         start, end: the message's first byte and the byte after its last; the whole buffer if not given.
         path: the file's name for error messages.
-        what: what the message is ("layer 'conv1'"), for error messages.
+        what: the message's description ("layer 'conv1'"), for error messages.
 
-    Iterating yields ``(field number, wire type)``; the value is then taken with one of the methods below, or passed
-    over by going on. Positions are offsets in ``buffer``.
+    Iterating yields ``(field number, wire type)``; the value is then taken with one of the methods below, or
+    skipped by continuing. Positions are offsets in ``buffer``.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Reader:
                 self._skip()
 
     def error(self, found: str) -> FormatError:
-        """The error for bytes that are no field of a message."""
-        remedy = "it is damaged, or no file of Caffe's: fetch it again"
+        """The error for bytes that are not a field of a message."""
+        remedy = "it is damaged, or not a file of Caffe: fetch it again"
         return FormatError(self.path, found, expected=f"the next field of {self.what}", remedy=remedy)
 
     def _truncated(self, need: int) -> FormatError:
@@ -73,7 +73,7 @@ class Reader:
         )
 
     def varint(self) -> int:
-        """The bare number at the reader's position, unsigned."""
+        """The unsigned varint at the reader's position."""
         value = 0
         for index in range(_LONGEST_VARINT):
             if self.pos >= self.end:
@@ -93,7 +93,7 @@ class Reader:
         return start
 
     def raw(self) -> bytes:
-        """The whole current field, tag and value, as bytes; whether or not its value was taken."""
+        """The whole current field, tag and value, as bytes, whether or not its value was read."""
         if self._wire >= 0:
             self._skip()
         return bytes(self.buffer[self.field_start : self.pos])
@@ -107,7 +107,7 @@ class Reader:
 
     def _take(self, wire: int) -> None:
         if self._wire != wire:
-            raise self.error(f"wire type {self._wire} at byte {self.field_start} where {wire} belongs")
+            raise self.error(f"wire type {self._wire} at byte {self.field_start} instead of {wire}")
         self._wire = -1
 
     def integer(self) -> int:
@@ -122,7 +122,7 @@ class Reader:
         return float(np.frombuffer(self.buffer, "<f4", 1, self._advance(4))[0])
 
     def span(self) -> tuple[int, int]:
-        """Where the current length-delimited field (string, bytes, message, packed numbers) starts and ends."""
+        """Start and end of the current length-delimited field (string, bytes, message, packed numbers)."""
         self._take(BYTES)
         size = self.varint()
         start = self._advance(size)
@@ -147,17 +147,17 @@ class Reader:
         return np.frombuffer(self.buffer, dtype, count, start) if count else np.empty(0, dtype)
 
     def unpacked(self, dtype: np.dtype, numbers: tuple[int, ...]) -> dict[int, np.ndarray]:
-        """Numbers of ``dtype`` (4 or 8 bytes wide) that have a tag each, from the current field on: copies.
+        """Unpacked numbers of ``dtype`` (4 or 8 bytes wide), each with a tag, from the current field on: copies.
 
-        The whole run of such fields is taken at once, of all the field ``numbers`` (below 16) in any order, so that
-        neither a file without packing nor one where two arrays alternate takes long.
+        The whole run of such fields, of all the field ``numbers`` (below 16) in any order, is read at once, so that
+        files without packing or with two alternating arrays are read fast.
         """
         wire = FIXED32 if dtype.itemsize == 4 else FIXED64
         self._take(wire)
         keys = [number << 3 | wire for number in numbers]
         found: dict[int, list[np.ndarray]] = {number: [] for number in numbers}
         width, size = self.pos - self.field_start, dtype.itemsize
-        if width > 1:  # a tag that is longer than it need be
+        if width > 1:  # a tag in a non-minimal encoding
             number = self._number
             return {number: np.frombuffer(self.buffer, dtype, 1, self._advance(size)).copy()}
         self.pos = self.field_start
@@ -198,11 +198,11 @@ def tag(number: int, wire: int) -> bytes:
 
 
 def varint_field(number: int, value: int) -> bytes:
-    """A whole varint field."""
+    """A varint field with its tag."""
     return tag(number, VARINT) + varint(value)
 
 
 def bytes_field(number: int, value: bytes | str) -> bytes:
-    """A whole length-delimited field of known content."""
+    """A length-delimited field with its tag."""
     raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     return tag(number, BYTES) + varint(len(raw)) + raw

@@ -30,7 +30,7 @@ def read_zip(buffer: Buffer, path: str) -> Weights:
         buffer: the memory map of the file, which a .pth's arrays view.
 
     Raises:
-        FormatError: the archive is damaged, holds something else, or objects other than arrays.
+        FormatError: the archive is damaged, has other contents, or objects other than arrays.
         WeightsError: a key is not of the form LAYER.BLOB.
     """
     with open_archive(buffer, path) as archive:
@@ -59,7 +59,7 @@ def _npy(archive: Archive, name: str) -> np.ndarray:
     start = 12 if wide else 10
     size = int.from_bytes(head[8:start], "little")
     if not head.startswith(b"\x93NUMPY") or head[6:7] not in (b"\x01", b"\x02", b"\x03") or size > _LONGEST_HEADER:
-        raise FormatError(where, "no .npy", expected="plain arrays")
+        raise FormatError(where, "not a .npy", expected="plain arrays")
     try:
         said = ast.literal_eval(content[start : start + size].tobytes().decode("utf-8").strip())
         kind, order, shape = said["descr"], said["fortran_order"], said["shape"]
@@ -84,7 +84,7 @@ def write_pth(
     import torch
 
     with atomic_write(path, overwrite=overwrite) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to them
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # they are not written to
         torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, file)
     if progress:
         progress(sum(array.nbytes for array in arrays.values()))

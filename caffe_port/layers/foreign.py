@@ -1,4 +1,4 @@
-"""The layers' places among a net's modules, and a module of torch in one: ``net.ip2 = torch.nn.Linear(500, 3)``."""
+"""Torch modules in place of a net's layers: ``net.ip2 = torch.nn.Linear(500, 3)``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Foreign", "Place", "found_at", "register"]
 
 @dataclass(frozen=True)
 class Place:
-    """What stays true of a layer's place, whatever module stands there.
+    """The properties of a layer's position in a net, independent of the module there.
 
     Attributes:
-        name, type_name: the definition's. where: "file:line". n_bottoms, n_tops: how many.
+        name, type_name: the definition's. where: "file:line". n_bottoms, n_tops: their numbers.
         labels: bottoms that no gradient reaches. kind: the layer's class.
     """
 
@@ -38,9 +38,9 @@ class Place:
 
 
 class Foreign(Layer):
-    """What the net asks of a layer, answered for any module. Its blobs are the module's parameters.
+    """Adapts any module to the interface of layers. Its blobs are the module's parameters.
 
-    It is not among the net's modules; the module itself is.
+    The module is a submodule of the net, the adapter is not.
     """
 
     def __init__(self, module: nn.Module, place: Place) -> None:
@@ -65,7 +65,7 @@ class Foreign(Layer):
         return name in self.blob_names
 
     def __call__(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        """The module's own call, hooks and all; what it gives is to be the layer's tops."""
+        """Calls the module with its hooks; its results are the layer's tops."""
         try:
             tops = self.module(*bottoms)
         except CaffeError:
@@ -82,7 +82,7 @@ class Foreign(Layer):
         return tops
 
     def reshape(self, *shapes: Shape) -> Sequence[Shape]:
-        """The tops' shapes, found by running a copy of the module: without memory, or, where it cannot, on zeros."""
+        """The tops' shapes, from a run of a copy of the module: on meta tensors, or, where that fails, on zeros."""
         if shapes not in self._shapes:
             try:
                 tops = self._probe(shapes, "meta")
@@ -120,13 +120,13 @@ class Foreign(Layer):
         text = " ".join(str(error).split())[:300]
         return ShapeError(
             self._where,
-            f"it fails on bottoms of shapes {', '.join(map(str, shapes))}: {type(error).__name__}: {text}",
+            f"the module fails on bottoms of shapes {', '.join(map(str, shapes))}: {type(error).__name__}: {text}",
             remedy="a blob has Caffe's axes: torch.nn.Sequential(torch.nn.Flatten(), ...) flattens it",
         )
 
 
 def register(net: nn.Module, key: str, layer: Layer) -> None:
-    """Make the layer a module of the net; a name with dots is a path, as torch has it."""
+    """Register the layer as a module of the net; a name with dots is a path, as in torch."""
     *path, last = key.split(".")
     for part in path:
         net = net._modules.setdefault(part, Named())  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""Steps with a gradient of their own, and who records what runs.
+"""Operations with custom gradients, and detection of tracers.
 
-A tracer (torch.jit.trace, and ONNX's exporter on it) and the transforms of torch.func cannot look into an
-``autograd.Function``: for them a step runs its operations in plain sight.
+A tracer (torch.jit.trace, and the ONNX exporter based on it) and the transforms of torch.func cannot see the operations
+inside an ``autograd.Function``: for them the operations run outside of one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ __all__ = ["Function", "ordinary", "recorded", "symbolic", "traced"]
 
 
 def ordinary(t: Tensor) -> bool:
-    """Whether it is a tensor of torch's own class, not of a subclass with ways of its own."""
+    """Whether it is a tensor of torch's class, not of a subclass with other behaviour."""
     return type(t) in (Tensor, nn.Parameter)
 
 
 def traced() -> bool:
-    """Whether what runs now is written down, to be run later on other numbers: torch.jit.trace, torch.export, ONNX."""
+    """Whether operations are being recorded, to run later on other values: torch.jit.trace, torch.export, ONNX."""
     return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
 
 
 def symbolic(*tensors: Tensor) -> bool:
-    """Whether a tensor need not have numbers to be looked at, so that what runs must not depend on them.
+    """Whether a tensor may have no values, so that control flow must not depend on them.
 
-    That is so where it is traced or compiled, inside torch.func's transforms, under dispatch modes of torch (fake
+    That is the case where it is traced or compiled, inside torch.func's transforms, under dispatch modes of torch (fake
     tensors), and for tensors of subclasses.
     """
     return (
@@ -40,12 +40,12 @@ def symbolic(*tensors: Tensor) -> bool:
 
 
 def recorded(*tensors: Tensor) -> bool:
-    """Whether what runs now has to be torch's public operations: symbolic, or watched or cast by a mode of torch."""
+    """Whether only torch's public operations may run: symbolic, or observed or cast by a mode of torch."""
     return symbolic(*tensors) or torch._C._len_torch_function_stack() > 0 or torch.is_autocast_enabled("cpu")
 
 
 class _Context:
-    """What ``forward`` writes to where nobody goes back."""
+    """The context of ``forward`` where no backward pass follows."""
 
     def save_for_backward(self, *tensors: Any) -> None:
         pass
@@ -55,10 +55,10 @@ class _Context:
 
 
 class Function(torch.autograd.Function):
-    """A step whose ``backward`` says its gradient; call :meth:`run` where torch has ``apply``.
+    """An operation whose ``backward`` defines its gradient; call :meth:`run` where torch has ``apply``.
 
-    In a trace, and under torch.func, the gradient is that of the operations in ``forward``. Where Caffe's is another
-    (``own_gradient``), torch.func refuses the step.
+    In a trace, and under torch.func, the gradient is that of the operations in ``forward``. Where Caffe's differs
+    (``own_gradient``), the operation raises under torch.func.
     """
 
     own_gradient = False

@@ -1,4 +1,4 @@
-"""The fully-connected layer, and the one that looks its rows up. Source: inner_product_layer.cpp, embed_layer.cpp."""
+"""InnerProduct (fully connected) and Embed (selects rows). Source: inner_product_layer.cpp, embed_layer.cpp."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class InnerProduct(products.InnerProduct, Layer, Fusible):
 
 @layer("Embed")
 class Embed(products.Embed, Layer):
-    """The row of the weight that each number of the bottom counts out, + b. Weight: (input_dim, num_output)."""
+    """The row of the weight with the index in the bottom, + b. Weight: (input_dim, num_output)."""
 
     def forward(self, x: Tensor) -> Tensor:
         index = x.long()
         if not symbolic(index) and index.numel() and not (0 <= index.min() and index.max() < self.input_dim):
             raise self.shape_error(
-                f"rows {int(index.min())} to {int(index.max())} asked for",
+                f"rows {int(index.min())} to {int(index.max())}",
                 expected=f"numbers from 0 to {self.input_dim - 1}",
             )
         y = F.embedding(index, self.weight)

@@ -23,18 +23,18 @@ class Lattice:
     """Filters values at ``points`` by ``exp(-|p - q|^2 / 2)``, approximately.
 
     A point spreads its value to the corners of the simplex around it, the corners are blurred along each of the
-    lattice's axes by (1/2, 1, 1/2), and the point collects from its corners again. Only corners that some point
-    touches are kept, as in the original programs: what would pass through another is lost.
+    lattice's axes by (1/2, 1, 1/2), and the point collects from its corners again. Only the simplices' corners
+    are stored, as in the original programs: values that would pass through other corners are lost.
 
     Args:
         points: (n, d), in units of the Gaussian's standard deviation.
-        device: where it filters.
+        device: of the computation.
 
     Raises:
-        ShapeError: no points, not finite ones, or spread over more of the lattice than 63 bits can number.
+        ShapeError: no points, infinite or NaN ones, or an extent in the lattice that 63 bits cannot number.
 
     Attributes:
-        corners: how many there are.
+        corners: their number.
     """
 
     def __init__(self, points: Array, device: torch.device | str = "cpu") -> None:
@@ -58,11 +58,11 @@ class Lattice:
             tuple(torch.from_numpy(array).to(device) for array in _neighbours(known, step))
             for step in (*((d + 1) * strides - strides.sum()), -strides.sum())
         ]
-        # So that a point far from all others keeps its own value, in the mean over its place in the simplex.
+        # So that an isolated point keeps its value, averaged over its position in the simplex.
         self._scale = 1 / (1 + 2.0**-d)
 
     def filter(self, values: Tensor) -> Tensor:
-        """The weighted sums over all points, of float32 ``values`` (n, channels): linear, and no mean."""
+        """The weighted sums over all points, of float32 ``values`` (n, channels): linear, not normalised."""
         points, starts, weights = self._spread
         at = F.embedding_bag(points, values, starts, mode="sum", per_sample_weights=weights)
         for neighbours, shares in self._blurs:
@@ -75,13 +75,13 @@ def _simplices(points: Array) -> tuple[Array, Array]:
     """The corners of each point's simplex, (n, d + 1, d) by their first d coordinates, and its share of each.
 
     In single precision and in the original's order (permutohedral.cpp, init): a point half-way between two simplices
-    falls where it falls there.
+    gets the same one as there.
     """
     n, d = points.shape
     one = np.float32
     deviation = one(np.sqrt(2 / 3) * (d + 1))
     scales = [one(1 / np.sqrt((i + 2) * (i + 1)) * np.float64(deviation)) for i in range(d)]
-    # Into the hyperplane of d + 1 coordinates whose sum is 0, so widely that the blur's deviation is the Gaussian's.
+    # Into the hyperplane of d + 1 coordinates whose sum is 0, scaled so that the blur's deviation is the Gaussian's.
     elevated = np.empty((n, d + 1), np.float32)
     total = np.zeros(n, np.float32)
     for j in range(d, 0, -1):
@@ -89,7 +89,7 @@ def _simplices(points: Array) -> tuple[Array, Array]:
         elevated[:, j] = total - one(j) * scaled
         total += scaled
     elevated[:, 0] = total
-    # The nearest corner whose coordinates are all multiples of d + 1, and the order of what is left of each coordinate.
+    # The nearest corner whose coordinates are all multiples of d + 1, and the order of the remainders.
     nearest = np.rint(elevated * one(1 / (d + 1)))
     excess = nearest.sum(axis=1, keepdims=True)
     nearest *= d + 1
@@ -111,7 +111,7 @@ def _simplices(points: Array) -> tuple[Array, Array]:
 
 
 def _numbered(keys: Array) -> tuple[Array, Array]:
-    """A number for each corner and for each neighbour it may have, and how the numbers grow with each coordinate."""
+    """Indices of each corner and of its possible neighbours, and the stride of the indices for each coordinate."""
     d = keys.shape[-1]
     low, high = keys.min(axis=(0, 1)) - d, keys.max(axis=(0, 1)) + d
     sizes = [int(n) for n in high - low + 1]
@@ -130,7 +130,7 @@ def _numbered(keys: Array) -> tuple[Array, Array]:
 
 
 def _neighbours(known: Array, step: int) -> tuple[Array, Array]:
-    """Each corner with its two neighbours by number, int32 (corners, 3), and what they count; 0 for unknown ones."""
+    """Each corner with its two neighbours by index, int32 (corners, 3), and their weights; 0 for unknown ones."""
     here = np.arange(len(known))
     found, shares = [here], [np.ones(len(known))]
     for wanted in (known + step, known - step):

@@ -22,7 +22,7 @@ LEAST = 1e-20
 
 
 class _AtLeast(Function):
-    """max(x, bound), whose gradient passes on either side of the bound."""
+    """max(x, bound), whose gradient also passes below the bound."""
 
     own_gradient = True
 
@@ -36,7 +36,7 @@ class _AtLeast(Function):
 
 
 def log_of_bounded(p: Tensor) -> Tensor:
-    """log(max(p, LEAST)), with the gradient 1 / max(p, LEAST) on either side of the bound."""
+    """log(max(p, LEAST)), with the gradient 1 / max(p, LEAST) above and below the bound."""
     return torch.log(_AtLeast.run(p, LEAST))
 
 
@@ -52,9 +52,9 @@ class MultinomialLogisticLoss(losses.ByItem, Loss):
 
 @layer("InfogainLoss")
 class InfogainLoss(losses.InfogainLoss, Loss):
-    """-sum of H[label, k] log p[k]: a logistic loss that weighs every class by how near it is to the label.
+    """-sum of H[label, k] log p[k]: a logistic loss with a weight for every pair of label and class.
 
-    p is the softmax of the first bottom along ``axis``; a second top gives it. In noh the first bottom is p itself. H
+    p is the softmax of the first bottom along ``axis``; a second top returns it. In noh the first bottom is p itself. H
     is the third bottom, or the matrix in the file ``source`` (.binaryproto).
     """
 

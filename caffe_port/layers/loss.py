@@ -23,7 +23,7 @@ from caffe_port.spec import elementwise, losses
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:
-    """The softmax along ``axis``. Torch's quick way is for the last one, so axes of 1 behind it are taken off."""
+    """The softmax along ``axis``. Torch is fastest along the last one, so trailing axes of length 1 are removed."""
     if axis + 1 < x.dim() and prod(x.shape[axis + 1 :]) == 1:
         return torch.softmax(x.flatten(axis), axis).view(x.shape)
     return torch.softmax(x, axis)
@@ -42,18 +42,18 @@ class Softmax(elementwise.Softmax, Layer):
 
 
 class Loss(losses.Loss, Layer):
-    """What the losses share: labels that do not count, and the divisor."""
+    """Shared by the losses: ignored labels and the divisor."""
 
     def kept(self, label: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The labels as int64, 0 for ignored ones; 1 where one counts, else 0, and how many do: None if all must."""
+        """The labels as int64, 0 for ignored ones; 1 where one is valid, else 0; their count, or None if all must be."""
         if self.ignore is None:
             return label.to(torch.int64), None, None
-        label = label.to(torch.int32)  # enough for any class, and quicker
+        label = label.to(torch.int32)  # enough for any class, and faster
         keep = differs(label, self.ignore)
         return (label * keep).to(torch.int64), keep.to(dtype), keep.sum().to(dtype)
 
     def normalizer(self, batch: int, full: int, valid: Tensor | None) -> Tensor | float:
-        """What the sum is divided by: ``valid`` is the count of labels not ignored, None when every label counts."""
+        """The divisor of the sum: ``valid`` is the count of labels not ignored, None if none can be ignored."""
         if self.normalization == "VALID":
             n: Tensor | float = float(full) if valid is None else valid
         else:
@@ -64,7 +64,7 @@ class Loss(losses.Loss, Layer):
 
 
 def check_labels(loss: Loss, label: Tensor, classes: int) -> Tensor:
-    """``label`` (int64) itself, if every label is a class's number; a ShapeError otherwise. Unasked where symbolic."""
+    """``label`` (int64) itself, if every label is a class's number; else ShapeError. Symbolic ones are unchecked."""
     if symbolic(label):
         return label
     low, high = (int(end) for end in label.aminmax()) if label.numel() else (0, 0)
@@ -79,8 +79,8 @@ def check_labels(loss: Loss, label: Tensor, classes: int) -> Tensor:
 def serial_sum(x: Tensor) -> Tensor:
     """The sum in raster order, rounded after every addition.
 
-    That is how Caffe's loss loops add; over 10^5 pixels the rounding reaches 4e-4 of the loss, so another order would
-    show. Elsewhere than on the CPU, where no Caffe computes losses this way, the sum is torch's. Differentiable.
+    Caffe's loss loops add in this order; over 10^5 pixels the rounding reaches 4e-4 of the loss, so another order gives
+    a different result. On other devices, where Caffe does not add this way, the sum is torch's. Differentiable.
     """
     return _SerialSum.run(x)
 
@@ -99,7 +99,7 @@ class _SerialSum(Function):
 def _sum_in_order(x: Tensor) -> Tensor:
     if x.device.type != "cpu" or symbolic(x):
         return x.sum()
-    # numpy adds up in pairs of pairs, but subtracts one number after the other.
+    # numpy adds pairwise, but subtracts sequentially.
     return x.new_tensor(0 - np.subtract.reduce(x.contiguous().numpy().ravel(), initial=0))
 
 
@@ -111,7 +111,7 @@ def grouped_sum(x: Tensor, groups: int) -> Tensor:
 
 
 class _LogProbability(Function):
-    """Sum of -log(max(p[label], smallest normal float)); the gradient, as Caffe's, does not see the bound.
+    """Sum of -log(max(p[label], smallest normal float)); the gradient, as Caffe's, ignores the bound.
 
     ``x`` (outer, C, inner), ``label`` (outer, inner), ``keep`` (outer, inner) as 0 and 1, or None for all. With fewer
     ``classes`` than channels a label's probability is the sum of its class's channels. Returns the sum and the
@@ -148,14 +148,14 @@ class _LogProbability(Function):
 
 
 def _places(label: Tensor) -> Tensor:
-    """For labels (outer, inner) the places of their scores in (outer, classes * inner)."""
+    """For labels (outer, inner) the indices of their scores in (outer, classes * inner)."""
     inner = label.shape[1]
     return label if inner == 1 else torch.add(torch.arange(inner, device=label.device), label, alpha=inner)
 
 
 class _SoftmaxLoss(Loss):
     def weighted(self, label: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """What each pixel's loss counts for; ``keep`` is 0 for ignored pixels and else 1, None if all count."""
+        """The weight of each pixel's loss; ``keep`` is 0 for ignored pixels and else 1, None if none is ignored."""
         return keep
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ class _SoftmaxLoss(Loss):
 
 @layer("SoftmaxWithLoss")
 class SoftmaxWithLoss(losses.SoftmaxWithLoss, _SoftmaxLoss):
-    """The cross-entropy of the softmax; a second top gives the probabilities."""
+    """The cross-entropy of the softmax; a second top returns the probabilities."""
 
 
 @layer("RedSoftmaxWithLoss")
@@ -197,7 +197,7 @@ class _LogLogistic(Function):
 
 @layer("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(losses.SigmoidCrossEntropyLoss, Loss):
-    """The cross-entropy of independent yes-or-no predictions sigmoid(x) against targets in [0, 1]."""
+    """The cross-entropy of independent binary predictions sigmoid(x) with targets in [0, 1]."""
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         target = target.reshape(x.shape)

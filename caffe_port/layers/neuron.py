@@ -1,4 +1,4 @@
-"""Layers that act on each number by itself.
+"""Elementwise layers of one bottom.
 
 Source: relu_layer.cpp, prelu_layer.cpp, sigmoid_layer.cpp, tanh_layer.cpp, absval_layer.cpp, bnll_layer.cpp,
 clip_layer.cpp, elu_layer.cpp, swish_layer.cpp, threshold_layer.cpp, exp_layer.cpp, log_layer.cpp, power_layer.cpp,
@@ -23,10 +23,10 @@ class Neuron(elementwise.Neuron, Layer):
 
 
 class _Curve(Layer):
-    """One whose backward pass multiplies the diff by a slope that it works out from its blobs."""
+    """A layer whose backward pass multiplies the diff by a slope computed from its blobs."""
 
     def caffe_slope(self, b: Backward) -> Tensor:
-        """Caffe's derivative, from the numbers that the blobs hold now."""
+        """Caffe's derivative, from the blobs' current values."""
         raise NotImplementedError
 
     def caffe_gradient(self, b: Backward) -> Gradients:
@@ -38,7 +38,7 @@ class _Curve(Layer):
 class ReLU(elementwise.ReLU, Layer):
     """max(x, 0) + negative_slope * min(x, 0); in noh a second top gives the mask x > 0 as 0 and 1.
 
-    With ``relu6`` (not in BVLC 1.0) no more than 6, and no gradient from 6 on.
+    With ``relu6`` (not in BVLC 1.0) at most 6, without a gradient from 6.
     """
 
     def setup(self, x: Shape) -> None:
@@ -53,7 +53,7 @@ class ReLU(elementwise.ReLU, Layer):
 
 @layer("PReLU")
 class PReLU(elementwise.PReLU, Layer):
-    """max(x, 0) + weight * min(x, 0), one weight a channel or (``channel_shared``) one for all."""
+    """max(x, 0) + weight * min(x, 0), one weight for each channel or (``channel_shared``) one for all."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.prelu(x, self.weight.reshape(-1))
@@ -99,7 +99,7 @@ class BNLL(Neuron):
 
 @layer("Clip")
 class Clip(Neuron):
-    """x within ``min`` and ``max``; the gradient passes at the bounds themselves."""
+    """x limited to ``min`` .. ``max``; the gradient also passes at the bounds."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(self.min, self.max)
@@ -165,7 +165,7 @@ class Log(elementwise.Log, _Curve):
 class Power(elementwise.Power, _Curve):
     """(shift + scale * x)^power.
 
-    Where that is 0 ^ power the original often divides 0 by 0 in its gradient; here the gradient is the power's own.
+    For 0 ^ power the original's gradient is often 0 / 0; here it is the derivative.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class Power(elementwise.Power, _Curve):
 
 class _Dropout(elementwise.Dropout, Layer):
     def mask(self, x: Tensor) -> Tensor:
-        """0 for what is dropped, 1 for what is kept, in a shape that broadcasts over ``x``."""
+        """0 for dropped values, 1 for kept ones, in a shape that broadcasts over ``x``."""
         raise NotImplementedError
 
     def drops(self) -> bool:

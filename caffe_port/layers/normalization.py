@@ -1,4 +1,4 @@
-"""Normalization by the batch's statistics, an item's own, or its neighbours'.
+"""Normalization by statistics of the batch, of an item, or of neighbouring channels.
 
 Source: bn_layer.cpp (noh), batch_norm_layer.cpp, mvn_layer.cpp, lrn_layer.cpp.
 """
@@ -27,9 +27,9 @@ def by_batch(
     mean: Tensor | None = None,
     variance: Tensor | None = None,
 ) -> Tensor:
-    """Each channel less its mean, by its standard deviation; then times ``scale``, plus ``shift``.
+    """Each channel minus its mean, divided by its standard deviation; then times ``scale``, plus ``shift``.
 
-    Unlike F.batch_norm it takes a channel of one number, too. The batch's statistics, the variance unbiased, are
+    Unlike F.batch_norm it accepts a channel of one value. The batch's statistics, the variance unbiased, are
     written to ``mean`` and ``variance``.
     """
     if scale is not None and shift is not None and mean is None and by_pixel(x):
@@ -39,14 +39,14 @@ def by_batch(
 
 
 def by_pixel(x: Tensor) -> bool:
-    """Whether the numbers of a pixel's channels lie side by side, on the CPU."""
+    """Whether the layout is channels-last, on the CPU."""
     if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or symbolic(x):
         return False
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 _BLOCK = 1 << 18
-"""Numbers that are worked on at a time: few enough that they stay in the cache from step to step."""
+"""Number of values in a block: few enough to stay in the cache between steps."""
 
 
 def _blocks(x: Tensor) -> tuple[Tensor, ...]:
@@ -56,16 +56,16 @@ def _blocks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 class _ByPixel(Function):
-    """Normalization, and ReLU with it if ``relu``, where the channels lie last.
+    """Normalization, followed by ReLU if ``relu``, in channels-last layout.
 
-    Block by block, so that memory is read twice and written once, each way. Block sums keep the statistics' digits.
+    Block by block, so that each pass reads memory twice and writes it once. Block sums keep the statistics accurate.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float, relu: bool) -> Tensor:
         y, blocks, sums = torch.empty_like(x), _blocks(x), []
         some, room = blocks[0][:256].mean(0), torch.empty_like(blocks[0])
-        for block in blocks:  # less some pixels' mean, so that a large one costs no digits
+        for block in blocks:  # minus some pixels' mean, so that a large mean loses no digits
             d = torch.sub(block, some, out=room[: len(block)])
             sums += [d.sum(0), d.mul_(d).sum(0)]
         first, second = torch.stack(sums).view(-1, 2, len(some)).sum(0) / (x.numel() // len(some))
@@ -82,7 +82,7 @@ class _ByPixel(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, scale, shift, mean, inverse, factor = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to have a gradient
+        if torch.is_grad_enabled():  # for gradients of higher order
             y = torch.batch_norm(x.contiguous(), scale, shift, None, None, True, 1, ctx.eps, False)
             y, of, wanted = y.relu() if ctx.relu else y, (x, scale, shift), ctx.needs_input_grad[:3]
             needed = [t for t, want in zip(of, wanted, strict=True) if want]
@@ -93,7 +93,7 @@ class _ByPixel(Function):
         room, other = torch.empty_like(blocks[0]), torch.empty_like(blocks[0])
 
         def centred(block: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-            """The block less the mean, and the gradient as ReLU lets it pass."""
+            """The block minus the mean, and the gradient after ReLU."""
             d = torch.sub(block, mean, out=room[: len(block)])
             if not ctx.relu:
                 return d, g
@@ -119,7 +119,7 @@ class _ByPixel(Function):
 class BN(elementwise.BN, Layer, FusesReLU):
     """Batch normalization as the fork has it.
 
-    LEARN always normalises with the statistics of the batch at hand, in TEST too; tops two and three give its mean and
+    LEARN always normalises with the statistics of the current batch, in TEST too; tops two and three give its mean and
     (biased) variance, shape (1, C, 1, 1). INFERENCE is scale * x + shift. Parameters: scale and shift, (1, C, 1, 1).
 
     The original takes the variance as E[x^2] - E[x]^2 in single precision, which for a channel of one repeated value
@@ -156,14 +156,14 @@ class BN(elementwise.BN, Layer, FusesReLU):
 class BatchNorm(elementwise.BatchNorm, Layer):
     """(x - mean) / sqrt(variance + eps) for each channel (axis 1).
 
-    In TRAIN, or with ``use_global_stats: false``, by the statistics of the batch at hand, which also enter the layer's
-    blobs: mean and variance are sums that fade by ``moving_average_fraction`` a pass, ``scale_factor`` is the sum of
-    their weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the
+    In TRAIN, or with ``use_global_stats: false``, by the statistics of the current batch, which also enter the
+    blobs: mean and variance are sums that decay by ``moving_average_fraction`` each pass, ``scale_factor`` is the sum
+    of their weights. The variance enters unbiased (m / (m - 1)); the batch is normalised by the biased one. In TEST the
     blobs, divided by the scale factor, are the statistics.
 
     With ``add_eps_before_sqrt: false`` (not in BVLC 1.0) it is (x - mean) / (sqrt(variance) + eps), by the blobs only.
-    With ``scale_bias`` it is NVCaffe's: the result times ``scale`` plus ``shift``; the blobs are the statistics as they
-    are, which fade by their fraction, the biased variance with eps added, after two passes that replace them.
+    With ``scale_bias`` it is NVCaffe's: the result times ``scale`` plus ``shift``; the blobs are the statistics
+    themselves, which decay by their fraction, the biased variance with eps added, after two passes that replace them.
     """
 
     eps: float
@@ -214,11 +214,11 @@ class BatchNorm(elementwise.BatchNorm, Layer):
         return not self.uses_blobs()
 
     def uses_blobs(self) -> bool:
-        """Whether the statistics are the blobs', not the batch's."""
+        """Whether the statistics come from the blobs, not from the batch."""
         return not self.training if self.use_global_stats is None else self.use_global_stats
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """The mean and variance that the blobs hold."""
+        """The mean and variance from the blobs."""
         if self.scale is not None:
             return self.mean, self.variance
         weight = torch.where(self.scale_factor == 0, self.scale_factor, 1 / self.scale_factor)
@@ -236,7 +236,7 @@ class BatchNorm(elementwise.BatchNorm, Layer):
 
 
 class _Standardized(Function):
-    """Rows less their mean, divided by their standard deviation + eps; the gradient takes eps for part of it."""
+    """Rows minus their mean, divided by their standard deviation + eps; the gradient includes eps in the deviation."""
 
     own_gradient = True
 
@@ -257,7 +257,7 @@ class _Standardized(Function):
 
 
 class _Centred(Function):
-    """Rows without their mean, whose gradient passes as it is (mvn_layer.cpp of noh forgets the mean there)."""
+    """Rows without their mean, whose gradient passes unchanged (mvn_layer.cpp of noh omits the mean there)."""
 
     own_gradient = True
 
@@ -272,10 +272,10 @@ class _Centred(Function):
 
 @layer("MVN")
 class MVN(elementwise.MVN, Layer):
-    """Each item's channels (``across_channels``: items) less their mean, divided by their standard deviation + eps.
+    """Each item's channels (``across_channels``: items) minus their mean, divided by their standard deviation + eps.
 
-    The top always has four axes. The fork takes the variance as E[x^2] - E[x]^2, which can come out negative; here it
-    never is.
+    The top always has four axes. The fork takes the variance as E[x^2] - E[x]^2, which can be negative; here it
+    cannot.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class MVN(elementwise.MVN, Layer):
         measured = b.bottoms if self.dialect.mvn_measures_again else b.given
         d, y, x = (t.reshape(n, -1) for t in (b.diffs[0], b.tops[0], measured[0]))
         around = y * (y * d).sum(1, keepdim=True)
-        if b.in_place:  # the sum is taken of the diff that has just been written, and added to itself
+        if b.in_place:  # the sum is over the diff that was just written, and added to it
             g = (around + around.sum(1, keepdim=True)) * (-2 / d.shape[1])
         else:
             g = d - (around + d.sum(1, keepdim=True)) / d.shape[1]
@@ -315,7 +315,7 @@ class _AcrossChannels(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, scale, factor = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to have a gradient
+        if torch.is_grad_enabled():  # for gradients of higher order
             scale = _sum_over_channels(x.square(), ctx.size) * ctx.alpha + ctx.k
             factor = _to_minus(scale, ctx.beta)
         direct = grad * factor
@@ -330,7 +330,7 @@ def _denominators(x: Tensor, size: int, alpha: float, beta: float, k: float) -> 
 
 
 def _to_minus(scale: Tensor, beta: float) -> Tensor:
-    """scale^-beta. With 3/4, the default, it is cheap as roots."""
+    """scale^-beta. For 3/4, the default, it is computed from square roots."""
     if beta != 0.75:
         return scale.pow(-beta)
     root = scale.rsqrt()
@@ -338,10 +338,10 @@ def _to_minus(scale: Tensor, beta: float) -> Tensor:
 
 
 def _sum_over_channels(x: Tensor, size: int) -> Tensor:
-    """For each channel the sum of the ``size`` (odd) ones around it; ``x`` itself if that is all.
+    """For each channel the sum of the ``size`` (odd) ones around it; ``x`` itself for a window of one.
 
-    Windows of 1, 2, 4, 8 ... channels are made of one another, so that a window of any size takes few passes. No slice
-    is written to: a tracer could not see it.
+    Windows of 1, 2, 4, 8 ... channels are computed from one another, so that any size takes few passes. No slice is
+    written in place, which a tracer could not record.
     """
     channels = x.shape[1]
     reach = min(size // 2, channels - 1)
@@ -362,7 +362,7 @@ def _sum_over_channels(x: Tensor, size: int) -> Tensor:
 class LRN(elementwise.LRN, Layer):
     """x / (k + alpha / n * sum of squares)^beta over nearby channels, or over a square of pixels (there k is 1).
 
-    In place over channels Caffe has written over x before it multiplies with it: (k + ...)^(-2 beta).
+    In place over channels Caffe overwrites x before it multiplies by it: (k + ...)^(-2 beta).
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layers that make numbers of their own. Source: parameter_layer.hpp, dummy_data_layer.cpp."""
+"""Parameter and DummyData, layers without bottoms. Source: parameter_layer.hpp, dummy_data_layer.cpp."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Parameter(sources.Parameter, Layer):
 
 @layer("DummyData")
 class DummyData(sources.DummyData, Layer):
-    """Blobs from fillers: a constant one is filled once, and then is the user's; others anew in every pass."""
+    """Blobs from fillers: constant ones are filled once and may then be changed; others are filled in every pass."""
 
     def setup(self) -> None:
         super().setup()

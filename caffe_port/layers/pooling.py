@@ -1,4 +1,4 @@
-"""Pooling with switches, pyramids of it, and its inverse.
+"""Pooling with switches, pyramid pooling, and unpooling.
 
 Source: pooling_layer.cpp, pooling_layer.cu, spp_layer.cpp; unpooling_layer.cpp (noh). Switches are flat indices
 y * W + x inside their own channel plane, kept as floating-point blobs.
@@ -22,16 +22,16 @@ from caffe_port.layers.functions import Function
 from caffe_port.spec import windows
 
 MANY_CHANNELS = 16
-"""From so many on torch is quicker with the channels last, turning them there and back included."""
+"""From this number of channels torch is faster in channels-last layout, including the conversions."""
 
 
 @layer("Pooling")
 class Pooling(windows.Pooling, Layer):
-    """MAX (first maximum wins; a second top gives the switches), AVE (the padding counts, what lies beyond it does
-    not), AVE_EXC_PAD (not in BVLC 1.0: only pixels count), STOCHASTIC (for numbers not below zero: in TRAIN one of the
-    window's, each with a chance as large as its share of their sum; in TEST the mean by these chances).
+    """MAX (first maximum wins; a second top gives the switches), AVE (padding counts, positions beyond it do
+    not), AVE_EXC_PAD (not in BVLC 1.0: only pixels count), STOCHASTIC (for values >= 0: in TRAIN one value of the
+    window, drawn with a probability proportional to it; in TEST the mean with these probabilities).
 
-    Caffe has STOCHASTIC on the GPU only. Here a window's number comes from the stream of all other draws.
+    Caffe has STOCHASTIC only on the GPU. Here the draws come from the net's stream.
     """
 
     @property
@@ -45,9 +45,9 @@ class Pooling(windows.Pooling, Layer):
         return tops.contiguous() if isinstance(tops, Tensor) else (tops[0].contiguous(), tops[1].contiguous())
 
     def _turns(self, x: Tensor) -> bool:
-        """Whether to lay the channels last on the way: torch then pools them all at once, in the same order.
+        """Whether to convert to channels-last: torch then pools all channels at once, in the same order.
 
-        That is several times as quick, unless they or the windows are few, or a gradient has to come the same way back.
+        That is several times as fast, unless channels or windows are few, or a gradient has to be converted back.
         """
         if self.method == "STOCHASTIC" or self.window(x.shape) == x.shape[2:] or x.shape[1] < MANY_CHANNELS:
             return False
@@ -77,13 +77,13 @@ class Pooling(windows.Pooling, Layer):
         grad, index = torch.zeros_like(b.given[0]).flatten(2), b.tops[1].flatten(2).long()
         if index.numel() and not (0 <= index.min() and index.max() < grad.shape[2]):
             raise self.shape_error(
-                f"switches from {int(index.min())} to {int(index.max())} once a layer has worked on them in place",
+                f"switches from {int(index.min())} to {int(index.max())} after a layer changed them in place",
                 expected=f"0 to {grad.shape[2] - 1}, the bottom's pixels",
             )
         return [grad.scatter_add_(2, index, b.diffs[0].flatten(2)).view(b.given[0].shape)], {}
 
     def _as_torch(self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...]) -> bool:
-        """Whether torch's own pooling lays the same windows."""
+        """Whether torch's pooling has the same windows."""
         theirs = tuple(
             windows.pooled_length(n, k, s, p, padded=self.ceil, ceil=self.ceil)
             for n, k, s, p in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True)
@@ -97,7 +97,7 @@ class Pooling(windows.Pooling, Layer):
     def _padded(
         self, x: Tensor, kernel: tuple[int, int], size: tuple[int, ...], value: float
     ) -> tuple[Tensor, tuple[int, int]]:
-        """``x`` with just the rows and columns around it that ``size`` windows cover."""
+        """``x`` padded or cropped to the rows and columns that ``size`` windows cover."""
         need = [(n - 1) * s + k for n, s, k in zip(size, self.stride, kernel, strict=True)]
         (top, left), (h, w) = self.pad, x.shape[2:]
         sides = (left, need[1] - w - left, top, need[0] - h - top)
@@ -133,9 +133,9 @@ class Pooling(windows.Pooling, Layer):
 
 @layer("SPP")
 class SPP(windows.SPP, Layer):
-    """A pyramid of poolings into 1 x 1, 2 x 2, 4 x 4 ... windows, whatever the size of the bottom, one after the other.
+    """Spatial pyramid pooling into 1 x 1, 2 x 2, 4 x 4 ... windows, for any size of the bottom, concatenated.
 
-    The top is (N, numbers); of a pyramid of one level it is that pooling's own, (N, C, 1, 1).
+    The top is (N, features); for a pyramid of one level it is that pooling's top, (N, C, 1, 1).
     """
 
     pooling = Pooling
@@ -148,8 +148,8 @@ class SPP(windows.SPP, Layer):
 class _Place(Function):
     """out[switch] = value by assignment; backward reads diff[switch], without a sum.
 
-    If two values can have one switch (not ``unique``) the last in raster order wins. Which that is is worked out
-    beforehand: a scatter with equal indices answers it anyhow. What is kept for backward is the switches as they came.
+    If two values can have one switch (not ``unique``) the last in raster order wins. It is determined beforehand,
+    because a scatter with equal indices has no defined order. Backward uses the original switches.
     """
 
     own_gradient = True
@@ -161,7 +161,7 @@ class _Place(Function):
         if unique:
             return torch.ops.aten.max_unpool2d(x, index, size)
         if not (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
-            # Where every place holds what all its values are, no two values compete for it.
+            # If every position holds all values with its switch, there is no conflict.
             out = torch.ops.aten.max_unpool2d(x, index, size)
             if torch.equal(out.flatten(2).gather(2, index.flatten(2)), x.flatten(2)):
                 return out
@@ -188,7 +188,7 @@ def place(layer: Layer, x: Tensor, switches: Tensor, size: tuple[int, ...], *, u
     """Zeros of (N, C, *size) with each value of ``x`` at its switch, a flat index into its plane.
 
     Args:
-        layer: whose error it is if a switch lies outside. unique: no switch is there twice; else the last one wins.
+        layer: raises the error if a switch is out of range. unique: no switch occurs twice; else the last one wins.
     """
     try:
         return _Place.run(x, switches, size, unique)
@@ -219,7 +219,7 @@ class _DividedGradient(Function):
 class Unpooling(windows.Unpooling, Layer):
     """MAX puts each value back at its switch (or its window's top-left corner), AVE spreads it evenly, TILE repeats it.
 
-    The original's AVE and TILE add to what the output held before, so that a second forward pass adds to the first;
+    The original's AVE and TILE add to the output's previous values, so that a second forward pass adds to the first;
     here the output starts from zero. TILE's backward pass divides by the window's size although its forward pass does
     not.
     """

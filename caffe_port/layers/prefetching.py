@@ -1,4 +1,4 @@
-"""What the data layers with a thread have in common: their transformations, their seeds, one batch ahead.
+"""Shared by the data layers with a thread: transformations, seeds, prefetching of one batch.
 
 Source: base_data_layer.cpp, internal_thread.cpp (both programs).
 """
@@ -35,7 +35,7 @@ class Reading(sources.Source, Layer, Positioned):
         super().__init__(*args)
         self.places = Places(self.where.rpartition(":")[0])
         self.register_buffer("like", torch.empty(0), persistent=False)
-        """Where the tops belong: it has the net's precision and device."""
+        """A buffer with the net's precision and device, for the tops."""
 
     def find(self, name: str, what: str, *, folder: bool = False) -> str:
         """The path of a file, or ``folder``, that the definition names."""
@@ -49,15 +49,15 @@ class Reading(sources.Source, Layer, Positioned):
         return size
 
     def share(self) -> Share:
-        """The part of the data that is this process's, if the layer is of those that read only that."""
+        """This process's shard of the data, if the layer reads only that."""
         return share() if self.training else ALL
 
     def state(self) -> dict[str, str]:
-        """The position of the next batch that ``forward`` gives, as text that JSON can hold, for :meth:`restore`."""
+        """The position of the next batch that ``forward`` gives, as JSON-compatible data, for :meth:`restore`."""
         return pack(self.get_position())
 
     def restore(self, state: dict[str, str]) -> None:
-        """Continue from a :meth:`state`; the net's stream of random numbers is the caller's to restore.
+        """Continue from a :meth:`state`; the caller restores the net's stream of random numbers.
 
         Raises:
             LayerError: the data or the layer's parameters have changed since.
@@ -70,11 +70,11 @@ class Reading(sources.Source, Layer, Positioned):
             raise self.error(f"a position that does not fit: {error}") from error
 
     def get_position(self) -> State:
-        """Where the next batch starts: arrays by name."""
+        """The position of the next batch: arrays by name."""
         raise NotImplementedError
 
     def set_position(self, state: State) -> None:
-        """Go there."""
+        """Continue from a position."""
         raise NotImplementedError
 
     def tensors(self, arrays: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -83,14 +83,14 @@ class Reading(sources.Source, Layer, Positioned):
 
 
 class Prefetching(Reading):
-    """Makes its next batch in a thread while the net works on the last.
+    """Prepares its next batch in a thread while the net uses the last.
 
-    Its random numbers come from streams of its own, one for the list's order and one for the transformations. Their
+    Its random numbers come from separate streams, one for the list's order and one for the transformations. Their
     seeds are drawn from the net's stream, when the layer is set up and, in noh, in every pass.
     """
 
     mean_file: bool = True
-    """Whether it takes a ``mean_file``."""
+    """Whether it accepts a ``mean_file``."""
 
     def setup(self) -> None:
         self.transformer = self.read_transformations()
@@ -105,7 +105,7 @@ class Prefetching(Reading):
         self._start()
 
     def open(self) -> Batches:
-        """Make the source of batches, after drawing what its order needs."""
+        """Create the source of batches, after drawing the seeds of its order."""
         raise NotImplementedError
 
     def reshape(self) -> list[Shape]:
@@ -131,7 +131,7 @@ class Prefetching(Reading):
     def read_transformations(self) -> Transformer:
         """The ``transform_param``."""
         t = self.fields.transform_param
-        t.skip("force_color", "force_gray")  # for encoded records alone
+        t.skip("force_color", "force_gray")  # for encoded records only
         mean: Any = np.array(t.mean_value, np.float32) if t.mean_value else None
         if t.has("mean_file"):
             if mean is not None or not self.mean_file:
@@ -144,7 +144,7 @@ class Prefetching(Reading):
         return Transformer(scale=t.scale, mirror=t.mirror, crop=t.crop_size, mean=mean, train=train)
 
     def reader(self) -> Reader:
-        """Reads the pictures that an ``image_data_param`` is about."""
+        """Reads the pictures of an ``image_data_param``."""
         p = self.p
         size = (p.new_height, p.new_width)
         if (size[0] > 0) != (size[1] > 0):
@@ -152,7 +152,7 @@ class Prefetching(Reading):
         return Reader(self.places, p.root_folder, color=p.is_color, size=size)
 
     def cursor(self, count: int) -> Cursor:
-        """A position in a list, shuffled and moved on at random as an ``image_data_param`` says."""
+        """A position in a list, shuffled and advanced at random as ``image_data_param`` sets."""
         stream = Stream(self.draw()) if self.p.shuffle else None
         skip = self.draw() % self.p.rand_skip if self.p.rand_skip else 0
         if skip >= count:

@@ -1,4 +1,4 @@
-"""Layers that users write in Python, pycaffe's way.
+"""Layers that users write in Python, as in pycaffe.
 
     import caffe_port
 
@@ -16,7 +16,7 @@
             bottom[0].diff[...] = self.factor * top[0].diff
 
 A definition names the module and the class: ``python_param { module: "mine" layer: "Tenfold" param_str: "10" }``. Since
-opening a file must not run what it names, such a layer is refused until the caller allows it.
+reading a file must not run code that it names, such a layer raises unless the caller allows it.
 
 Source: python_layer.hpp, layer_factory.cpp, python/caffe/_caffe.cpp.
 """
@@ -46,10 +46,10 @@ class PythonLayer:
     """The base class of users' layers, ``caffe.Layer``.
 
     Subclasses have ``setup``, ``reshape``, ``forward`` and, where a gradient may be asked for, ``backward``. Exceptions
-    that these raise reach the caller as they are.
+    that these raise reach the caller unchanged.
 
     Attributes:
-        blobs: the parameters; ``setup`` makes them by ``blobs.add_blob(*shape)``.
+        blobs: the parameters; ``setup`` creates them with ``blobs.add_blob(*shape)``.
         param_str: ``python_param``'s field of that name. phase: TRAIN (0) or TEST (1).
         type: "Python".
     """
@@ -68,13 +68,13 @@ class PythonLayer:
 
     @property
     def param_str_(self) -> str:
-        """What ``param_str`` was called before BVLC Caffe 1.0."""
+        """The name of ``param_str`` before BVLC Caffe 1.0."""
         return self.param_str
 
 
 @layer("Python")
 class Python(Layer, RunsCode):
-    """A user's layer: his object over numpy arrays, as one step of autograd's.
+    """A user's layer: the user's object over numpy arrays, as one operation of autograd.
 
     Attributes:
         user: the user's object.
@@ -90,7 +90,7 @@ class Python(Layer, RunsCode):
         if not self.allowed:
             raise self.error(
                 f"it runs the code of Python module {p.module!r}",
-                remedy=f"to allow that: allow_python=True, --python-layers, or {PYTHON_LAYERS}=1 in the environment",
+                remedy=f"to allow it: allow_python=True, --python-layers, or {PYTHON_LAYERS}=1 in the environment",
             )
         self.register_buffer("like", torch.empty(0), persistent=False)
         self.bottom = [ArrayBlob() for _ in range(self.n_bottoms)]
@@ -151,7 +151,7 @@ class Python(Layer, RunsCode):
         return tuple(self._tensor(blob.data) for blob in self.top)
 
     def caffe_gradient(self, b: Backward) -> Gradients:
-        """What his ``backward`` makes of the blobs as they are now."""
+        """The result of the user's ``backward`` on the current blobs."""
         found = self.run_back(b.bottoms, b.diffs, b.wanted, b.tops)
         return [grad if wanted else None for grad, wanted in zip(found, b.wanted, strict=True)], {}
 
@@ -162,13 +162,13 @@ class Python(Layer, RunsCode):
         wanted: Sequence[bool],
         tops: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """The user's ``backward``: the bottoms' gradients. The parameters' it adds to their diffs itself.
+        """The user's ``backward``: the bottoms' gradients. It adds the parameters' gradients to their diffs itself.
 
         Args:
-            tops: what the tops hold now, if not what his ``forward`` has left there.
+            tops: the tops' current values, if they differ from those of the user's ``forward``.
         """
         if not callable(getattr(self.user, "backward", None)):
-            raise self.error(f"class {self.p.layer} without backward", expected="one, since a gradient is asked for")
+            raise self.error(f"class {self.p.layer} without backward", expected="one, since a gradient is required")
         for blob, tensor in zip(self.bottom, bottoms, strict=True):
             if blob not in self.top:
                 blob.hold(self._host(tensor))
@@ -183,12 +183,12 @@ class Python(Layer, RunsCode):
         return Copies().array("", tensor.contiguous())
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        """A copy: the user's arrays live on from pass to pass."""
+        """A copy, since the user's arrays are reused in the next pass."""
         return torch.from_numpy(array.copy()).to(self.like)
 
 
 class _Island(Function):
-    """The user's forward and backward as one step; parameters are inputs only so that backward is called for them."""
+    """The user's forward and backward as one operation; parameters are inputs so that backward is called for them."""
 
     @staticmethod
     def forward(ctx: Any, owner: Python, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -23,7 +23,7 @@ from caffe_port.spec import rcnn
 
 
 def _rounded(x: np.ndarray) -> np.ndarray:
-    """Whole numbers, halves away from zero (C's round)."""
+    """Rounded to integers, halves away from zero (C's round)."""
     whole = np.trunc(x)
     return whole + np.sign(x) * (np.abs(x - whole) >= 0.5)
 
@@ -48,7 +48,7 @@ def _items(layer: Layer, rois: np.ndarray, count: int) -> np.ndarray:
 
 
 class _RoiMax(torch.autograd.Function):
-    """The largest number of each bin; ``bounds`` holds for each roi its item, its bins' edges, and its own corners."""
+    """The maximum of each bin; ``bounds`` holds for each roi its item, its bins' edges, and its corners."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bounds: list[tuple[Any, ...]], bins: tuple[int, int]) -> Tensor:
@@ -83,12 +83,12 @@ def _taps(edges: np.ndarray, length: int) -> np.ndarray:
 
 
 def _filled(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Which bins hold pixels."""
+    """Which bins contain pixels."""
     return (rows[1] > rows[0])[:, None] & (columns[1] > columns[0])
 
 
 def _largest(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a map (C, H, W) each bin's largest number, its flat place (the first of equal ones), and where there is any.
+    """For a map (C, H, W) each bin's maximum, its flat index (the first of equal ones), and whether the bin has pixels.
 
     Args:
         rows, columns: (2, bins) first and past-the-last pixels.
@@ -107,7 +107,7 @@ def _largest(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, 
 
 
 def _largest_number(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """The same without the places, first along the columns' axis and then along the other."""
+    """The same without the indices, first along columns and then along rows."""
     if _as_torch(rows) and _as_torch(columns):
         part = x[:, rows[0, 0] : rows[1, -1], columns[0, 0] : columns[1, -1]]
         return F.adaptive_max_pool2d(part, (rows.shape[1], columns.shape[1]))
@@ -119,7 +119,7 @@ def _largest_number(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
 
 
 def _as_torch(edges: np.ndarray) -> bool:
-    """Whether torch's adaptive pooling lays the same bins over what they cover."""
+    """Whether torch's adaptive pooling has the same bins."""
     first, past = edges
     n, bins = int(past[-1] - first[0]), len(first)
     at = np.arange(bins)
@@ -130,10 +130,10 @@ def _as_torch(edges: np.ndarray) -> bool:
 
 @layer("ROIPooling")
 class ROIPooling(rcnn.ROIPooling, Layer):
-    """The largest number of each of ``pooled_h`` x ``pooled_w`` bins of every roi; 0 for a bin off the map.
+    """The maximum of each of ``pooled_h`` x ``pooled_w`` bins of every roi; 0 for a bin off the map.
 
     Corners times ``spatial_scale`` are rounded, halves away from zero; both belong to the roi, which is at least one
-    pixel wide. A roi whose end lies before its start gets no gradient.
+    pixel wide. A roi whose end precedes its start gets no gradient.
     """
 
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
@@ -157,9 +157,9 @@ class ROIPooling(rcnn.ROIPooling, Layer):
 
 @layer("PSROIPooling")
 class PSROIPooling(rcnn.PSROIPooling, Layer):
-    """The mean of each bin of every roi, each bin and class from a channel of its own; 0 for an empty bin.
+    """The mean of each bin of every roi, each bin and class from its own channel; 0 for an empty bin.
 
-    Corners are rounded before they are scaled, the far one lies one pixel further, and a roi is at least a tenth of a
+    Corners are rounded before they are scaled, the far corner is one pixel further, and a roi is at least a tenth of a
     cell wide. Channel of class k, bin (i, j): (k * group_size + i) * group_size + j.
     """
 
@@ -175,7 +175,7 @@ class PSROIPooling(rcnn.PSROIPooling, Layer):
             size = np.maximum(corners[:, i + 2] - corners[:, i], kind(0.1))
             edges.append(_edges(corners[:, i], size, self.side, length))
         (left, right), (top, low) = (tuple(torch.from_numpy(e).to(x.device) for e in pair) for pair in edges)
-        # Sums over bins from sums over everything above and to the left, in double precision.
+        # Sums over bins from cumulative sums (integral images), in double precision.
         sums = F.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
         flat = sums.view(len(x), self.classes, self.side, self.side, -1)
         item = torch.from_numpy(_items(self, boxes, len(x))).to(x.device).view(-1, 1, 1, 1)
@@ -212,7 +212,7 @@ class _SmoothL1(torch.autograd.Function):
 
 class _Smooth(Loss):
     def smooth(self, x: Tensor, y: Tensor, inside: Tensor | None = None, outside: Tensor | None = None) -> Any:
-        """The loss, and with a second top each item's own."""
+        """The loss, and with a second top each item's loss."""
         d = x - y.reshape(x.shape)
         errors = _SmoothL1.apply(d if inside is None else d * inside.reshape(x.shape), float(self.sigma) ** 2)
         errors = errors if outside is None else errors * outside.reshape(x.shape)
@@ -227,7 +227,7 @@ class SmoothL1Loss(rcnn.SmoothL1Loss, _Smooth):
     """Outside weights times the smooth L1 distance of inside weights times the difference, by the number of items.
 
     R-FCN's has one weight for both, no sigma, and divides as ``loss_param`` says. Without ``loss_weight`` it has the
-    weight 0: the original leaves out what gives a loss its weight.
+    weight 0: the original omits the default weight of losses.
     """
 
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -236,7 +236,7 @@ class SmoothL1Loss(rcnn.SmoothL1Loss, _Smooth):
 
 @layer("SmoothL1LossOHEM")
 class SmoothL1LossOHEM(rcnn.SmoothL1LossOHEM, _Smooth):
-    """The smooth L1 distance, divided as ``loss_param`` says; its second top is each item's own, without gradient.
+    """The smooth L1 distance, divided as ``loss_param`` says; its second top is each item's loss, without gradient.
 
     Without ``loss_weight`` it has the weight 0.
     """
@@ -247,9 +247,9 @@ class SmoothL1LossOHEM(rcnn.SmoothL1LossOHEM, _Smooth):
 
 @layer("SoftmaxWithLossOHEM")
 class SoftmaxWithLossOHEM(rcnn.SoftmaxWithLossOHEM, Loss):
-    """SoftmaxWithLoss whose third top is each pixel's own loss, 0 where it is ignored; only the first has a gradient.
+    """SoftmaxWithLoss whose third top is each pixel's loss, 0 where it is ignored; only the first has a gradient.
 
-    As its GPU code; that for CPUs of intel/caffe adds up the wrong losses where some are ignored.
+    As its GPU code; intel/caffe's CPU code sums the wrong losses where some are ignored.
     """
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -266,7 +266,7 @@ class SoftmaxWithLossOHEM(rcnn.SoftmaxWithLossOHEM, Loss):
 
 @layer("BoxAnnotatorOHEM")
 class BoxAnnotatorOHEM(rcnn.BoxAnnotatorOHEM, Layer):
-    """Labels and box weights of the ``roi_per_img`` rois of each picture with the largest losses; no others count.
+    """Labels and box weights of each picture's ``roi_per_img`` rois with the largest losses; the others get no weight.
 
     Of equal losses the earlier roi comes first (the original sorts in no fixed order).
     """

@@ -1,7 +1,7 @@
-"""The layers that py-faster-rcnn wrote in Python 2, as layers here; no code of a definition runs.
+"""py-faster-rcnn's Python layers, implemented here; no code of a definition runs.
 
 They draw from numpy's global stream, as the original does: ``np.random.seed`` seeds it (the original's training script
-with 3), Caffe's ``random_seed`` does not. Settings that are not in the prototxt: :mod:`caffe_port.data.rcnn_settings`.
+with 3), Caffe's ``random_seed`` does not. Settings that the prototxt lacks: :mod:`caffe_port.data.rcnn_settings`.
 
 Source: lib/rpn/proposal_layer.py, anchor_target_layer.py, proposal_target_layer.py, lib/roi_data_layer/layer.py of
 rbgirshick/py-faster-rcnn (781a917).
@@ -25,12 +25,12 @@ __all__ = ["AnchorTarget", "Proposal", "ProposalTarget", "RoIData"]
 
 class _Module(Layer):
     def read(self, *needed: str) -> dict[str, Any]:
-        """``param_str``, which must name ``needed``; the phase's settings with its own go to ``self.cfg``."""
+        """``param_str``, which must name ``needed``; the phase's settings updated with it are ``self.cfg``."""
         self.reads_module()
         given = rcnn_settings.parse_yaml(self.p.param_str, f"{self.where}: layer {self.name}")
         for name in needed:
             if not isinstance(given.get(name), int):
-                raise self.error(f"param_str {self.p.param_str!r}", expected=f"'{name}': a whole number")
+                raise self.error(f"param_str {self.p.param_str!r}", expected=f"'{name}': an integer")
         self.cfg = rcnn_settings.of_phase(self.phase, given)
         return given
 
@@ -46,7 +46,7 @@ class _Module(Layer):
         self.border = given.get("allowed_border", 0)
 
     def one_item(self, scores: Tensor, boxes: Tensor | None = None) -> None:
-        """Refuses batches, and maps of another number of anchors."""
+        """Raises for batches, and for maps with another number of anchors."""
         if len(scores) != 1 or scores.shape[1] != 2 * self.anchors_per_cell:
             raise self.shape_error(
                 f"scores of shape {tuple(scores.shape)}", expected=f"(1, {2 * self.anchors_per_cell}, height, width)"
@@ -101,10 +101,10 @@ class Proposal(rcnn.Proposal, _Module):
 
 @layer("Python rpn.anchor_target_layer.AnchorTargetLayer")
 class AnchorTarget(rcnn.AnchorTarget, _Module):
-    """For every anchor its label (1, 0 or -1 for neither), where its box is to go, and the weights of both.
+    """For every anchor its label (1, 0 or -1 for neither), the target of its box, and the weights of both.
 
     Labels are 1 for the anchors that overlap a box best and those over RPN_POSITIVE_OVERLAP, 0 below
-    RPN_NEGATIVE_OVERLAP; of too many of a kind, some are drawn to be -1.
+    RPN_NEGATIVE_OVERLAP; if a kind has too many, randomly drawn ones become -1.
     """
 
     def setup(self, *shapes: Shape) -> None:
@@ -148,7 +148,7 @@ class AnchorTarget(rcnn.AnchorTarget, _Module):
         cells = (height, width, -1)
 
         def over(values: np.ndarray, fill: float) -> np.ndarray:
-            """Values of the anchors inside, laid over the map: (channels, height, width)."""
+            """Values of the anchors inside the picture, as a map: (channels, height, width)."""
             all_of = np.full((len(everywhere), *values.shape[1:]), fill, np.float32)
             all_of[inside] = values
             return all_of.reshape(cells).transpose(2, 0, 1)
@@ -167,7 +167,7 @@ def _thin(label: np.ndarray, kind: int, most: int) -> None:
 
 @layer("Python rpn.proposal_target_layer.ProposalTargetLayer")
 class ProposalTarget(rcnn.ProposalTarget, _Module):
-    """BATCH_SIZE rois, drawn from those proposed and the boxes themselves, with labels and where they are to go."""
+    """BATCH_SIZE rois, drawn from the proposals and the true boxes, with labels and box targets."""
 
     def setup(self, *shapes: Shape) -> None:
         self.classes = self.read("num_classes")["num_classes"]
@@ -222,7 +222,7 @@ class ProposalTarget4(rcnn.ProposalTarget4, ProposalTarget):
 class RoIData(rcnn.RoIData, _Module):
     """Pictures with their boxes, or with rois, labels and targets, from a list of records.
 
-    ``set_roidb`` gives it the records, as the original's training script does; see :class:`RoiBatches`.
+    ``set_roidb`` sets the records, as the original's training script does; see :class:`RoiBatches`.
     """
 
     keeps_state = True

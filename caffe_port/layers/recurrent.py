@@ -23,7 +23,7 @@ def lstm_unit(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         c: the cell before, (..., H).
-        gates: what enters the input, forget and output gates and the candidate, (..., 4 H).
+        gates: the inputs of the input, forget and output gates and of the candidate, (..., 4 H).
         cont: 0 where a sequence begins, else 1, (..., 1).
     """
     i, f, o, g = gates.chunk(4, -1)
@@ -43,25 +43,25 @@ class LSTMUnit(products.LSTMUnit, Layer):
 
 
 def _refusal(layer: Layer) -> LayerError:
-    """That the gradient from steps kept and blobs written over is not worked out here."""
+    """The error for gradients of recurrent layers whose blobs were overwritten, which are not implemented."""
     return layer.error(
-        "a blob that a layer in place has written over before it is read backward",
-        remedy='give that layer a top of its own, or take derivatives: gradients="true"',
+        "a blob that an in-place layer overwrote before it is read backward",
+        remedy='give that layer a separate top, or use true derivatives: gradients="true"',
     )
 
 
 class _Recurrent(products.Recurrent, Layer, Stateful):
     """Bottoms: sequences (T, N, ...), continuation marks (T, N): 0 at a sequence's first step, else 1; a static input
-    (N, ...) that every step sees (optional); with ``expose_hidden`` the states to start from. Tops: outputs (T, N, H),
+    (N, ...) of every step (optional); with ``expose_hidden`` the states to start from. Tops: outputs (T, N, H),
     and with ``expose_hidden`` the last states, each (1, N, H).
 
-    Without ``expose_hidden`` a batch starts from the states that the one before left, at first from zeros. No gradient
+    Without ``expose_hidden`` a batch starts from the last states of the previous one, initially from zeros. No gradient
     passes between batches, nor through exposed states.
     """
 
     @property
     def untraceable(self) -> str:
-        return "it goes on from the batch before" if self.keeps_state else ""
+        return "it continues from the previous batch" if self.keeps_state else ""
 
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
         super().setup(x, cont, *others)
@@ -91,27 +91,27 @@ class _Recurrent(products.Recurrent, Layer, Stateful):
         raise _refusal(self)
 
     def state(self) -> dict[str, str]:
-        """What the next batch goes on from, as text that JSON can hold, for :meth:`restore`."""
+        """The state that the next batch continues from, as JSON-compatible data, for :meth:`restore`."""
         return pack({name: getattr(self, name).cpu().numpy() for name in self.states})
 
     def restore(self, state: dict[str, str]) -> None:
-        """Go on from a :meth:`state`."""
+        """Continue from a :meth:`state`."""
         for name, array in unpack(state).items():
             setattr(self, name, torch.from_numpy(array).view(1, -1, self.size).to(getattr(self, name)))
 
     def carried(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The states that the batch before left; zeros if it had another number of streams."""
+        """The last states of the previous batch; zeros if it had another number of streams."""
         kept = [getattr(self, name)[0] for name in self.states]
         if kept[0].is_inference() and not x.is_inference():
-            kept = [s.clone() for s in kept]  # autograd takes no tensors that inference mode made
+            kept = [s.clone() for s in kept]  # autograd does not accept tensors created in inference mode
         return tuple(s if len(s) == x.shape[1] else x.new_zeros(x.shape[1], self.size) for s in kept)
 
     def step(self, entry: Tensor, go_on: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One step's states, from what enters it (N, gates * H), marks (N, 1), earlier states (N, H)."""
+        """One step's states, from its inputs (N, gates * H), marks (N, 1), earlier states (N, H)."""
         raise NotImplementedError
 
     def output(self, hidden: Tensor) -> Tensor:
-        """The outputs (T, N, H) that the first state's numbers at all steps give."""
+        """The outputs (T, N, H) from the values of the first state at all steps."""
         return hidden
 
 

@@ -1,4 +1,4 @@
-"""Many numbers made one. Source: reduction_layer.cpp."""
+"""Reduction over axes. Source: reduction_layer.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of SegNet's fork that other Caffes lack or have otherwise.
+"""Layers of SegNet's fork that other Caffes lack or define differently.
 
 Source: upsample_layer.cpp, accuracy_layer.cpp, softmax_loss_layer.cpp, dropout_layer.cpp, dense_image_data_layer.cpp of
 alexgkendall/caffe-segnet.
@@ -23,10 +23,10 @@ from caffe_port.spec import segnet
 
 @layer("Upsample")
 class Upsample(segnet.Upsample, Layer):
-    """Zeros, with each value at the place that its mask names; of equal places the last value in raster order stays.
+    """Zeros, with each value at the index in its mask; for equal indices the last value in raster order wins.
 
-    Bottoms: values (N, C, H, W) and their mask, of the same shape: flat indices into the output's plane, cut to whole
-    numbers. The output's height and width are upsample_h and upsample_w, or H * scale and W * scale, less one row or
+    Bottoms: values (N, C, H, W) and their mask, of the same shape: flat indices into the output's plane, truncated to
+    integers. The output's height and width are upsample_h and upsample_w, or H * scale and W * scale, less one row or
     column with pad_out_h or pad_out_w.
     """
 
@@ -44,10 +44,10 @@ class SegNetAccuracy(segnet.SegNetAccuracy, Accuracy):
 
 @layer("SoftmaxWithLoss")
 class SegNetSoftmaxWithLoss(segnet.SegNetSoftmaxWithLoss, SoftmaxWithLoss):
-    """SoftmaxWithLoss with ``class_weighting``: a pixel's loss counts as its class's weight, in the sum only.
+    """SoftmaxWithLoss with ``class_weighting``: a pixel's loss is multiplied by its class's weight, in the sum only.
 
-    The weights count with ``weight_by_label_freqs: true``. The sum is divided by the number of valid pixels, not by the
-    sum of their weights.
+    The weights are used with ``weight_by_label_freqs: true``. The sum is divided by the number of valid pixels, not by
+    the sum of their weights.
     """
 
     def weighted(self, label: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Layers that move numbers without changing them.
+"""Layers that move values without changing them.
 
 Source: input_layer.cpp, split_layer.cpp, silence_layer.cpp, concat_layer.cpp, slice_layer.cpp, tile_layer.cpp,
 flatten_layer.cpp, reshape_layer.cpp, crop_layer.cpp (both programs).
@@ -32,9 +32,9 @@ class Split(Layer):
 
 @layer("Silence")
 class Silence(Layer):
-    """Nothing at all: its bottoms are no outputs of the net.
+    """No computation: its bottoms are not outputs of the net.
 
-    In segnet its backward pass, which only ``force_backward`` makes run, sets the data of its bottoms to 0.
+    In segnet its backward pass, which runs only with ``force_backward``, sets the data of its bottoms to 0.
     """
 
     def setup(self, *shapes: Shape) -> None:
@@ -46,7 +46,7 @@ class Silence(Layer):
 
 @layer("Concat")
 class Concat(shaping.Concat, Layer):
-    """The bottoms one after the other along ``axis`` (or the older ``concat_dim``)."""
+    """The bottoms concatenated along ``axis`` (or the older ``concat_dim``)."""
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         return torch.cat(bottoms, self.along)
@@ -54,7 +54,7 @@ class Concat(shaping.Concat, Layer):
 
 @layer("Slice")
 class Slice(shaping.Slice, Layer):
-    """The bottom cut along ``axis`` (or the older ``slice_dim``) at each ``slice_point``, or into equal parts."""
+    """The bottom split along ``axis`` (or the older ``slice_dim``) at each ``slice_point``, or into equal parts."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(self.lengths(tuple(x.shape)), self.along)
@@ -62,7 +62,7 @@ class Slice(shaping.Slice, Layer):
 
 @layer("Tile")
 class Tile(shaping.Tile, Layer):
-    """``tiles`` copies of the bottom, one after the other along ``axis``."""
+    """``tiles`` copies of the bottom, concatenated along ``axis``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.repeat([self.tiles if axis == self.along else 1 for axis in range(x.dim())])
@@ -78,10 +78,10 @@ class Flatten(shaping.Flatten, Layer):
 
 @layer("Reshape")
 class Reshape(shaping.Reshape, Layer):
-    """The same numbers under another shape: ``num_axes`` axes from ``axis`` on give way to those of ``shape``.
+    """The same values in another shape: ``num_axes`` axes from ``axis`` are replaced by those of ``shape``.
 
-    A 0 in it keeps the bottom's axis at that place, a -1 takes what is left over. A negative ``axis`` counts from
-    behind the last one. ``pixelshuffler`` (not in BVLC 1.0) spreads so many times so many channels over the pixels.
+    A 0 in it copies the bottom's axis at that position, a -1 is inferred from the rest. A negative ``axis`` counts from
+    after the last one. ``pixelshuffler`` r (not in BVLC 1.0) moves every r * r channels to r x r pixels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Reshape(shaping.Reshape, Layer):
 
 @layer("Crop")
 class Crop(shaping.Crop, Layer):
-    """The part of the first bottom that lies over the second."""
+    """The part of the first bottom that coincides with the second."""
 
     def forward(self, x: Tensor, size: Tensor) -> Tensor:
         for i, o in enumerate(self.offset, self.from_axis):

@@ -1,4 +1,4 @@
-"""What Caffe's files say: messages, prototxt, and definitions upgraded to one form. Needs no torch."""
+"""Caffe's messages, prototxt, and definitions upgraded to one form. Needs no torch."""
 
 from caffe_port.schema.definition import Definition, read_net, read_solver
 from caffe_port.schema.layer_types import V1_TO_V2, V2_TO_V1

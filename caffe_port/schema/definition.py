@@ -1,4 +1,4 @@
-"""A net's definition as Caffe builds from it: read, upgraded, filtered for a state, with split layers."""
+"""A net's definition as Caffe builds it: read, upgraded, filtered for a state, with Split layers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Definition:
     Attributes:
         net: a NetParameter whose ``layer`` list is upgraded, filtered and split.
         dialect: the Caffe to follow.
-        dialect_reason: why that one.
+        dialect_reason: why this one was chosen.
         path: the file's name; ``<text>`` or ``<message>`` without one.
         lines: the 1-based source line of each layer; 0 where there is none (Split layers, messages).
-        generation: 0, 1 or 2: the form of the source's layers, in which its weight files are written too.
+        generation: 0, 1 or 2: the form of the source's layers, also of weight files written for it.
         phase: ``TRAIN`` or ``TEST``.
-        synthetic: indices of layers that stand for ``input`` fields.
+        synthetic: indices of layers that represent ``input`` fields.
         inserted: indices of Split layers that the source does not have.
     """
 
@@ -55,7 +55,7 @@ class Definition:
     inserted: tuple[int, ...] = ()
 
     def where(self, i: int) -> str:
-        """The place of the i-th layer, for messages: ``file:line``, or the file alone."""
+        """The place of the i-th layer, for messages: ``file:line``, or only the file."""
         return _place(self.path, self.lines[i])
 
 
@@ -74,11 +74,10 @@ def read_net(
 
     Args:
         source: a prototxt file, its text, or a NetParameter.
-        phase: ``"TRAIN"`` or ``"TEST"``; None takes the net's own state.
-        level: of the state; layers have rules about it.
-        stages: of the state.
+        phase: ``"TRAIN"`` or ``"TEST"``; None uses the net's own state.
+        level, stages: of the state, which the layers' rules refer to.
         dialect: its name, such as ``"bvlc"`` or ``"noh"``; None detects it.
-        proto: another Caffe's ``caffe.proto``, whose fields and types are then known.
+        proto: another Caffe's ``caffe.proto``, whose fields and types are then accepted.
         plugins: Python files with layers of other Caffes, which are run.
         state: a solver's NetState for this net. It is merged over the net's own, which is merged over ``phase``.
 
@@ -110,7 +109,7 @@ def read_net(
     kept = filter_net(net, lambda i: layers[i][0])
     for i in set(range(len(layers))).difference(kept):
         place, tops = layers[i]
-        absent.update(dict.fromkeys(tops, f"it is made in another phase, level or stage ({place})"))
+        absent.update(dict.fromkeys(tops, f"it is computed in another phase, level or stage ({place})"))
     net, origins = insert_splits(net, lambda i: layers[kept[i]][0], absent)
     return Definition(
         net=net,
@@ -152,14 +151,14 @@ def read_solver(
     if isinstance(read.file, Path):
         if not solver.HasField("snapshot_prefix"):
             solver.snapshot_prefix = str(read.file.with_suffix(""))
-        elif os.path.isdir(solver.snapshot_prefix):  # noqa: PTH112, which raises for names that cannot be
+        elif os.path.isdir(solver.snapshot_prefix):  # noqa: PTH112, which raises for invalid names
             solver.snapshot_prefix = str(Path(solver.snapshot_prefix) / read.file.stem)
     return solver
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A source before it is parsed: a text with the name of its file, or a message."""
+    """A source before parsing: a text with its file name, or a message."""
 
     text: str
     path: str
@@ -179,7 +178,7 @@ def _open(source: str | Path | Message) -> _Opened:
 
 @dataclass(frozen=True)
 class _Source:
-    """A message of its own, what it came from, and the lines of its top-level fields."""
+    """A copy of a message, its source, and the lines of its top-level fields."""
 
     message: Any
     path: str

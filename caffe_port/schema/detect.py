@@ -1,4 +1,4 @@
-"""Which Caffe a net was written for, where the net itself tells for certain.
+"""Detection of the Caffe that a net was written for, where the net determines it.
 
 A net is reduced to evidence before any field of it is interpreted, since the forks give one number, and sometimes one
 name, to different fields: the types of its layers and the paths of the fields that they set.
@@ -19,10 +19,10 @@ from caffe_port.schema.layer_types import V1_TO_V2, v2_type
 __all__ = ["Evidence", "detect_dialect", "evidence_of_message", "evidence_of_text", "knows"]
 
 _DEEPEST = 32
-"""Messages in one another; no Caffe has a third as many."""
+"""Limit of nested messages, over three times as many as any Caffe uses."""
 
 Evidence = dict[str, str]
-"""What a net holds, each with the place where it is first: "type T", "layers type T" for a name of V1, "field a.b" of a
+"""The parts of a net, each with its first place: "type T", "layers type T" for a name of V1, "field a.b" of a
 layer, "T with N tops", "module m" of a Python layer, "solver field f", "form layer" or "form layers"."""
 
 _TOKENS = re.compile(
@@ -33,7 +33,7 @@ _TOKENS = re.compile(
 
 
 def evidence_of_text(text: str, path: str) -> Evidence:
-    """The evidence of a prototxt, whatever its fields mean; text that is no prototxt gives some, or none.
+    """The evidence of a prototxt, independent of its fields' meaning; other text gives arbitrary or no evidence.
 
     Args:
         path: the file's name, for the places.
@@ -85,7 +85,7 @@ def evidence_of_text(text: str, path: str) -> Evidence:
 
 
 def _is_field(text: str, end: int) -> bool:
-    """Whether the word that ends here is a field's name: a colon or a brace follows."""
+    """Whether the word that ends here is a field's name, followed by a colon or a brace."""
     rest = text[end : end + 40].lstrip()
     return rest[:1] in (":", "{", "<")
 
@@ -96,7 +96,7 @@ def _add(found: Evidence, what: str, path: str, line: int, name: str) -> None:
 
 
 def evidence_of_message(message: Any) -> Evidence:
-    """The evidence of a NetParameter or SolverParameter as read; blobs are not looked into."""
+    """The evidence of a NetParameter or SolverParameter as read; blobs are not examined."""
     found: Evidence = {}
     if message.DESCRIPTOR.name != "NetParameter":
         return {f"solver field {field.name}": "<message>" for field, _ in message.ListFields()}
@@ -129,7 +129,7 @@ def _paths(message: Any, prefix: str) -> Iterator[str]:
 
 
 def knows(dialect: Dialect, what: str) -> bool:
-    """Whether a dialect knows a piece of evidence; what no dialect marks as its own, all know that do not lack it."""
+    """Whether a dialect has a piece of evidence; one that no dialect claims is in all that do not lack it."""
     if what in dialect.lacks:
         return False
     own = any(what in DIALECTS[name].marks for name in dialect.lineage)
@@ -141,8 +141,8 @@ def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) 
 
     Args:
         evidence: see :func:`evidence_of_text`.
-        displaced: names that a user's own description gave another meaning, as ``Schema.displaced``; these prove
-            nothing.
+        displaced: names to which a user's description gave another meaning, as ``Schema.displaced``; these are no
+            evidence.
 
     Returns:
         The dialect that knows everything in the net: BVLC where it does, else the only one, or the one that the
@@ -156,7 +156,7 @@ def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) 
     bvlc = next(iter(DIALECTS.values()))
     proof = next((what for what in meant if what in marked), None)
     if proof is None or all(knows(bvlc, what) for what in meant):
-        return bvlc, "the net holds nothing that only another Caffe has"
+        return bvlc, "the net has nothing that only another Caffe has"
     candidates = [d for d in DIALECTS.values() if all(knows(d, what) for what in meant)]
     first = [d for d in candidates if not d.fallback] or candidates
     first = [d for d in first if not any(o.name in d.lineage[1:] for o in first)]
@@ -171,8 +171,8 @@ def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) 
         raise DefinitionError(
             meant[proof],
             f"a layer that {_in_words(proof)}, which {' and '.join(d.name for d in first)} have",
-            expected="a net that tells which Caffe it is for",
-            remedy="say it: " + " or ".join(f"--dialect {d.name} ({d.title})" for d in first),
+            expected="a net that determines its Caffe",
+            remedy="specify it: " + " or ".join(f"--dialect {d.name} ({d.title})" for d in first),
         )
     name = "the noh fork" if chosen.name == "noh" else f"dialect {chosen.name}"
     return chosen, f"{meant[proof]} {_in_words(proof)}, which {'only ' if alone else ''}{name} has"
@@ -189,7 +189,7 @@ def _in_words(what: str) -> str:
 
 
 def _is_displaced(what: str, displaced: frozenset[str]) -> bool:
-    """Whether evidence names something that ``displaced`` (Message.field, Enum.VALUE) took."""
+    """Whether evidence names something that ``displaced`` (Message.field, Enum.VALUE) replaced."""
     if not displaced:
         return False
     kind, _, name = what.partition(" ")

@@ -1,7 +1,7 @@
-"""Which public fork of Caffe a name belongs to that this port does not know: layer types and Message.field.
+"""The public forks of Caffe to which names belong that this port lacks: layer types and Message.field.
 
-Source: the forks' caffe.proto and layer sources. A name that several have is the first one's. What a dialect of this
-port knows is found in :mod:`caffe_port.dialects`, before this.
+Source: the forks' caffe.proto and layer sources. A name of several forks is listed under the first. Names in a
+dialect of this port are found in :mod:`caffe_port.dialects`, before this table.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _owners() -> dict[str, str]:
 def fork_of(name: str) -> str:
     """The fork that has a layer type (``PriorBox``) or field (``LayerParameter.norm_param``); "" if none is known.
 
-    Where a dialect of this port has it, that is said: ``--dialect ssd``.
+    Where a dialect of this port has it, the text gives it: ``--dialect ssd``.
     """
     _, dot, field = name.rpartition(".")
     wanted = (f"field {field}", f".{field}") if dot else (f"type {name}", f"layers type {name}")

@@ -1,4 +1,4 @@
-"""The names that the generations of Caffe give to one layer type."""
+"""The names of layer types in the generations of Caffe."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ DEEPLAB_V1: dict[str, str] = {
     "BIAS_CHANNEL": "BiasChannel",
     "UNIQUE_LABEL": "UniqueLabel",
 }
-"""DeepLab's types that this port has."""
+"""DeepLab's types in this port."""
 
 V1_TO_V2: dict[str, str] = {
     "NONE": "",
@@ -115,13 +115,13 @@ def v2_type(v1: str) -> str:
 
 
 REGISTERED_TYPES: set[str] = set()
-"""Types that classes were registered for in this process; those of plugins are known by this alone."""
+"""Types with classes registered in this process; plugins' types are known only from here."""
 
 
 def known_type(name: str, dialect: Dialect | None = None) -> bool:
     """Whether a layer type of the V2 form is known, to a dialect or to any.
 
-    Without plugins all types are BVLC's, with an older name or younger than the fork, or what one dialect alone has.
+    Without plugins, types are BVLC's, have an older name or are newer than the fork, or belong to one dialect only.
     """
     if RECORDS.find(name, dialect) if dialect else name in RECORDS:
         return True

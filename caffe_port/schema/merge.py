@@ -22,11 +22,11 @@ from caffe_port.schema.protoparser import PACKAGE, parse_proto
 __all__ = ["load_proto", "schema_of"]
 
 _PRIVATE = 100_000
-"""Added to the number of a field or value of ours whose number their file uses; no file of any Caffe holds such."""
+"""Added to the number of a field or value of ours whose number their file uses; no Caffe uses such numbers."""
 
 
 def schema_of(dialect: Dialect) -> Schema:
-    """The messages that a dialect's files hold: ours with the additions of its lineage."""
+    """The messages of a dialect's files: ours with the additions of its lineage."""
     schema = SCHEMA
     for name in reversed(dialect.lineage):
         proto = DIALECTS[name].proto
@@ -39,9 +39,9 @@ def load_proto(path: str | Path, over: Schema = SCHEMA) -> Schema:
     """The messages of another Caffe's description together with ours, or with those of ``over``.
 
     Messages, fields and enum values that ours lack are added. Where a field or a value has another number or type in
-    their file, theirs holds; where their number belongs to a name of ours, ours keeps its name and leaves the number.
-    Where only the label or the default differs, ours stays: the layers here depend on it. Forks older than 2015 call
-    ``LayerParameter`` what is ``V1LayerParameter`` since: messages are matched by the part they play in a net.
+    their file, theirs is used; where their number belongs to a name of ours, ours gets another number.
+    Where only the label or the default differs, ours is used: the layers here depend on it. In forks older than 2015
+    ``LayerParameter`` is today's ``V1LayerParameter``: messages are matched by their role in a net.
 
     Raises:
         FileError: the file cannot be read.
@@ -67,7 +67,7 @@ def _load(path: str, _mtime: int, _size: int, over: Schema) -> Schema:
     try:
         return Schema(merged, frozenset(displaced))
     except (TypeError, ValueError) as error:
-        raise DefinitionError(path, f"does not unite with this port's caffe.proto: {error}") from None
+        raise DefinitionError(path, f"cannot be merged with this port's caffe.proto: {error}") from None
 
 
 def _match_names(theirs: FileDescriptorProto) -> None:
@@ -143,7 +143,7 @@ def _merge_field(ours: FieldDescriptorProto, theirs: FieldDescriptorProto, displ
 
 
 def _make_room(scope: str, ours: Any, theirs: Any, displaced: set[str]) -> None:
-    """Note what of ours differs from theirs, and move ours off the numbers that theirs give to other names."""
+    """Records which of ours differ from theirs, and renumbers ours where theirs use the number for other names."""
     names = {item.name: item.number for item in theirs}
     taken, private = set(names.values()), {item.number for item in ours if item.number > _PRIVATE}
     for item in ours:

@@ -1,4 +1,4 @@
-"""Caffe's messages, built from our ``caffe.proto`` when imported: any protobuf from 4.21 on, no generated modules.
+"""Caffe's messages, built from our ``caffe.proto`` on import: protobuf 4.21 or later, no generated modules.
 
     from caffe_port.schema.messages import NetParameter, TRAIN
 
@@ -24,7 +24,7 @@ class Schema:
 
     Args:
         file: the description, resolved, in package ``caffe``.
-        displaced: names of ours that a user's description overruled (``Message.field`` or ``Enum.VALUE``).
+        displaced: names of ours that a user's description replaced (``Message.field`` or ``Enum.VALUE``).
     """
 
     def __init__(self, file: FileDescriptorProto, displaced: frozenset[str] = frozenset()) -> None:

@@ -1,4 +1,4 @@
-"""Definitions written in Python, pycaffe's way::
+"""Definitions written in Python, as in pycaffe::
 
     from caffe_port import NetSpec, layers as L, params as P
 
@@ -9,7 +9,7 @@
     n.relu1 = L.ReLU(n.pool1, in_place=True)
     print(n.to_proto())
 
-A keyword is a field of the layer's own parameter block, or, if that has none of the name, of the layer. A keyword that
+A keyword is a field of the layer's parameter block, or, if that has no such field, of the layer. A keyword that
 ends in ``param`` is always a field of the layer. Dicts are messages, lists are repeated fields.
 
 Source: python/caffe/net_spec.py.
@@ -28,15 +28,15 @@ __all__ = ["Function", "Layers", "NetSpec", "Parameters", "Top", "layers", "para
 
 
 class Function:
-    """A layer to be: its type, its inputs and its fields.
+    """A layer's type, inputs and fields.
 
     Args:
         type_name: the layer's ``type``.
         inputs: the tops it reads.
-        fields: its fields; beside them ``ntop``, how many tops it makes (1), and ``in_place``.
+        fields: its fields; also ``ntop``, its number of tops (1), and ``in_place``.
 
     Raises:
-        TypeError: an input is no :class:`Top`.
+        TypeError: an input is not a :class:`Top`.
     """
 
     def __init__(self, type_name: str, inputs: tuple[Top, ...], fields: dict[str, Any]) -> None:
@@ -55,10 +55,10 @@ class Function:
 
 
 class Top:
-    """One of the blobs that a layer makes.
+    """One of the blobs that a layer computes.
 
     Attributes:
-        fn: the layer. n: which of its tops.
+        fn: the layer. n: the index among its tops.
     """
 
     def __init__(self, fn: Function, n: int) -> None:
@@ -92,7 +92,7 @@ class NetSpec:
         return self.tops[name]
 
     def to_proto(self) -> Any:
-        """A NetParameter of all layers that the net's blobs need, named as the blobs are.
+        """A NetParameter of all layers that the net's blobs need, with the blobs' names.
 
         Raises:
             DefinitionError: a field that neither the layer nor its parameters have, or a value it cannot hold.
@@ -101,12 +101,12 @@ class NetSpec:
 
 
 def to_proto(*tops: Top | Function) -> Any:
-    """A NetParameter of all layers that ``tops`` need, with names made up: ``Convolution1``, ``Convolution2`` ..."""
+    """A NetParameter of all layers that ``tops`` need, with generated names: ``Convolution1``, ``Convolution2`` ..."""
     return _Writer({}).net(tops)
 
 
 class _Writer:
-    """Writes functions as layers, each once, after what it reads."""
+    """Writes functions as layers, each once, after its inputs."""
 
     def __init__(self, names: dict[Top | Function, str]) -> None:
         self.names = names

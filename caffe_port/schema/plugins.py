@@ -1,4 +1,4 @@
-"""Code of users' own: Python files given by ``--plugin``, and what definitions may run and write."""
+"""Users' code: Python files given by ``--plugin``, and permissions for definitions to run code and write files."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ __all__ = [
 ]
 
 PYTHON_LAYERS = "CAFFE_PORT_PYTHON_LAYERS"
-"""The environment's variable that allows layers of type Python, whose code a definition names, to run it."""
+"""The environment variable that allows layers of type Python to run the code that a definition names."""
 
 WRITES = "CAFFE_PORT_ALLOW_WRITES"
-"""The environment's variable that allows layers such as HDF5Output to write the files that a definition names."""
+"""The environment variable that allows layers such as HDF5Output to write the files that a definition names."""
 
 
 def allow_python_layers(allow: bool = True) -> None:
-    """Let nets run Python layers' code in this process, as CAFFE_PORT_PYTHON_LAYERS=1 in the environment does."""
+    """Allow nets to run Python layers' code in this process, as CAFFE_PORT_PYTHON_LAYERS=1 in the environment does."""
     os.environ[PYTHON_LAYERS] = "1" if allow else "0"
 
 
 def allow_writes(allow: bool = True) -> None:
-    """Let nets' layers write files in this process, as CAFFE_PORT_ALLOW_WRITES=1 in the environment does."""
+    """Allow nets' layers to write files in this process, as CAFFE_PORT_ALLOW_WRITES=1 in the environment does."""
     os.environ[WRITES] = "1" if allow else "0"
 
 
 def python_layers_allowed() -> bool:
-    """Whether nets may run Python layers that are not told otherwise."""
+    """The default permission of nets to run Python layers."""
     return os.environ.get(PYTHON_LAYERS, "0") not in ("", "0")
 
 
 def writes_allowed() -> bool:
-    """Whether layers of nets that are not told otherwise may write files."""
+    """The default permission of nets' layers to write files."""
     return os.environ.get(WRITES, "0") not in ("", "0")
 
 
@@ -52,7 +52,7 @@ def load_plugin(path: str | Path) -> None:
 
     Raises:
         FileError: there is no such file.
-        CaffeError: it raised something, with file:line.
+        CaffeError: it raised an exception; with file:line.
     """
     file = Path(path).resolve()
     name = f"caffe_port_plugin:{file}"

@@ -1,8 +1,8 @@
 """A small parser of proto2 files: ``.proto`` text to a resolved ``FileDescriptorProto``.
 
-It makes messages without protoc and without generated modules, from our own ``caffe.proto`` and from that of a user's
-fork. It reads what describes messages (messages, enums, fields with defaults and packing, oneofs) and passes over what
-does not (options, reserved and extension ranges, services, imports).
+It gives messages without protoc and without generated modules, from our ``caffe.proto`` and from that of a user's
+fork. It reads descriptions of messages (messages, enums, fields with defaults and packing, oneofs) and skips the rest
+(options, reserved and extension ranges, services, imports).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _CLOSING = {"{": "}", "[": "]", "(": ")", "<": ">"}
 
 
 def parse_proto(text: str, path: str, known: FileDescriptorProto | None = None) -> FileDescriptorProto:
-    """The messages and enums of a ``.proto`` file, in package ``caffe`` whatever the file says.
+    """The messages and enums of a ``.proto`` file, always in package ``caffe``.
 
     Args:
         text: the file's contents.
         path: its name for messages.
-        known: messages and enums that its fields may be of beside its own.
+        known: further messages and enums that its fields may have as types.
 
     Raises:
         DefinitionError: a syntax error, or a type that neither the file nor ``known`` defines; with file:line:column.
@@ -72,7 +72,7 @@ class _Parser:
     at: int = 0
     tokens: list[tuple[str, int]] = field(default_factory=list)
     references: list[tuple[FieldDescriptorProto, tuple[str, ...], int]] = field(default_factory=list)
-    """Fields whose type is a name, with the scope they stand in and their place in the text."""
+    """Fields whose type is a name, with their scope and their place in the text."""
 
     def __post_init__(self) -> None:
         for match in _TOKEN.finditer(self.text):
@@ -123,7 +123,7 @@ class _Parser:
         raise self.error(repr(self.peek()), expected=f"a number from {smallest} to {largest}")
 
     def skip_statement(self) -> None:
-        """Pass over everything to the statement's ``;`` or the end of its block."""
+        """Skip to the statement's ``;`` or the end of its block."""
         while (token := self.next()) != ";":
             if token in _CLOSING:
                 self.skip_block(token)
@@ -236,7 +236,7 @@ class _Parser:
             self.accept(",")
 
     def default(self, kind: str) -> str:
-        """A default as descriptors write it."""
+        """A default in the descriptors' form."""
         token = self.next()
         try:
             if kind in _INTEGERS:
@@ -253,7 +253,7 @@ class _Parser:
         return token
 
     def resolve(self, result: FileDescriptorProto, known: FileDescriptorProto | None) -> None:
-        """Give each field that names a type its kind and full name, searched from its own scope outwards."""
+        """Give each field that names a type its kind and full name, searched from its scope outwards."""
         kinds: dict[str, int] = {}
 
         def collect(messages: Iterable[DescriptorProto], enums: Iterable[EnumDescriptorProto], scope: str) -> None:

@@ -1,4 +1,4 @@
-"""``name=value`` on the command line, in place of what a prototxt says."""
+"""``name=value`` on the command line, in place of a prototxt's fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def change(message: Any, setting: str) -> None:
     """Set one field, of the message or of one inside it, in place.
 
     Args:
-        setting: ``base_lr=0.001``; ``stepvalue=100,200`` in place of all values of a repeated field;
+        setting: ``base_lr=0.001``; ``stepvalue=100,200`` replaces all values of a repeated field;
             ``train_state.level=1`` inside another message. A message itself is set as text: ``train_state=level: 1``.
 
     Raises:
@@ -28,7 +28,7 @@ def change(message: Any, setting: str) -> None:
     target = message
     for part in outer:
         if _field(target, part, where).message_type is None or _repeated(target, part):
-            raise DefinitionError(where, f"{part} has no fields", expected="a message that stands once")
+            raise DefinitionError(where, f"{part} has no fields", expected="a message that occurs once")
         target = getattr(target, part)
     field = _field(target, last, where)
     repeated = _repeated(target, last)

@@ -1,4 +1,4 @@
-"""Split layers where a blob is read more than once (insert_splits.cpp)."""
+"""Insertion of Split layers where a blob is read more than once (insert_splits.cpp)."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def split_blob_name(layer: str, blob: str, top: int, split: int) -> str:
 def insert_splits(
     net: Any, where: Callable[[int], str] = "layer {}".format, absent: Mapping[str, str] | None = None
 ) -> tuple[Any, tuple[int, ...]]:
-    """A net in which every blob has one reader at most.
+    """A net in which every blob has at most one reader.
 
     A loss weight counts as a reader, the first one; it moves to the Split layer.
 
     Args:
         net: a V2 NetParameter; unchanged.
         where: the place of the i-th layer, for messages.
-        absent: why a blob of the source is not there, for messages.
+        absent: why a blob of the source is missing, for messages.
 
     Returns:
         The net, and for each of its layers the index it had; -1 for a Split layer.
 
     Raises:
-        DefinitionError: a bottom that no layer before makes.
+        DefinitionError: a bottom that no earlier layer computes.
     """
     sources, readers, weights = _readers(net, where, absent or {})
     result, origins = type(net)(), []
@@ -73,7 +73,7 @@ def insert_splits(
 def _readers(
     net: Any, where: Callable[[int], str], absent: Mapping[str, str]
 ) -> tuple[dict[tuple[int, int], _Top], Counter[_Top], dict[_Top, float]]:
-    """Where each bottom (layer, index) comes from, how many readers each top has, and its loss weight."""
+    """The source of each bottom (layer, index), the number of readers of each top, and its loss weight."""
     makers: dict[str, _Top] = {}
     sources: dict[tuple[int, int], _Top] = {}
     readers: Counter[_Top] = Counter()
@@ -83,7 +83,7 @@ def _readers(
             if blob not in makers:
                 raise DefinitionError(
                     where(i),
-                    f"bottom {blob!r}, which no layer before makes",
+                    f"bottom {blob!r}, which no earlier layer computes",
                     remedy=absent.get(blob) or _find(blob, net, makers, where),
                 )
             sources[i, j] = makers[blob]
@@ -96,11 +96,11 @@ def _readers(
 
 
 def _find(blob: str, net: Any, makers: dict[str, _Top], where: Callable[[int], str]) -> str:
-    """Where a blob could be that no layer makes before it is read."""
+    """Remedy for a blob that no layer computes before it is read."""
     for i, layer in enumerate(net.layer):
         if blob in layer.top:
-            return f"it is made too late ({where(i)})"
+            return f"it is computed too late ({where(i)})"
     near = nearest(blob, makers)
     if near:
         return f"did you mean {near}?"
-    return f"made before it: {', '.join([*makers][-6:])}" if makers else "no layer before it makes a blob"
+    return f"computed before it: {', '.join([*makers][-6:])}" if makers else "no earlier layer computes a blob"

@@ -13,7 +13,7 @@ __all__ = ["filter_net", "included", "meets", "merge_state", "set_state"]
 def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) -> None:
     """Give ``net`` the state that Caffe's Net constructor does: phase and level replaced, stages added.
 
-    Without a phase the net's own state stands (TEST where it says nothing), plus the stages and a level other than 0.
+    Without a phase the net's own state is kept (TEST by default), plus the stages and a level other than 0.
     """
     if phase is not None:
         net.state.phase = phase
@@ -23,7 +23,7 @@ def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) ->
 
 
 def merge_state(net: Any, phase: int | None, state: Any) -> None:
-    """Give ``net`` the state that a solver does: ``phase``, over it the net's own, ``state`` last (solver.cpp)."""
+    """Give ``net`` the state that a solver does: ``phase``, merged with the net's own, then ``state`` (solver.cpp)."""
     merged = type(net.state)()
     if phase is not None:
         merged.phase = phase
@@ -51,14 +51,14 @@ def included(layer: Any, state: Any) -> bool:
 
 
 def filter_net(net: Any, where: Callable[[int], str]) -> tuple[int, ...]:
-    """Remove the layers that the net's state leaves out.
+    """Remove the layers that the net's state excludes.
 
     Args:
         net: a V2 NetParameter, changed in place.
         where: the place of the i-th layer, for messages.
 
     Returns:
-        The indices, before, of the layers that stay.
+        The previous indices of the remaining layers.
 
     Raises:
         DefinitionError: a layer has include rules and exclude rules.

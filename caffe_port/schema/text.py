@@ -1,4 +1,4 @@
-"""Prototxt in and out: protobuf parses, and what it complains about becomes an error that a reader can act on."""
+"""Reading and writing prototxt: protobuf parses, and its errors become errors with a place and a remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNKNOWN_FIELD = re.compile(r'Message type "([\w.]+)" has no field named "([^"]*
 _UNKNOWN_VALUE = re.compile(r'Enum type "([\w.]+)" has no value (?:named|with number) (.*?)\.?$')
 _TWICE = re.compile(r'Message type "[\w.]+" should not have multiple "([^"]*)" fields')
 _ANOTHER_CAFFE = (
-    "another Caffe's fields and types become known by --proto their_caffe.proto, "
+    "pass --proto their_caffe.proto for another Caffe's fields and types, "
     'its layers by @layer("{type}") in a Python file given by --plugin'
 )
 _MARKS = re.compile(
@@ -27,11 +27,11 @@ _MARKS = re.compile(
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a prototxt file (UTF-8, else Latin-1, in which any comment can be read).
+    """The text of a prototxt file (UTF-8, else Latin-1, which accepts any comment).
 
     Raises:
         FileError: the file is missing or cannot be read.
-        FormatError: it is empty, or not a text, or a web page or a Git LFS pointer under a prototxt's name.
+        FormatError: it is empty, not a text, a web page or a Git LFS pointer.
     """
     try:
         data = Path(path).read_bytes()
@@ -74,7 +74,7 @@ def parse_text(text: str, message_class: Any, path: str) -> Any:
     except text_format.ParseError as error:
         raise scan.template_error(text, path) or _explain(error, text, message_class.DESCRIPTOR, path) from None
     if not message.IsInitialized():
-        raise DefinitionError(path, f"no {message.FindInitializationErrors()[0]}, which is required", remedy="set it")
+        raise DefinitionError(path, f"no {message.FindInitializationErrors()[0]}, a required field", remedy="set it")
     return message
 
 
@@ -84,7 +84,7 @@ def to_text(message: Any) -> str:
 
 
 def field_lines(text: str) -> dict[str, list[int]]:
-    """The 1-based lines on which the top-level fields of a valid prototxt stand, by name, in order."""
+    """The 1-based lines of the top-level fields of a valid prototxt, by name, in order."""
     lines: dict[str, list[int]] = {}
     depth, name, line, at, named = 0, "", 1, 0, False
     for mark in _MARKS.finditer(text):
@@ -102,7 +102,7 @@ def field_lines(text: str) -> dict[str, list[int]]:
 
 
 def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> CaffeError:
-    """Protobuf's complaint as an error of ours, with what is near and what can be done."""
+    """Protobuf's error as an error of ours, with similar names and a remedy."""
     line, column = error.GetLine() or 1, error.GetColumn() or 1
     where = f"{path}:{line}:{column}"
     rows = text.split("\n")
@@ -124,7 +124,7 @@ def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> 
 
 
 def _with_others(error: DefinitionError, text: str, root: Any) -> DefinitionError:
-    """The error about the first unknown name, with all others of the text behind it, by the fork they belong to."""
+    """The error about the first unknown name, followed by all others of the text, by their fork."""
     try:
         found = scan.fields(text)
     except DefinitionError:

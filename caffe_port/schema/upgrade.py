@@ -1,4 +1,4 @@
-"""Nets and solvers of every generation to the newest form, as Caffe does when it reads a file (upgrade_proto.cpp)."""
+"""Upgrades nets and solvers of every generation to the newest form, as Caffe does on reading (upgrade_proto.cpp)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def upgrade_net(net: Any, where: Callable[[int], str] = "layer {}".format) -> Up
         _upgrade_layer(layer, result.layer.add())
     for layer in result.layer:
         if layer.type == "BatchNorm" and len(layer.param) == 3:
-            for param in layer.param:  # the statistics; older files gave them rates, which Caffe ignored
+            for param in layer.param:  # the statistics; older files have rates for them, which Caffe ignores
                 param.lr_mult = param.decay_mult = 0
     return Upgraded(result, tuple(origins), source_generation)
 
@@ -122,9 +122,9 @@ def _upgrade_layer(old: Any, new: Any) -> None:
 
 
 def _make_input(net: Any, layer: Any, where: str) -> None:
-    """Make the Input layer of a net's ``input`` fields (UpgradeNetInput).
+    """Create the Input layer of a net's ``input`` fields (UpgradeNetInput).
 
-    Inputs without any shape, as weight files have them, never come here: they are dropped.
+    Inputs without any shape, as in weight files, are dropped earlier.
     """
     field, each = ("input_shape", 1) if net.input_shape else ("input_dim", 4)
     given = len(getattr(net, field))

@@ -1,4 +1,4 @@
-"""Generation 0 to 1 (upgrade_proto.cpp, UpgradeV0Net): padding layers go, flat parameters move into blocks."""
+"""Generation 0 to 1 (upgrade_proto.cpp, UpgradeV0Net): padding layers are removed, flat parameters move into blocks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _FIELDS: dict[str, tuple[str, dict[str, str]]] = {
 def upgrade_v0(net: Any, where: Callable[[int], str]) -> tuple[Any, list[int]]:
     """A V1 net from one whose ``layers`` hold V0 layers.
 
-    As in Caffe, a parameter that its layer's type has no use for is logged and dropped.
+    As in Caffe, a parameter that does not apply to its layer's type is logged and dropped.
 
     Args:
         net: a NetParameter; unchanged.
@@ -81,9 +81,9 @@ def upgrade_v0(net: Any, where: Callable[[int], str]) -> tuple[Any, list[int]]:
             if field.name not in ("layer", "bottom", "top"):
                 raise DefinitionError(
                     where(i),
-                    f"{field.name} beside the layers {{ layer {{ ... }} }} of generation 0",
+                    f"{field.name} together with the layers {{ layer {{ ... }} }} of generation 0",
                     expected="one generation in a file",
-                    remedy="rewrite it in one",
+                    remedy="write all layers in one generation",
                 )
     result, origins = type(net)(), []
     for field, value in net.ListFields():
@@ -100,7 +100,7 @@ def upgrade_v0(net: Any, where: Callable[[int], str]) -> tuple[Any, list[int]]:
 
 
 def _without_padding(net: Any, where: Callable[[int], str]) -> list[tuple[int, Any]]:
-    """The layers but the padding ones, whose ``pad`` moves into the layers that read them (UpgradeV0PaddingLayers)."""
+    """The layers without the padding ones, whose ``pad`` moves to the layers that read them (UpgradeV0PaddingLayers)."""
     makers: dict[str, Any] = dict.fromkeys(net.input)
     kept = []
     for i, original in enumerate(net.layers):
@@ -111,7 +111,7 @@ def _without_padding(net: Any, where: Callable[[int], str]) -> list[tuple[int, A
                 near = nearest(blob, makers)
                 raise DefinitionError(
                     where(i),
-                    f"bottom {blob!r}, which no layer before makes",
+                    f"bottom {blob!r}, which no earlier layer computes",
                     remedy=f"did you mean {near}?" if near else "",
                 )
             maker = makers[blob]

@@ -62,7 +62,7 @@ def refuse_others(buffer: Buffer, path: str, expected: str) -> None:
 
 
 def protobuf_kind(buffer: Buffer, path: str) -> str:
-    """The kind of a message, by its top-level fields: "caffemodel", "solverstate", "blob" (mean image), "onnx model", "".
+    """A message's kind, by its top-level fields: "caffemodel", "solverstate", "blob" (mean image), "onnx model", "".
 
     Raises:
         FormatError: the bytes are not a protobuf message, or are truncated.

@@ -34,7 +34,7 @@ class SolverHistory:
     Attributes:
         iter: completed iterations.
         learned_net: the file with the weights of that iteration, by its name when written.
-        history: one array for each learnable parameter and slot, in the net's order (SGD: the momenta; AdaDelta, Adam: a
+        history: one array for a learnable parameter and slot, in the net's order (SGD: the momenta; AdaDelta, Adam: a
             second round of arrays after the first). Shapes as stored: four axes in the fork's files.
         current_step: how many times a "step", "multistep" or "plateau" rate has dropped.
         minimum_loss, iter_last_event: of "plateau": the smallest averaged loss, and the iteration of the last minimum

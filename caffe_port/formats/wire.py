@@ -1,8 +1,8 @@
 """The part of the protobuf wire format that weight files need.
 
-A message is a run of fields, each a tag (field number and wire type) and a value. :class:`Reader` iterates over the fields
-of one message inside a larger buffer and returns *positions*, never copies, so that listing a 1.7 GB file reads only a
-few of its pages. Every step is checked against the end of the message.
+A message is a run of fields, each a tag (field number and wire type) and a value. :class:`Reader` iterates over the
+fields of one message inside a larger buffer and returns *positions*, never copies, so that listing a 1.7 GB file reads
+only a few of its pages. Every step is checked against the end of the message.
 
 Source: the protobuf encoding specification, https://protobuf.dev/programming-guides/encoding/.
 """

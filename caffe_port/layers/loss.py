@@ -45,7 +45,7 @@ class Loss(losses.Loss, Layer):
     """Shared by the losses: ignored labels and the divisor."""
 
     def kept(self, label: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The labels as int64, 0 for ignored ones; 1 where one is valid, else 0; their count, or None if all must be."""
+        """The labels as int64, 0 for ignored ones; 1 where valid, else 0; their count, or None if all must be."""
         if self.ignore is None:
             return label.to(torch.int64), None, None
         label = label.to(torch.int32)  # enough for any class, and faster

@@ -100,7 +100,7 @@ def upgrade_v0(net: Any, where: Callable[[int], str]) -> tuple[Any, list[int]]:
 
 
 def _without_padding(net: Any, where: Callable[[int], str]) -> list[tuple[int, Any]]:
-    """The layers without the padding ones, whose ``pad`` moves to the layers that read them (UpgradeV0PaddingLayers)."""
+    """The layers except padding ones, whose ``pad`` moves to the layers that read them (UpgradeV0PaddingLayers)."""
     makers: dict[str, Any] = dict.fromkeys(net.input)
     kept = []
     for i, original in enumerate(net.layers):

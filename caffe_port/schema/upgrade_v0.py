@@ -81,7 +81,7 @@ def upgrade_v0(net: Any, where: Callable[[int], str]) -> tuple[Any, list[int]]:
             if field.name not in ("layer", "bottom", "top"):
                 raise DefinitionError(
                     where(i),
-                    f"{field.name} together with the layers {{ layer {{ ... }} }} of generation 0",
+                    f"{field.name} beside the layers {{ layer {{ ... }} }} of generation 0",
                     expected="one generation in a file",
                     remedy="write all layers in one generation",
                 )

@@ -1,7 +1,7 @@
-"""Caffe in PyTorch: definitions, weights, layers and the solver of two real Caffes, exact to their numbers.
+"""Caffe in PyTorch: definitions, weights, layers and the solver of two real Caffes, with equal results.
 
-``import caffe_port`` itself costs nothing: names are imported from their modules at first use, so that tools which only
-move numbers never load torch. ``import caffe_port as caffe`` has all of pycaffe's names.
+``import caffe_port`` imports nothing else: names are imported from their modules on first use, so that tools which only
+convert files never load torch. ``import caffe_port as caffe`` has all of pycaffe's names.
 """
 
 from __future__ import annotations

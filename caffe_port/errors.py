@@ -1,6 +1,6 @@
-"""One family of errors, each a sentence written for the person who reads it.
+"""The error classes.
 
-A message says where the fault lies, what was expected there, what was found and what to do about it, in one line.
+A message gives in one line the place of the error, what was expected there, what was found and a remedy.
 Command-line tools print that line and exit with status 2; programs catch :class:`CaffeError`.
 """
 
@@ -22,13 +22,13 @@ __all__ = [
 
 
 class CaffeError(Exception):
-    """The root of every error that a wrong file, definition or argument can cause.
+    """The base class of all errors caused by wrong files, definitions or arguments.
 
     Args:
-        where: the place of the fault (``file:line:column``, a file, a layer).
-        found: what is there.
-        expected: what should be there, if that is not plain from ``found``.
-        remedy: what the reader can do.
+        where: the place of the error (``file:line:column``, a file, a layer).
+        found: what was found there.
+        expected: what was expected, unless ``found`` implies it.
+        remedy: what the user can do.
     """
 
     def __init__(self, where: str, found: str, *, expected: str = "", remedy: str = "") -> None:
@@ -38,15 +38,15 @@ class CaffeError(Exception):
         super().__init__(f"{where}: {middle}" + (f"; {remedy}" if remedy else ""))
 
     def advised(self, remedy: str) -> CaffeError:
-        """The same error with one more thing that the reader can do."""
+        """The same error with one more remedy."""
         more = "; ".join(filter(None, (self.remedy, remedy)))
         return type(self)(self.where, self.found, expected=self.expected, remedy=more)
 
 
 def _short(parts: list[str]) -> list[str]:
-    """The parts of a message, each on one line, and so much of the middle of the longest left out that they fit one.
+    """The parts of a message, each on one line, with the middle of the longest shortened so that all fit one line.
 
-    Names and numbers in a message come from files: they may hold line ends and terminals' control characters, and may
+    Names and numbers in a message come from files: they may contain line ends and terminal control characters, and may
     be millions of characters long.
     """
     clean = [_printable(part[:_LONGEST] + part[-_LONGEST:] if len(part) > 2 * _LONGEST else part) for part in parts]
@@ -55,7 +55,7 @@ def _short(parts: list[str]) -> list[str]:
 
 
 _LONGEST = 930
-"""Characters of a message's parts together; with the words between them it stays under 1000."""
+"""Total length of a message's parts; with the words between them it is below 1000."""
 
 
 def _printable(text: str) -> str:
@@ -63,23 +63,23 @@ def _printable(text: str) -> str:
 
 
 class FileError(CaffeError):
-    """A file or folder is missing, unreadable, already there, or cannot be written."""
+    """A file or folder is missing, unreadable, exists, or cannot be written."""
 
 
 class FormatError(CaffeError):
-    """The bytes of a file are not what its name or its use promises."""
+    """The bytes of a file are not of the expected format."""
 
 
 class DefinitionError(CaffeError):
-    """A prototxt is wrong: syntax, an unknown field or type, a bottom nobody makes, a duplicate top."""
+    """A prototxt is wrong: syntax, an unknown field or type, a bottom that no layer computes, a duplicate top."""
 
 
 class LayerError(DefinitionError):
-    """One layer's parameters are wrong or not understood."""
+    """One layer's parameters are wrong or not supported."""
 
 
 class ShapeError(CaffeError):
-    """A blob's shape does not fit the layer that is to use it, or cannot be."""
+    """A blob's shape does not fit its layer, or is invalid."""
 
 
 class WeightsError(CaffeError):
@@ -87,7 +87,7 @@ class WeightsError(CaffeError):
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """``name``'s nearest relatives among ``known`` as text for a message; empty when nothing is near."""
+    """The names in ``known`` that are most similar to ``name``, as text for a message; empty if none is similar."""
     folded = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), folded, n=limit, cutoff=0.6)
     return ", ".join(folded[c] for c in close)

@@ -1,7 +1,7 @@
-"""From a definition to the frozen graph: who reads what, which numbers need a gradient, coordinate maps between blobs.
+"""The immutable graph of a definition: readers of blobs, required gradients, coordinate maps between blobs.
 
 A blob is a name. An in-place layer writes a new value under the name of its bottom; since every layer runs in the order
-of the definition, the name always stands for the value that the next reader wants.
+of the definition, the name always denotes the value for the next reader.
 
 Source: net.cpp (both programs), Init, AppendTop, AppendBottom; crop_layer.cpp (noh) for the alignment.
 """
@@ -34,12 +34,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Node:
-    """One layer in its place.
+    """One layer at its position.
 
     Attributes:
         index: its position. message: the LayerParameter. where: "file:line".
         bottoms, tops: blob names. key: its name among the net's modules, unique.
-        shown: False for the Input layer that stands for ``input:`` fields in the fork, which has no such layer.
+        shown: False for the Input layer that represents ``input:`` fields in the fork, which has no such layer.
     """
 
     index: int
@@ -61,11 +61,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes in running order.
+    """The nodes in order of execution.
 
     Attributes:
         blobs: every blob's name in the order of Caffe's ``net.blobs``.
-        inputs: the blobs that Input layers make. outputs: those that nobody reads, sorted as Caffe sorts them.
+        inputs: the tops of Input layers. outputs: the blobs that no layer reads, in Caffe's order.
     """
 
     nodes: tuple[Node, ...]
@@ -77,13 +77,13 @@ class Graph:
 
 
 def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
-    """Wire the layers of a definition.
+    """Connect the layers of a definition.
 
     Args:
-        losses: the types that make a top of their own when the definition names none; no output, but it counts.
+        losses: the types that get an unnamed top when the definition names none; it is not an output, but a loss.
 
     Raises:
-        DefinitionError: a bottom that no earlier layer makes, a top that two layers make, a wrong number of
+        DefinitionError: a bottom that no earlier layer computes, a top of two layers, a wrong number of
             propagate_down.
     """
     makers: dict[str, int] = {}
@@ -100,7 +100,7 @@ def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
                 near = nearest(bottom, makers)
                 raise DefinitionError(
                     f"{where}: layer {message.name}",
-                    f"bottom {bottom!r}, which no layer above it makes",
+                    f"bottom {bottom!r}, which no earlier layer computes",
                     remedy=f"near: {near}" if near else "",
                 )
             unread.discard(bottom)
@@ -110,7 +110,7 @@ def connect(definition: Definition, losses: Collection[str] = ()) -> Graph:
                 other = nodes[makers[top]] if makers[top] < i else None
                 raise DefinitionError(
                     f"{where}: layer {message.name}",
-                    f"top {top!r} is made twice" + (f", first by layer {other.name} ({other.where})" if other else ""),
+                    f"top {top!r} a second time" + (f", first by layer {other.name} ({other.where})" if other else ""),
                     remedy="give one of them another name",
                 )
             makers.setdefault(top, i)
@@ -143,11 +143,11 @@ def _with_top(message: Any, top: str) -> Any:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the question of gradients needs to know of a layer.
+    """A layer's facts from which the required gradients follow.
 
     Attributes:
         learns: for each parameter blob whether its learning rate is not zero.
-        loss_weights: for each top. fixed: bottoms that no gradient can reach.
+        loss_weights: for each top. fixed: bottoms that never get a gradient.
     """
 
     learns: Sequence[bool]
@@ -167,8 +167,8 @@ class Needs:
 def needs_backward(graph: Graph, facts: Sequence[Facts], *, force: bool) -> Needs:
     """Which layers run backward and what they compute there (net.cpp, Init).
 
-    A layer runs if it learns or a bottom needs its gradient, and if it contributes to a loss; ``force_backward`` makes
-    all of them run.
+    A layer runs if it has learned parameters or a bottom needs its gradient, and if it contributes to a loss; with
+    ``force_backward`` all of them run.
     """
     blob_needs = dict.fromkeys(graph.blobs, False)
     layer: list[bool] = []
@@ -205,7 +205,7 @@ def needs_backward(graph: Graph, facts: Sequence[Facts], *, force: bool) -> Need
 
 @dataclass(frozen=True)
 class Reads:
-    """What a layer's backward pass reads of its blobs in Caffe: the attributes of ``caffe_port.layers.base.Layer``."""
+    """The blobs that a layer's backward pass reads in Caffe: the attributes of ``caffe_port.layers.base.Layer``."""
 
     bottoms: Sequence[int] = ()
     tops: Sequence[int] = ()
@@ -219,11 +219,11 @@ class Reads:
 
 @dataclass(frozen=True)
 class Overwritten:
-    """A layer whose gradient in Caffe is not its derivative, for others have written over what it reads.
+    """A layer whose gradient in Caffe is not its derivative, because blobs that it reads were overwritten.
 
     Attributes:
         bottoms, tops: for each blob that it reads, by position, the node and top that last wrote there: (index, name).
-        by: the nodes that do so; the layer itself where top and bottom share a diff that it spoils.
+        by: the overwriting nodes; the layer itself where top and bottom share a diff that it overwrites.
     """
 
     bottoms: dict[int, tuple[int, str]]
@@ -232,10 +232,10 @@ class Overwritten:
 
 
 def memory_of(graph: Graph, shares: Sequence[bool]) -> dict[str, str]:
-    """For each blob the one whose memory it lies in, in Caffe: its own, or that of the layer's first bottom.
+    """For each blob the one whose memory it uses in Caffe: itself, or the layer's first bottom.
 
     Args:
-        shares: for each layer whether its tops lie in its first bottom's memory.
+        shares: for each layer whether its tops use its first bottom's memory.
     """
     memory: dict[str, str] = {}
     for node, shared in zip(graph.nodes, shares, strict=True):
@@ -245,7 +245,7 @@ def memory_of(graph: Graph, shares: Sequence[bool]) -> dict[str, str]:
 
 
 def overwritten_besides(graph: Graph, shares: Sequence[bool]) -> dict[int, tuple[str, ...]]:
-    """What else an in-place layer writes over: the earlier blobs in its first top's memory, by its index."""
+    """Further blobs that an in-place layer overwrites: the earlier ones in its first top's memory, by its index."""
     memory, made, found = memory_of(graph, shares), set[str](), dict[int, tuple[str, ...]]()
     for node in graph.nodes:
         if node.tops and node.bottoms[:1] == node.tops[:1]:
@@ -258,10 +258,10 @@ def overwritten_besides(graph: Graph, shares: Sequence[bool]) -> dict[int, tuple
 
 
 def overwritten(graph: Graph, reads: Sequence[Reads]) -> dict[int, Overwritten]:
-    """The layers whose gradient in Caffe is another than calculus would give, by index.
+    """The layers whose gradient in Caffe differs from the derivative, by index.
 
-    Caffe reads a blob backward as it lies then. Layers that work in place have changed it, also through the top of a
-    Split, Flatten or Reshape, which lies in its bottom's memory.
+    Caffe reads a blob's current value backward. In-place layers have changed it, also through the top of a Split,
+    Flatten or Reshape, which shares its bottom's memory.
     """
     memory = memory_of(graph, [fact.shares_memory for fact in reads])
     writes: dict[str, list[tuple[int, str]]] = {}
@@ -296,7 +296,7 @@ def overwritten(graph: Graph, reads: Sequence[Reads]) -> dict[int, Overwritten]:
 
 
 def dependents(graph: Graph, inputs: Collection[str]) -> list[int]:
-    """The nodes whose numbers depend on these input blobs; those that make the inputs are none of them."""
+    """The nodes whose values depend on these input blobs, without the nodes that supply the inputs."""
     reached, found = set(inputs), []
     for node in graph.nodes:
         if reached.intersection(node.bottoms):
@@ -306,12 +306,12 @@ def dependents(graph: Graph, inputs: Collection[str]) -> list[int]:
 
 
 def path_between(graph: Graph, node: Node) -> tuple[list[Node], list[Node]]:
-    """The layers from the blob that both of ``node``'s bottoms come from down to each bottom, last layer first.
+    """The layers from the common ancestor of ``node``'s bottoms down to each bottom, last layer first.
 
-    Walks up along first bottoms, past in-place layers, as crop_layer.cpp (noh) does.
+    Follows first bottoms, past in-place layers, as crop_layer.cpp (noh) does.
 
     Raises:
-        DefinitionError: the bottoms have no blob in common.
+        DefinitionError: the bottoms have no common ancestor.
     """
     maker: dict[str, Node] = {}
     for n in graph.nodes[: node.index]:
@@ -327,5 +327,5 @@ def path_between(graph: Graph, node: Node) -> tuple[list[Node], list[Node]]:
     first, second = climb(node.bottoms[0]), climb(node.bottoms[1])
     meeting = next((b for b in second if b in first), None)
     if meeting is None:
-        raise DefinitionError(f"{node.where}: layer {node.name}", "its bottoms come from no common blob")
+        raise DefinitionError(f"{node.where}: layer {node.name}", "its bottoms have no common ancestor")
     return [maker[b] for b in first[: first.index(meeting)]], [maker[b] for b in second[: second.index(meeting)]]

@@ -1,7 +1,7 @@
 """Net: a definition as an ``nn.Module``.
 
-``Net`` builds the layers of a definition, fills or loads their parameters, and runs them on tensors. What pycaffe adds
-(blobs, diffs, a backward pass of its own) is in ``caffe_port.pycaffe``.
+``Net`` builds the layers of a definition, fills or loads their parameters, and runs them on tensors. pycaffe's
+additions (blobs, diffs, its backward pass) are in ``caffe_port.pycaffe``.
 
 Source: net.cpp (both programs).
 """
@@ -46,32 +46,33 @@ class Net(Named):
     """A net on tensors.
 
     ``net(data=x)`` gives a dict from each output blob's name to its tensor; with gradients enabled it is differentiable
-    like any module, without them it takes a faster way to the same numbers (:mod:`caffe_port.execution`). A layer may
-    be hooked, parametrized or replaced by any module, as in torch; it then runs as that module, the rest stays fast.
+    like any module, without gradients it runs faster with the same results (:mod:`caffe_port.execution`). A layer may
+    be hooked, parametrized or replaced by any module, as in torch; it then runs as a module, the others stay fast.
 
     Args:
         source: a prototxt (path or text), a NetParameter, or a Definition.
         weights: a file or several to load, in order, as ``caffe train --weights a,b`` does.
         phase: "TRAIN" or "TEST".
-        dialect: "bvlc", "noh", or None to tell from the definition.
-        level, stages: the state that ``include`` and ``exclude`` rules ask for.
-        proto: a fork's own caffe.proto whose fields are to be known too.
-        allow_python: let layers of type Python run the code that they name; None asks
+        dialect: "bvlc", "noh", or None to detect it from the definition.
+        level, stages: the state for ``include`` and ``exclude`` rules.
+        proto: a fork's caffe.proto, whose fields are accepted too.
+        allow_python: allow layers of type Python to run the code that they name; None: see
             :func:`caffe_port.schema.plugins.python_layers_allowed`.
-        allow_writes: let layers such as HDF5Output write the files that they name; None asks ``writes_allowed`` there.
-        mmap: let the parameters be pages of the (first) weight file, which takes no time and memory until a number is
-            used. The file must then stay as it is for as long as the net lives: writing into it changes the net's
-            numbers, and cutting it off ends the process (SIGBUS). Without it the net owns its numbers.
-        gradients: where a layer working in place has written over what another's backward pass reads, "caffe" gives
-            what Caffe computes then, "true" the derivative. None: Caffe's in pycaffe's ``backward()`` and in the
+        allow_writes: allow layers such as HDF5Output to write the files that they name; None: see ``writes_allowed``
+            there.
+        mmap: use pages of the (first) weight file as parameters, which takes no time and memory until values are used.
+            The file must then remain unchanged while the net exists: writing to it changes the net's values, and
+            truncating it ends the process (SIGBUS). Without it the net owns its memory.
+        gradients: where an in-place layer overwrites values that another's backward pass reads, "caffe" gives Caffe's
+            gradient, "true" the derivative. None: Caffe's in pycaffe's ``backward()`` and in the
             solver, derivatives where the net is used as a module.
 
     Raises:
-        CaffeError: any fault of the definition or the weights, see :mod:`caffe_port.errors`.
+        CaffeError: any error in the definition or the weights, see :mod:`caffe_port.errors`.
     """
 
     OPTIONS: ClassVar = ("allow_python", "allow_writes", "mmap", "gradients")
-    """What pycaffe's Net takes by name and hands on."""
+    """Keyword arguments that pycaffe's Net passes on."""
 
     def __init__(
         self,
@@ -98,15 +99,15 @@ class Net(Named):
         losses = {t for t in layers.REGISTRY if (cls := layers.layer_class(t, source.dialect)) and cls.loss}
         self.graph = connect(source, losses)
         files = [] if weights is None else [weights] if isinstance(weights, (str, Path)) else list(weights)
-        # Caffe draws every parameter, also those that a file then replaces; who has asked for a seed wants the stream
-        # to be where Caffe's would be.
+        # Caffe draws every parameter, also those that a file then replaces; with a seed the stream must
+        # continue where Caffe's does.
         fill = not files or (phase == "TRAIN" and random.default_stream().seeded)
         self._executor: Executor | None = None
         self._shaped_for: dict[str, Shape] | None = None
         self._paths = [node.key.split(".") for node in self.graph.nodes]
         built: list[tuple[Node, Layer]] = []
         self.ignored: list[str] = []
-        """Parameter blocks of other layer types, which Caffe ignores and so do we."""
+        """Parameter blocks of other layer types, which are ignored, as in Caffe."""
         self.shapes: dict[str, Shape] = {}
         self._allows_python = python_layers_allowed() if allow_python is None else allow_python
         self._allows_writes = writes_allowed() if allow_writes is None else allow_writes
@@ -138,7 +139,7 @@ class Net(Named):
 
     def _build(self, node: Node, built: Sequence[tuple[Node, Layer]]) -> Layer:
         layer = layers.create(node.message, self.dialect, node.where, self._unknown)
-        # A layer without a phase of its own has the net's (net.cpp, Init).
+        # A layer without a phase has the net's (net.cpp, Init).
         layer.phase = PHASES[node.message.phase] if node.message.HasField("phase") else self.phase
         if isinstance(layer, RunsCode):
             layer.allowed = self._allows_python
@@ -159,7 +160,7 @@ class Net(Named):
             self.shapes[top] = blob_shape(shape, self.dialect)
 
     def _alignment(self, node: Node, built: Sequence[tuple[Node, Layer]]) -> tuple[int, int]:
-        """Where in its first bottom a Crop of noh starts: both bottoms' ways from the blob they come from."""
+        """The offset of noh's Crop in its first bottom, from the layers down from its bottoms' common ancestor."""
         maps = []
         for path in path_between(self.graph, node):
             m = identity_map()
@@ -168,7 +169,7 @@ class Net(Named):
                 if there is None:
                     raise DefinitionError(
                         f"{node.where}: layer {node.name}",
-                        f"layer {other.name} ({other.type}) on its way has no alignment",
+                        f"layer {other.name} ({other.type}) between them has no coordinate map",
                     )
                 m = compose(m, there)
             maps.append(m)
@@ -176,13 +177,13 @@ class Net(Named):
         if any(scale != 1 or shift > 0 or shift.denominator != 1 for scale, shift in crop):
             raise DefinitionError(
                 f"{node.where}: layer {node.name}",
-                f"its bottoms lie over one another as {[(float(a), float(b)) for a, b in crop]}",
-                expected="scale 1 and whole offsets, not negative",
+                f"the coordinate map between its bottoms is {[(float(a), float(b)) for a, b in crop]}",
+                expected="scale 1 and non-negative integer offsets",
             )
         return int(-crop[0][1]), int(-crop[1][1])
 
     def _fill(self, layer: Layer, names: Iterable[str] | None = None) -> None:
-        """Draw a layer's parameters from their fillers: those named, or all, with what Caffe draws and drops."""
+        """Draw a layer's parameters from their fillers: those named, or all, including values that Caffe discards."""
         for name in layer.blob_names if names is None else names:
             blob = getattr(layer, name)
             if layer.fillers[name] is None:
@@ -211,19 +212,19 @@ class Net(Named):
         """Load weights by layer name, of any format that ``caffe_port.formats`` reads.
 
         Args:
-            strict: refuse a file that lacks blobs of the net, or has layers that the net lacks.
-            ignore_mismatched: skip blobs of other shapes instead of refusing the file.
+            strict: a file that lacks blobs of the net, or has layers that the net lacks, is an error.
+            ignore_mismatched: skip blobs of other shapes instead of raising.
 
         Returns:
-            What was copied, what the file lacks, what the net lacks, what does not fit.
+            A report: copied, missing, unexpected and mismatched blobs.
 
         Raises:
-            WeightsError: what Caffe refuses, too: another number of blobs, or other shapes.
+            WeightsError: as in Caffe, a different number of blobs, or other shapes.
         """
         return load((layer for _, layer in self.nodes), path, strict=strict, ignore_mismatched=ignore_mismatched)
 
     def _load_first(self, path: str | Path, fill: bool, mmap: bool) -> Account:
-        """Load into a net just built and draw what the file lacks; with ``mmap`` parameters are views of the file."""
+        """Load into a new net and draw the parameters that the file lacks; with ``mmap`` they are views of the file."""
         account = load((layer for _, layer in self.nodes), path, adopt=mmap)
         if fill:
             copied = set(account.copied)
@@ -234,7 +235,7 @@ class Net(Named):
         return account
 
     def share_parameters(self, other: Net) -> None:
-        """Let every layer that ``other`` has too, by name, use its parameters (net.cpp, ShareTrainedLayersWith).
+        """Share the parameters of the layers of ``other`` with the same names (net.cpp, ShareTrainedLayersWith).
 
         Raises:
             WeightsError: a layer of the same name has another number of blobs or other shapes.
@@ -255,12 +256,12 @@ class Net(Named):
     def save(self, path: str | Path, *, diffs: bool = False, durable: bool = False, hdf5: bool | None = None) -> None:
         """Write the parameters as a file that real Caffe loads: HDF5 if the name ends in .h5, else a .caffemodel.
 
-        The form is the definition's: ``layers`` with legacy dims where the prototxt says ``layers``, as the fork reads.
-        An existing file is replaced once the new one is whole.
+        The form is the definition's: ``layers`` with legacy dims where the prototxt has ``layers``, as the fork reads.
+        An existing file is replaced once the new one is complete.
 
         Args:
-            diffs: keep the parameters' diffs, too. durable: return when the disk has it.
-            hdf5: the form, whatever the name.
+            diffs: also write the parameters' diffs. durable: return when the file is on the disk.
+            hdf5: the format, independent of the name.
         """
         seen = set()
         if hdf5 is None:
@@ -270,8 +271,8 @@ class Net(Named):
                 raise CaffeError(
                     f"{layer.where}: layer {layer.name}",
                     f"a {type(layer.module).__name__} in place of the definition's {layer.type}",
-                    expected="the definition's layers, which are what Caffe's files hold",
-                    remedy="torch.save(net.state_dict()), or change the prototxt and load that",
+                    expected="the definition's layers, as Caffe's files contain no others",
+                    remedy="use torch.save(net.state_dict()), or change the prototxt and load that",
                 )
 
         def host(blob: Tensor) -> np.ndarray:
@@ -280,7 +281,7 @@ class Net(Named):
 
         def array(blob: Tensor) -> np.ndarray | None:
             if hdf5 and id(blob) in seen:
-                return None  # shared with an earlier layer, which holds it
+                return None  # shared with an earlier layer, which stores it
             seen.add(id(blob))
             return host(blob)
 
@@ -292,8 +293,8 @@ class Net(Named):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def reshape_for(self, inputs: Mapping[str, Shape]) -> None:
-        """Work out every blob's shape for these input shapes; layers refuse what cannot be."""
-        nodes = self.nodes  # if a layer has been replaced, the shapes are forgotten here
+        """Compute every blob's shape for these input shapes; layers raise for invalid ones."""
+        nodes = self.nodes  # if a layer was replaced, this clears the shapes
         if self._shaped_for == inputs:
             return
         for node, _ in nodes:
@@ -303,7 +304,7 @@ class Net(Named):
         self._shaped_for = dict(inputs)
 
     def reshape_nodes(self, indices: Iterable[int]) -> None:
-        """Work out the shapes of these nodes' tops from those of their bottoms."""
+        """Compute the shapes of these nodes' tops from those of their bottoms."""
         nodes = self.nodes
         for node, layer in (nodes[i] for i in indices):
             if node.type != "Input":
@@ -316,7 +317,7 @@ class Net(Named):
 
         Args:
             given: a tensor for each input blob in the definition's order, or one mapping of them by name.
-            blobs: blobs to return beside the outputs; of a blob that layers change in place, the last version.
+            blobs: blobs to return besides the outputs; of a blob that layers change in place, the last version.
             inputs: a tensor for each input blob, by name, with the net's dtype, device and number of axes.
 
         Returns:
@@ -324,7 +325,7 @@ class Net(Named):
 
         Raises:
             CaffeError: an input is missing, unknown, or of another dtype, device or rank; a blob is unknown.
-            ShapeError: a shape that cannot be.
+            ShapeError: an invalid shape.
         """
         where = f"net {self.definition.net.name or self.definition.path}"
         tensors = named_inputs(self.graph.inputs, given, inputs, where)
@@ -342,17 +343,17 @@ class Net(Named):
         return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
 
     def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:
-        """Run only these nodes, without gradients, on the blobs given; those to keep, in whatever memory format."""
+        """Run only these nodes, without gradients, on the given blobs; returns those to keep, in any memory format."""
         blobs = dict(given)
         self.executor.run(Mode.INFER, blobs, nodes, keep=keep)
         return {name: blobs[name] for name in keep}
 
     def losses(self, **inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass: the weighted sum of the losses, to call ``backward()`` on with gradients, and every output blob.
+        """One pass: the weighted sum of the losses, on which ``backward()`` can be called, and every output blob.
 
-        Layers that no gradient reaches run without autograd and keep nothing; ``propagate_down`` and frozen layers are
-        as Caffe sees them. Parameter gradients add up in ``grad``; those of a layer that overwrites its diffs start
-        anew.
+        Layers that no gradient reaches run without autograd and store nothing; ``propagate_down`` and frozen layers are
+        handled as in Caffe. Parameter gradients accumulate in ``grad``; those of a layer that overwrites its diffs are
+        cleared first.
         """
         self.reshape_for({k: tuple(v.shape) for k, v in inputs.items()})
         blobs, keep = dict(inputs), {*self.graph.outputs}
@@ -371,19 +372,19 @@ class Net(Named):
         return tuple(self.blob_view(t) for t in (tops if isinstance(tops, tuple) else (tops,)))
 
     def blob_view(self, t: Tensor) -> Tensor:
-        """What a layer gave, in the shape that its blob has in this dialect."""
+        """A layer's result in the shape of its blob in this dialect."""
         return t.view(blob_shape(tuple(t.shape), self.dialect)) if self.dialect.legacy_shapes and t.dim() < 4 else t
 
-    # -- what stands in the layers' places -----------------------------------------------------------------------------
+    # -- the layers' modules -------------------------------------------------------------------------------------------
 
     @property
     def nodes(self) -> list[tuple[Node, Layer]]:
-        """The graph's nodes, each with what stands in its place now."""
+        """The graph's nodes, each with its current module."""
         return self.executor.nodes
 
     @property
     def needs(self) -> Needs:
-        """What a backward pass computes."""
+        """The gradients that a backward pass computes."""
         return self.executor.needs
 
     @property
@@ -393,10 +394,10 @@ class Net(Named):
 
     @property
     def executor(self) -> Executor:
-        """What runs the layers; made anew when one has been replaced.
+        """The executor; recreated when a layer was replaced.
 
         Raises:
-            CaffeError: a layer is gone, or has given its place to one with other bottoms or tops.
+            CaffeError: a layer was removed, or replaced by one with other bottoms or tops.
         """
         kept, own = self._executor, self._modules
         if kept is not None:
@@ -414,7 +415,7 @@ class Net(Named):
         for place, module in zip(self._places, modules, strict=True):
             where = f"{place.where}: layer {place.name} ({place.type_name})"
             if module is None:
-                raise CaffeError(where, "nothing in its place", remedy="torch.nn.Identity() leaves a layer out")
+                raise CaffeError(where, "no module in its place", remedy="torch.nn.Identity() skips a layer")
             layer = module if isinstance(module, Layer) else Foreign(module, place)
             if (layer.n_bottoms, layer.n_tops) != (place.n_bottoms, place.n_tops):
                 given = f"a layer of {layer.n_bottoms} bottoms and {layer.n_tops} tops in its place"
@@ -436,7 +437,7 @@ class Net(Named):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without prepared weights and other traces of earlier passes."""
+        """The state without packed weights and other caches of earlier passes."""
         return {**self.__dict__, "_executor": None}
 
     def _replicate_for_data_parallel(self) -> Any:

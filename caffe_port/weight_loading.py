@@ -1,4 +1,4 @@
-"""Weights into a net, with an account of every blob, see :mod:`caffe_port.formats.fitting`."""
+"""Loading weights into a net, with a report on every blob, see :mod:`caffe_port.formats.fitting`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def load(
 ) -> Account:
     """Copy the blobs of a weight file into a net's layers by their names.
 
-    Says on stderr what it did, unless GLOG_minloglevel is above 0.
+    Prints a report on stderr, unless GLOG_minloglevel is above 0.
 
     Args:
-        strict: refuse a file that lacks blobs of the net, or has layers that the net lacks.
-        ignore_mismatched: skip what does not fit instead of refusing it.
-        adopt: let the net's parameters be the file's memory-mapped arrays themselves (a private, writable view); only
-            for a net whose parameters nobody has seen yet. Otherwise the numbers are read into the parameters' memory,
-            and the file may change afterwards.
+        strict: a file that lacks blobs of the net, or has layers that the net lacks, is an error.
+        ignore_mismatched: skip blobs that do not fit instead of raising.
+        adopt: use the file's memory-mapped arrays as the net's parameters (a private, writable view); only for a net
+            whose parameters have not been accessed. Otherwise the values are read into the parameters' memory, and
+            the file may change afterwards.
 
     Raises:
-        WeightsError: another number of blobs, other shapes; with ``strict`` also missing or unexpected layers.
+        WeightsError: a different number of blobs, or other shapes; with ``strict`` also missing or unexpected layers.
         FormatError, FileError: the file cannot be read.
     """
     put = _Put(str(path), adopt)
@@ -62,10 +62,10 @@ def load(
 
 
 class _Put:
-    """Arrays of a file into a net's tensors.
+    """Copies arrays of a file into a net's tensors.
 
-    What lies in the file as the tensor has it is read at the end, all at once by several threads (a number shared by
-    several layers once, from the last that has it, as if they were taken in order).
+    Arrays stored in the tensor's form are read at the end, together by several threads (a parameter shared by several
+    layers once, from the last that has it, as if they were copied in order).
     """
 
     def __init__(self, path: str, adopt: bool) -> None:

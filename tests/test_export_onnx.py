@@ -208,7 +208,7 @@ def test_a_picture_goes_in(tmp_path: Path) -> None:
             "layer { name: 'z' type: 'Input' top: 'z' input_param { shape { dim: 2 } } }"
             "layer { name: 'l' type: 'SoftmaxWithLoss' bottom: 'y' bottom: 'z' top: 'l' }",
             {},
-            r"1 layers that ONNX export does not have: l \(SoftmaxWithLoss, <text>:1\); cut the net before them",
+            r"1 layers that ONNX export does not support: l \(SoftmaxWithLoss, <text>:1\); cut the net before them",
         ),
         (FOLDED, {"outputs": ["cc"]}, "outputs: no blob 'cc' in the net; near: c"),
         (FOLDED, {"dtype": "int8"}, "expected fp32 or fp16"),

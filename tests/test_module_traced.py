@@ -54,7 +54,7 @@ def test_every_layer_in_a_trace_gives_what_it_gives_outside(case: Case, exporter
     x = given(net, case)
     untraceable = [reason for _, layer in net.nodes if (reason := layer.untraceable)]
     if untraceable:
-        with pytest.raises(CaffeError, match="which a trace cannot hold"):
+        with pytest.raises(CaffeError, match="which a trace cannot record"):
             EXPORTERS[exporter](net, x)
         return
     module = EXPORTERS[exporter](net, x)

@@ -262,7 +262,7 @@ def test_permissive_sharing_asks_for_equal_counts_only() -> None:
         (
             SMALL.replace('bottom: "conv" top: "score"', 'bottom: "conv" top: "data"'),
             DefinitionError,
-            r":\d+: .*'data' is made twice",
+            r":\d+: .*'data' a second time",
         ),
         (
             SMALL.replace("kernel_size: 3", "kernel_size: 9"),

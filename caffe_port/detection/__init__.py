@@ -1,1 +1,1 @@
-"""Objects in pictures: what a detector's net finds, how it is written and drawn, and how good it is."""
+"""Detection of objects: a detector's net, output and drawing of its results, and their scores."""

@@ -24,19 +24,19 @@ _MOBILE = (127.5, 127.5, 127.5)
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to a picture: it is resized to the net's input, blue, green, red; less ``mean``, times ``scale``."""
+    """Preprocessing: resize to the net's input, blue, green, red; minus ``mean``, times ``scale``."""
 
     mean: tuple[float, ...]
     scale: float
     because: str
-    """Why these, in words."""
+    """The reason for these values, as text."""
 
 
 def preparation_of(net: Net) -> Preparation:
-    """What a net's pictures need, as far as it tells.
+    """The preprocessing for a net, derived from its definition.
 
-    A ``transform_param`` with ``mean_value`` tells it. Else the nets that are in use do: MobileNet-SSD, the face
-    detector of residual blocks, whose first layer is a BatchNorm, and those made of VGG-16.
+    A ``transform_param`` with ``mean_value`` determines it. Otherwise it is that of well-known nets: MobileNet-SSD, the
+    face detector of residual blocks, whose first layer is a BatchNorm, and those based on VGG-16.
     """
     layers = net.definition.net.layer
     for layer in layers:
@@ -48,7 +48,7 @@ def preparation_of(net: Net) -> Preparation:
         return Preparation(_MOBILE, 0.007843, "a MobileNet")
     if any(layer.type == "BatchNorm" and layer.bottom[0].split("_input")[0] in net.graph.inputs for layer in layers):
         return Preparation(_RES10, 1.0, "a net that begins with BatchNorm, as the face detector res10")
-    return Preparation(_VGG, 1.0, "nets made of VGG-16")
+    return Preparation(_VGG, 1.0, "nets based on VGG-16")
 
 
 class Detector:
@@ -56,8 +56,8 @@ class Detector:
 
     Args:
         net: in TEST, with one input (num, 3, height, width), and the output of a DetectionOutput.
-        mean, scale: what is subtracted from blue, green and red, and multiplied afterwards; None: what the net needs.
-        threshold: the least score of an object.
+        mean, scale: what is subtracted from blue, green and red, and multiplied afterwards; None: detected.
+        threshold: the smallest score of an object.
 
     Raises:
         CaffeError: the net has another input, or no DetectionOutput.

@@ -1,4 +1,4 @@
-"""What a detector finds in a picture, and how that is written: JSON, VOC's result files, boxes drawn."""
+"""The objects found in a picture, and their output: JSON, VOC's result files, drawn boxes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Found", "drawn", "read_labels", "to_json", "voc_lines"]
 
 @dataclass(frozen=True)
 class Found:
-    """An object: its class's number, how sure the net is (0 to 1), and its box in pixels of the picture."""
+    """An object: its class's number, its score (0 to 1), and its box in pixels of the picture."""
 
     label: int
     score: float
@@ -26,11 +26,11 @@ class Found:
 
 
 def read_labels(path: str | Path) -> dict[int, str]:
-    """Names by label: from an SSD label map (``item { name: "x" label: 1 display_name: "X" }``), else a name a line,
-    the first that of label 1.
+    """Names by label: from an SSD label map (``item { name: "x" label: 1 display_name: "X" }``), else one name a line,
+    starting at label 1.
 
     Raises:
-        FileError: it is not there. FormatError: a label map that cannot be read, or a file without names.
+        FileError: it is missing. FormatError: a label map that cannot be read, or a file without names.
     """
     if not Path(path).is_file():
         raise FileError(str(path), "no such file", expected="a label map, or a name a line")
@@ -49,7 +49,7 @@ def read_labels(path: str | Path) -> dict[int, str]:
 
 
 def to_json(picture: str, objects: Iterable[Found], names: dict[int, str]) -> dict[str, Any]:
-    """One picture's objects as JSON has them."""
+    """One picture's objects for JSON."""
     found = [
         {"class": names.get(o.label, str(o.label)), "label": o.label, "score": o.score, "box": list(o.box)}
         for o in objects
@@ -69,7 +69,7 @@ def voc_lines(results: Sequence[tuple[str, Sequence[Found]]], label: int) -> str
 
 
 def drawn(picture: np.ndarray, objects: Iterable[Found], names: dict[int, str], colours: np.ndarray) -> np.ndarray:
-    """The picture (height, width, 3) with the objects' boxes, names and scores over it.
+    """The picture (height, width, 3) with the objects' boxes, names and scores drawn over it.
 
     Args:
         colours: uint8 (n, 3), that of a label at its index.

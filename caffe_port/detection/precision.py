@@ -11,8 +11,8 @@ from caffe_port.errors import CaffeError
 __all__ = ["VERSIONS", "average_precision"]
 
 VERSIONS = ("11point", "MaxIntegral", "Integral")
-"""The mean of the best precisions at 11 recalls (VOC 2007); the area under them at all recalls (VOC 2010 on); the area
-under the precisions themselves."""
+"""The mean of the best precisions at 11 recalls (VOC 2007); the area under them at all recalls (since VOC 2010); the
+area under the precisions themselves."""
 
 _EPS = np.float32(1e-6)
 
@@ -23,13 +23,13 @@ def average_precision(
     """The average precision of one class.
 
     Args:
-        scores: (n,) of any order; of equal ones the earlier counts as the better.
-        right: (n,) whether each is right.
-        positives: how many there were to find.
+        scores: (n,) of any order; of equal ones the earlier ranks higher.
+        right: (n,) whether each is correct.
+        positives: the number of true objects.
         kind: the precision of the arithmetic; single is SSD's.
 
     Raises:
-        CaffeError: the version is none of :data:`VERSIONS`.
+        CaffeError: the version is not one of :data:`VERSIONS`.
     """
     if version not in VERSIONS:
         raise CaffeError("ap_version", repr(version), expected=f"one of {', '.join(VERSIONS)}")
@@ -39,7 +39,7 @@ def average_precision(
     precision = hits.astype(kind) / np.arange(1, len(hits) + 1, dtype=kind)
     recall = hits.astype(kind) / kind(positives)
     if version == "11point":
-        wide = recall.astype(np.float64)  # 0.7 in single precision is not 0.7 yet
+        wide = recall.astype(np.float64)  # 0.7 in single precision is below 0.7
         best = [precision[wide >= j / 10].max(initial=kind(0)) for j in range(10, -1, -1)]
         return _sum(np.array(best, kind) / kind(11))
     if version == "Integral":
@@ -52,5 +52,5 @@ def average_precision(
 
 
 def _sum(parts: np.ndarray) -> float:
-    """One addition after the other, each rounded."""
+    """The sum by sequential additions, each rounded."""
     return float(np.add.accumulate(parts)[-1])

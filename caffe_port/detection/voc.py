@@ -1,4 +1,4 @@
-"""Detection scored as PASCAL VOC does: annotations read, objects judged, average precision (devkit, VOCevaldet.m)."""
+"""Scores of detections as PASCAL VOC's: annotations, matching, average precision (devkit, VOCevaldet.m)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_annotation(path: str | Path) -> Truth:
     """A picture's annotation, an XML file of VOC.
 
     Raises:
-        FileError: it is not there. FormatError: it is no such file.
+        FileError: it is missing. FormatError: it is not such a file.
     """
     if not Path(path).is_file():
         raise FileError(str(path), "no such file", expected="an annotation of VOC")
@@ -58,10 +58,10 @@ def read_annotation(path: str | Path) -> Truth:
 def judge(
     objects: Sequence[tuple[str, Found]], truth: Mapping[str, Truth], name: str, overlap: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Judge the objects of one class: (scores, which are right, how many there were to find).
+    """Match the objects of one class with the true boxes: (scores, which are correct, number of true boxes).
 
-    Best first, an object belongs to the box of its picture that it overlaps most. It is right if they overlap by at
-    least ``overlap`` and no better one had that box; on a difficult box it counts neither way.
+    In order of falling score, an object is matched with the box of its picture that it overlaps most. It is correct if
+    they overlap by at least ``overlap`` and no earlier one had that box; on a difficult box it is ignored.
 
     Args:
         objects: pairs of a picture's name and an object. truth: by picture.
@@ -102,10 +102,10 @@ def mean_precision(
     """The average precision of each class that has true boxes, and their means.
 
     Args:
-        results: objects by picture; pictures that ``truth`` has and this lacks have none. names: of the labels.
+        results: objects by picture; pictures of ``truth`` that it lacks have none. names: of the labels.
 
     Returns:
-        By class, and "mean": {"11-point": VOC 2007's, "area": VOC 2010's on}, in double precision.
+        By class, and "mean": {"11-point": VOC 2007's, "area": since VOC 2010}, in double precision.
     """
     found: dict[str, dict[str, float]] = {}
     for label, name in names.items():

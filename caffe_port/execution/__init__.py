@@ -1,1 +1,1 @@
-"""How a net runs: what it is given, and the steps that its layers take."""
+"""Running a net: its inputs, and the steps of its layers."""

@@ -1,7 +1,7 @@
-"""Caffe's own gradients in a net: those layers whose blobs others have written over go their own way backward.
+"""Caffe's gradients in a net, for layers whose blobs were overwritten by in-place layers.
 
 :func:`caffe_port.graph.overwritten` finds them when the net is compiled. All other layers, and nets without such
-layers, run as ever.
+layers, are unaffected.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Blobs = MutableMapping[str, Tensor]
 Call = Callable[[Node, Layer, Sequence[Tensor]], tuple[Tensor, ...]]
 
 CHOICES = ("caffe", "true")
-"""What ``gradients`` may be: as real Caffe computes them, or the derivatives."""
+"""The values of ``gradients``: as real Caffe computes them, or the derivatives."""
 
 
 def check_choice(gradients: str | None) -> str | None:
-    """The choice as it is.
+    """The value, checked.
 
     Raises:
-        CaffeError: it is none.
+        CaffeError: it is not one of them.
     """
     if gradients is not None and gradients not in CHOICES:
         raise CaffeError("gradients", repr(gradients), expected=" or ".join(map(repr, CHOICES)))
@@ -39,14 +39,14 @@ def check_choice(gradients: str | None) -> str | None:
 
 
 class CaffeGradients:
-    """The layers of a net that need Caffe's own gradient, by index; false where there are none.
+    """The layers of a net that need Caffe's gradient, by index; false if there are none.
 
     Args:
-        layers: the graph's, in its order. call: how one is called.
+        layers: the graph's, in its order. call: calls one.
 
     Attributes:
-        of: what each of them finds written over, by index.
-        besides: what an in-place layer writes over besides its top, by index.
+        of: the overwritten blobs of each of them, by index.
+        besides: further blobs that an in-place layer overwrites, by index.
     """
 
     def __init__(self, graph: Graph, layers: Sequence[Layer], call: Call) -> None:
@@ -80,7 +80,7 @@ class CaffeGradients:
         return bool(self.of)
 
     def pairs(self, needs: Needs) -> list[str]:
-        """For the log: each such layer that runs backward, and what writes over its blobs."""
+        """For the log: each such layer that runs backward, and the layers that overwrite its blobs."""
         told = []
         for i, one in self.of.items():
             if needs.layer[i]:
@@ -89,8 +89,8 @@ class CaffeGradients:
         return told
 
     def spread(self, first: int, last: int, blobs: Blobs) -> None:
-        """When nodes ``first`` to ``last`` have run: let the other blobs in an in-place layer's memory hold what it
-        has written, as they do in Caffe."""
+        """After nodes ``first`` to ``last`` ran: copy an in-place layer's result to the other blobs that share its
+        memory in Caffe."""
         for i in range(first, last + 1):
             for name in self.besides.get(i, ()):
                 top = blobs[self.nodes[i][0].tops[0]]
@@ -109,8 +109,8 @@ class CaffeGradients:
         """One layer's gradient as Caffe computes it.
 
         Args:
-            given, tops: what forward read and gave.
-            written: by node and top, what that node has written there; None if it did not run.
+            given, tops: the inputs and results of forward.
+            written: by node and top, the value that the node wrote there; None if it did not run.
         """
         one, layer = self.of[index], self.nodes[index][1]
 
@@ -130,19 +130,19 @@ class CaffeGradients:
 
 
 def _wide(t: Tensor) -> Tensor:
-    """In single precision at least, for that is what parameters have."""
+    """In single precision at least, as parameters have."""
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
 class Pass:
-    """One pass through autograd: remembers what in-place layers have written until backward has read it."""
+    """One pass with autograd: keeps the values that in-place layers wrote until backward has read them."""
 
     def __init__(self, gradients: CaffeGradients) -> None:
         self.gradients = gradients
         self.written: dict[tuple[int, str], Tensor] = {}
         self._beside = {name for names in gradients.besides.values() for name in names}
         self._own: dict[str, Tensor] = {}
-        """Of blobs that others write over, what their own layers made of them."""
+        """For overwritten blobs, the values before that."""
 
     def run(self, index: int, blobs: Blobs) -> None:
         """Run a layer that is one of ``gradients``."""
@@ -153,7 +153,7 @@ class Pass:
         blobs.update(zip(node.tops, tops, strict=True))
 
     def note(self, first: int, last: int, blobs: Blobs) -> None:
-        """When nodes ``first`` to ``last`` have run, and :meth:`CaffeGradients.spread` what they wrote."""
+        """After nodes ``first`` to ``last`` ran; also calls :meth:`CaffeGradients.spread`."""
         for i in range(first, last + 1):
             for top in self.gradients.written.get(i, ()):
                 self.written[i, top] = blobs[top].detach()
@@ -164,7 +164,7 @@ class Pass:
 
 
 class _WrittenOver(Function):
-    """Other numbers in a blob; its diff is still that of the layer that made it."""
+    """Replaces a blob's values; its diff still goes to the layer that computed it."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, numbers: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class _WrittenOver(Function):
 
 
 class _AsCaffe(Function):
-    """A layer with Caffe's gradient; the parameters are inputs so that theirs arrive, too."""
+    """A layer with Caffe's gradient; the parameters are inputs so that they get gradients, too."""
 
     @staticmethod
     def forward(ctx: Any, run: Pass, index: int, learned: list[str], *inputs: Tensor) -> tuple[Tensor, ...]:

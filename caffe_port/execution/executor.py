@@ -1,16 +1,16 @@
 """One loop over a net's nodes, in one of four modes.
 
 PLAIN
-    every layer called as the module that it is, under the caller's grad mode: what autograd, tracers and hooks see
+    every layer called as the module that it is, under the caller's grad mode: visible to autograd, tracers and hooks
 INFER
-    without gradients: weights prepared, what follows in place done with them (:mod:`caffe_port.execution.fusion`)
+    without gradients: with packed weights and fused in-place layers (:mod:`caffe_port.execution.fusion`)
 TRAIN
-    Caffe's pass for training: layers that no gradient reaches run without autograd, ``propagate_down`` is heeded, a
-    layer that overwrites its diffs starts anew, and the losses are summed by their weights
+    Caffe's pass for training: layers that no gradient reaches run without autograd, ``propagate_down`` is applied, a
+    layer that overwrites its diffs clears them first, and the losses are summed with their weights
 RECORD
-    every layer keeps its own piece of autograd's graph, for a backward pass layer by layer
+    every layer keeps a separate part of autograd's graph, for a backward pass layer by layer
 
-In every mode a caller may observe: it is then told before and after each node, and no two run as one.
+In every mode a caller may observe: its callbacks run before and after each node, and no nodes are fused.
 
 Source: net.cpp, ForwardFromTo and BackwardFromTo (both programs).
 """
@@ -36,11 +36,11 @@ __all__ = ["Blobs", "Executor", "Mode", "Tape"]
 
 Observer = Callable[[int], object]
 Step = Callable[[int, int], int]
-"""Runs a node, and what goes with it as far as another; returns the last node done."""
+"""Runs a node and the nodes fused with it, up to a given one; returns the last node done."""
 
 
 class Mode(Enum):
-    """How a run goes; see the module."""
+    """The mode of a run; see the module."""
 
     PLAIN = "plain"
     INFER = "infer"
@@ -50,24 +50,24 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class Piece:
-    """What a layer keeps between forward and backward: its bottoms as leaves of a graph, and its tops."""
+    """Kept by a layer between forward and backward: its bottoms as leaves of a graph, and its tops."""
 
     leaves: Sequence[Tensor]
     tops: tuple[Tensor, ...]
 
 
 Tape = dict[int, Piece]
-"""The pieces of a pass by node."""
+"""The records of a pass by node."""
 
 
 class Executor:
     """Runs the nodes of a graph.
 
     Args:
-        modules: what stands in each node's place among the net's modules. layers: the same as layers.
-        kinds: the class that each was built with. call: how a layer is called: its tops, in their blobs' shapes.
+        modules: each node's module. layers: the same with the interface of layers.
+        kinds: the class that each was built with. call: calls a layer; returns its tops, in their blobs' shapes.
         shaped: a top of a step in its blob's shape.
-        needs: what a backward pass computes. loss_weights: by blob.
+        needs: the gradients that a backward pass computes. loss_weights: by blob.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class Executor:
         """Run nodes from and into ``blobs``.
 
         Args:
-            nodes: which, in their order; all by default.
-            keep: the blobs that are wanted in the end: all others are dropped once nobody reads them. None: all are.
-            low_memory: make no second copy of large weights (those used as matrices), at some cost in time.
-            tape: where RECORD keeps its pieces.
-            as_caffe: make gradients Caffe's own where layers work in place, see
+            nodes: the nodes in their order; all by default.
+            keep: the blobs to keep: all others are dropped after their last use. None: keep all.
+            low_memory: make no copy of large weights (those used as matrices), which is slower.
+            tape: receives the records of RECORD.
+            as_caffe: compute Caffe's gradients where layers work in place, see
                 :mod:`caffe_port.execution.caffe_gradients`.
-            weigh: what a blob that counts as a loss adds to the sum; by default its numbers times its weight.
+            weigh: the term of a loss blob in the sum; by default its values times its weight.
             before, after: called with each node's index as it runs.
 
         Returns:
@@ -189,14 +189,14 @@ class Executor:
         return partial(self._train, blobs, infer, train, run)
 
     def _steps(self, low_memory: bool) -> tuple[dict[int, InferStep], dict[int, TrainStep]]:
-        """What runs otherwise than by a layer's own call, as long as the same layers are observed or changed."""
+        """The compiled steps, valid as long as the same layers are observed or changed."""
         if all_observed():
             return {}, {}
         plain = frozenset(i for i, (m, k) in enumerate(zip(self.modules, self._kinds, strict=True)) if observed(m, k))
         key = low_memory, plain
         if key not in self._compiled:
             infer = infer_steps(self.nodes, plain, low_memory=low_memory)
-            for (low, _), (others, _) in self._compiled.items():  # what is prepared already stays so
+            for (low, _), (others, _) in self._compiled.items():  # reuse steps that are packed already
                 if low == low_memory:
                     infer.update((i, s) for i, s in others.items() if i in infer and infer[i].last == s.last)
             self._compiled = {k: v for k, v in self._compiled.items() if k[0] != low_memory}
@@ -276,11 +276,11 @@ class Executor:
         seeds: Sequence[Tensor],
         written: Callable[[int, str], Tensor | None] | None = None,
     ) -> list[Tensor | None]:
-        """One node backward, from what RECORD kept of it; parameters' diffs are added where they are kept.
+        """One node backward, from its record; parameters' diffs are accumulated.
 
         Args:
             seeds: the tops' diffs.
-            written: what a node has written in place, by node and top, for gradients as Caffe's; None: derivatives.
+            written: the value that a node wrote in place, by node and top, for Caffe's gradients; None: derivatives.
 
         Returns:
             The bottoms' diffs; None for one that needs none.

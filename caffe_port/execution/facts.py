@@ -1,4 +1,4 @@
-"""What the definition says of each layer's blobs: which are losses, which are learned, which are shared.
+"""The definition's facts about each layer's blobs: which are losses, learned, shared.
 
 Source: net.cpp (both programs), Init, AppendParam.
 """
@@ -18,7 +18,7 @@ __all__ = ["learned_blobs", "loss_weights_of", "share_parameters"]
 
 
 def loss_weights_of(node: Node, layer: Layer) -> list[float]:
-    """How much each top counts as a loss.
+    """Each top's loss weight.
 
     Raises:
         LayerError: weights for another number of tops.
@@ -40,7 +40,7 @@ def learned_blobs(node: Node, layer: Layer) -> list[bool]:
     specs = node.message.param
     if len(specs) > len(layer.blob_names):
         raise layer.error(f"{len(specs)} param for {len(layer.blob_names)} blobs", expected="no more than blobs")
-    with torch.enable_grad():  # a blob that is computed from others is no parameter, but asks for a gradient
+    with torch.enable_grad():  # a blob that is computed from others is not a parameter, but requires a gradient
         return [
             (isinstance(blob, nn.Parameter) or blob.requires_grad) and (i >= len(specs) or specs[i].lr_mult != 0)
             for i, blob in enumerate(layer.caffe_blobs)
@@ -68,6 +68,6 @@ def share_parameters(nodes: Sequence[tuple[Node, Layer]]) -> None:
                 raise layer.shape_error(
                     f"{blob} of shape {tuple(mine.shape)} shared as {spec.name!r}",
                     expected=f"the shape of {owner.name}'s {theirs}, {tuple(first.shape)}",
-                    remedy="share_mode: PERMISSIVE asks for equal counts only",
+                    remedy="share_mode: PERMISSIVE requires only equal counts",
                 )
             layer.share(blob, first)

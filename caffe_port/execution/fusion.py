@@ -1,9 +1,8 @@
-"""The compiler's passes: which nodes are one step, without gradients and with them.
+"""The compiler's passes: which nodes are fused into one step, without gradients and with them.
 
-A step keeps what it prepared. It follows the parameters: whatever replaces or writes them through torch is seen before
-the next run, and a layer whose parameters have been handed out as arrays (``net.params[...].data``) runs without
-prepared weights as long as such an array lives. Only a write through ``parameter.data`` that changes few numbers can go
-unseen.
+A step caches packed weights. Replaced or modified parameters are detected before the next run if torch made the change;
+a layer whose parameters are exposed as arrays (``net.params[...].data``) runs without packed weights as long as such an
+array exists. Only a write through ``parameter.data`` that changes few values can remain undetected.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ Nodes = Sequence[tuple[Node, Layer]]
 
 @dataclass
 class InferStep:
-    """A linear layer, what is affine in place on its top, and a ReLU there, as one call.
+    """A linear layer, in-place affine layers on its top, and an in-place ReLU, as one call.
 
     Attributes:
         last: the last node's index. bottom, top: blob names. layers: all of them, the linear one first.
-        relu: whether the last one is a ReLU. packed: the prepared function, and ``state`` of what it was made from.
+        relu: whether the last one is a ReLU. packed: the packed function, with the ``state`` of its parameters.
     """
 
     last: int
@@ -45,7 +44,7 @@ class InferStep:
     state: Any = field(default=None, repr=False)
 
     def function(self, x: Tensor) -> Packed | None:
-        """The prepared function for such a bottom, made anew if parameters changed; None where it cannot be used."""
+        """The packed function for such a bottom, recreated if parameters changed; None where it cannot be used."""
         if not suits(x):
             return None
         for layer in self.layers:
@@ -65,10 +64,10 @@ class InferStep:
 
 
 def infer_steps(nodes: Nodes, plain: Collection[int], *, low_memory: bool) -> dict[int, InferStep]:
-    """The steps of more than a layer's own forward, by their first node.
+    """The steps other than a layer's forward, by their first node.
 
     Args:
-        plain: nodes that are to run by themselves.
+        plain: nodes that must run separately.
     """
     steps: dict[int, InferStep] = {}
     for node, layer in nodes:
@@ -91,25 +90,25 @@ def infer_steps(nodes: Nodes, plain: Collection[int], *, low_memory: bool) -> di
 
 @dataclass(frozen=True)
 class TrainStep:
-    """A layer that learns, its bottom laid with the channels last, or the ReLU on its top done with it."""
+    """A layer in training, with its bottom in channels-last layout, or fused with the ReLU on its top."""
 
     layer: PrefersChannelsLast | FusesReLU
     bottom: str
     top: str
 
     def channels_last(self, x: Tensor) -> Tensor:
-        """The bottom as oneDNN is quicker with; what follows keeps that."""
+        """The bottom in the layout in which oneDNN is faster; following layers keep it."""
         if isinstance(self.layer, PrefersChannelsLast) and suits(x) and self.layer.prefers_channels_last(x):
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
     def with_relu(self, x: Tensor) -> Tensor | None:
-        """The layer's top and the ReLU on it, if that can be done at once."""
+        """The layer's top and the ReLU on it, if they can be fused."""
         return self.layer.with_relu(x) if isinstance(self.layer, FusesReLU) else None
 
 
 def train_steps(nodes: Nodes, plain: Collection[int], loss_weights: Mapping[str, float]) -> dict[int, TrainStep]:
-    """The layers that learn in another way than by their own forward alone, by their node."""
+    """The steps of training other than a layer's forward, by their node."""
     steps: dict[int, TrainStep] = {}
     for (node, layer), following in zip(nodes, [*nodes[1:], None], strict=True):
         if isinstance(layer, PrefersChannelsLast):

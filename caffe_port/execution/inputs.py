@@ -1,4 +1,4 @@
-"""What a net is called with: tensors by position, in a mapping or by keyword; blobs to return by name."""
+"""A net's arguments: tensors by position, in a mapping or by keyword; blobs to return by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["check_inputs", "known_blobs", "named_inputs", "refuse_untraceable"]
 
 
 def named_inputs(names: Sequence[str], given: Sequence[Any], named: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of the inputs ``names`` from what the caller gave by position (or as one mapping) and by keyword.
+    """The values of the inputs ``names`` from the arguments by position (or as one mapping) and by keyword.
 
     Raises:
         CaffeError: an input is missing, unknown, or given twice.
@@ -32,13 +32,13 @@ def named_inputs(names: Sequence[str], given: Sequence[Any], named: Mapping[str,
 
 
 def check_inputs(found: Mapping[str, Any], ranks: Mapping[str, int | None], like: Tensor, where: str) -> None:
-    """Refuse what is no tensor, or of another dtype or device than ``like``, or has another number of axes.
+    """Raise for a value that is not a tensor, has another dtype or device than ``like``, or another number of axes.
 
     Args:
-        ranks: the number of axes of each input, None where the definition leaves it open.
+        ranks: the number of axes of each input, None where the definition does not determine it.
 
     Raises:
-        CaffeError: naming the first such input, what was found, and what was expected.
+        CaffeError: names the first such input, with the value found and the expected one.
     """
     for name, rank in ranks.items():
         x = found[name]
@@ -59,7 +59,7 @@ def known_blobs(wanted: Iterable[str], blobs: Collection[str], where: str) -> li
     """The names of blobs to return, a single one as a list of one.
 
     Raises:
-        CaffeError: a name that no blob has.
+        CaffeError: a name that is not a blob's.
     """
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     for name in names:
@@ -70,11 +70,11 @@ def known_blobs(wanted: Iterable[str], blobs: Collection[str], where: str) -> li
 
 
 def refuse_untraceable(layers: Iterable[Layer]) -> None:
-    """Refuse to trace a net with a layer whose trace would not do what the layer does.
+    """Raise if a net is traced that has a layer whose trace would compute something else.
 
     Raises:
-        LayerError: naming the first such layer, and why.
+        LayerError: names the first such layer, and the reason.
     """
     for layer in layers:
         if reason := layer.untraceable:
-            raise layer.error(f"{reason}, which a trace cannot hold", remedy="trace a deploy net, in TEST")
+            raise layer.error(f"{reason}, which a trace cannot record", remedy="trace a deploy net, in TEST")

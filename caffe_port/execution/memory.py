@@ -1,4 +1,4 @@
-"""Memory of a run: when a blob can go, and what the C library does with it then."""
+"""Memory of a run: when blobs can be freed, and the C library's allocator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["keep_memory", "last_uses"]
 
 
 def last_uses(graph: Graph) -> dict[int, list[str]]:
-    """For each node the blobs that no later node touches."""
+    """For each node the blobs that no later node uses."""
     last: dict[str, int] = {}
     for node in graph.nodes:
         for name in (*node.bottoms, *node.tops):
@@ -26,11 +26,11 @@ def last_uses(graph: Graph) -> dict[int, list[str]]:
 
 @cache
 def keep_memory(*, low_memory: bool) -> bool:
-    """Ask glibc to keep freed memory instead of giving it back to the system, so that activations reuse mapped pages.
+    """Ask glibc to keep freed memory instead of returning it to the system, so that activations reuse mapped pages.
 
-    With ``low_memory``, blocks over 32 MB (glibc's highest limit) still go back: kept, their holes add a quarter to a
-    training's memory. Holds for the whole process; CAFFE_PORT_KEEP_MEMORY=0 in the environment forbids it. Returns
-    whether it was done.
+    With ``low_memory``, blocks over 32 MB (glibc's highest limit) are still returned: otherwise fragmentation adds a
+    quarter to a training's memory. Applies to the whole process; CAFFE_PORT_KEEP_MEMORY=0 in the environment disables
+    it. Returns whether it was applied.
     """
     if os.environ.get("CAFFE_PORT_KEEP_MEMORY") == "0" or not sys.platform.startswith("linux"):
         return False

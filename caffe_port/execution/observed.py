@@ -1,4 +1,4 @@
-"""Layers that somebody observes or has changed: only the plain way will do for them."""
+"""Layers that are observed or changed, which must be called as modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GLOBAL = [getattr(_module, f"_global{hooks}", {}) for hooks in _HOOKS]
 
 def observed(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module is more than the ``forward`` of its class ``kind``: hooked, parametrized, patched."""
-    if type(module) is not kind:  # parametrize gives the module a class of its own
+    if type(module) is not kind:  # parametrize gives the module a new class
         return True
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:

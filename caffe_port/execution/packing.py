@@ -1,7 +1,7 @@
-"""Prepared weights: a linear layer and what works in place on its top as one call of oneDNN.
+"""Packed weights: a linear layer and the in-place layers on its top as one call of oneDNN.
 
-Plain PyTorch lays every weight out anew for its kernels on each call, and runs bias, normalization and ReLU as passes
-of their own (docs/speed.md has the figures).
+Without this PyTorch reorders every weight for its kernels on each call, and runs bias, normalization and ReLU as
+separate passes (docs/speed.md has the figures).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Packed = Callable[[Tensor], Tensor]
 
 @cache
 def _ops() -> Any:
-    """torch's prepacked kernels; they are not public, so that their absence must do no harm."""
+    """torch's prepacked kernels; they are not public, so that the code also works without them."""
     try:
         if not torch.backends.mkldnn.is_available():
             return None
@@ -39,12 +39,12 @@ def _ops() -> Any:
 
 
 def suits(x: Tensor) -> bool:
-    """Whether the kernels take such a tensor."""
+    """Whether the kernels accept such a tensor."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and ordinary(x) and _ops() is not None
 
 
 def state_of(t: Tensor) -> tuple[Any, ...]:
-    """What tells that a parameter is still what it was: memory, torch's count of writes, and a few of its numbers."""
+    """The data for detecting that a parameter changed: address, torch's version counter, and a few of its values."""
     flat = t.detach().view(-1) if t.is_contiguous() else t.detach().reshape(-1)
     return t.data_ptr(), t._version, t.dtype, tuple(flat[:: max(1, flat.numel() // 16)].tolist())
 
@@ -78,7 +78,7 @@ def _finished(y: Tensor, relu: bool) -> Tensor:
 
 
 def _linear(matrix: Tensor, bias: Tensor | None, relu: bool, rows: int, low_memory: bool) -> Packed:
-    """x M' + b for an (outputs, inputs) ``matrix``, in oneDNN's layout for about so many rows, or as it lies."""
+    """x M' + b for an (outputs, inputs) ``matrix``, in oneDNN's layout for about that many rows, or unpacked."""
     if low_memory:
         return lambda x: _finished(F.linear(x, matrix, bias), relu)
     ops, after = _ops(), "relu" if relu else "none"

@@ -1,4 +1,4 @@
-"""Nets for other programs: ONNX files that are checked when they are written."""
+"""Export of nets: ONNX files, checked when they are written, and files of torch.export."""
 
 from caffe_port.export.onnx_file import Exported, onnx
 

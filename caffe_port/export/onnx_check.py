@@ -1,4 +1,4 @@
-"""An exported file run in onnxruntime beside the net, blob by blob, and beside another Caffe's numbers."""
+"""Comparison of an exported file, run in onnxruntime, with the net and with another Caffe's numbers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["BOUNDS", "Checked", "check", "drawn_inputs", "session"]
 
 BOUNDS = {"fp32": 1e-5, "fp16": 5e-3}
-"""What an output's error may be, as a share of its largest number."""
+"""The largest error of an output, as a share of its largest value."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        worst: the output with the largest error, and ``error`` as a share of its largest number.
+        worst: the output with the largest error, and ``error`` as a share of its largest value.
         batches: the batch sizes that were run. reference: the file of another Caffe's numbers, if one was compared.
     """
 
@@ -42,7 +42,7 @@ class Checked:
         sizes = " and ".join(map(str, self.batches))
         return (
             f"onnxruntime gives the numbers of this net{beside}: worst output {self.worst}, "
-            f"error {self.error:.1e} of its largest number (batches of {sizes})"
+            f"error {self.error:.1e} of its largest value (batches of {sizes})"
         )
 
 
@@ -56,7 +56,7 @@ def session(path: str | os.PathLike) -> Any:
 
 
 def drawn_inputs(net: Net, batch: int | None, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Numbers for every input: like pixels less their mean where it looks like pictures, else about 0.
+    """Random values for every input: like pixels minus their mean if it has a picture's shape, else around 0.
 
     Args:
         batch: length of the first axis; None: the definition's.
@@ -78,7 +78,7 @@ def drawn_inputs(net: Net, batch: int | None, seed: int = 0) -> dict[str, torch.
 
 
 def _index_limit(net: Net, name: str) -> int:
-    """How many values there are where a blob's numbers are indices; 0 where they are not."""
+    """The number of possible values if a blob holds indices; 0 if it does not."""
     for node, layer in net.nodes:
         if name in node.bottoms:
             if node.type == "Split":
@@ -93,10 +93,10 @@ def _index_limit(net: Net, name: str) -> int:
 
 
 def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.PathLike | None) -> Checked:
-    """Run the file at two batch sizes beside the net.
+    """Run the file and the net at two batch sizes and compare.
 
     Raises:
-        CaffeError: an output's error is over the bound, or a reference's number is missed.
+        CaffeError: an output's error exceeds the bound, against the net or the reference.
     """
     runs = session(path)
     bound, graph = BOUNDS[dtype], writer.graph
@@ -121,7 +121,7 @@ def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.Pat
             f"export: output {worst}",
             f"onnxruntime's numbers are off by {error:.1e} of the largest",
             expected=f"{bound:.0e} at most; nothing was written",
-            remedy="--no-check writes the file all the same; please report the net",
+            remedy="--no-check writes the file without the check; please report the net",
         )
     if reference is not None:
         _compare(runs, writer, reference, bound)
@@ -129,7 +129,7 @@ def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.Pat
 
 
 def _fed(writer: Any, given: dict[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What the file is given, and what the net: where the file takes a picture, that picture prepared."""
+    """The inputs of the file and of the net: where the file takes a picture, the net gets it preprocessed."""
     feed: dict[str, Any] = {}
     for value in writer.inputs:
         if not getattr(value, "picture", False):
@@ -157,7 +157,7 @@ def _ours(net: Net, given: dict[str, torch.Tensor], wanted: list[str]) -> dict[s
 
 
 def distance(found: Any, expected: Any) -> float:
-    """The largest difference as a share of the largest number; what is not a number must be so in both."""
+    """The largest difference as a share of the largest value; NaN must be NaN in both."""
     if found.shape != expected.shape:
         return float("inf")
     if not expected.size:
@@ -174,7 +174,7 @@ def _compare(runs: Any, writer: Any, reference: str | os.PathLike, bound: float)
         with np.load(reference, allow_pickle=False) as arrays:
             theirs = {key: arrays[key] for key in arrays.files if key.startswith(("in/", "out/"))}
     except (ValueError, OSError, EOFError, BadZipFile, AttributeError) as fault:
-        found = f"no .npz of arrays ({fault})"
+        found = f"not an .npz of arrays ({fault})"
         raise CaffeError(os.fspath(reference), found, expected="in/BLOB and out/BLOB") from None
     inputs = {v.name: v.shape for v in writer.inputs}
     missing = [name for name in inputs if f"in/{name}" not in theirs]
@@ -193,5 +193,5 @@ def _compare(runs: Any, writer: Any, reference: str | os.PathLike, bound: float)
                 f"export: output {name}",
                 f"onnxruntime's numbers are off by {error:.1e} from those of {reference}",
                 expected=f"{bound:.0e} at most; nothing was written",
-                remedy="parity shows the first layer that differs",
+                remedy="caffe-port parity shows the first layer that differs",
             )

@@ -1,4 +1,4 @@
-"""What the operators of several modules share."""
+"""Functions that the operators of several modules share."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["linear", "numbers", "pads", "refuse"]
 
 
 def numbers(blob: Any) -> Array:
-    """A parameter blob as an array, without a copy where it lies on the CPU."""
+    """A parameter blob as an array, without a copy if it is on the CPU."""
     array: Array = blob.detach().cpu().numpy()
     return array
 
 
 def refuse(layer: Any, found: str, expected: str) -> CaffeError:
-    """The error for a form of a layer that ONNX has no operator for."""
+    """The error for a setting of a layer for which ONNX has no operator."""
     return CaffeError(
         f"{layer.where}: layer {layer.name} ({layer.type})",
         found,

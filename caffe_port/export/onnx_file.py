@@ -1,8 +1,9 @@
 """A net as an ONNX file.
 
 Every layer is written by one function (:mod:`caffe_port.export.onnx_layers`), nothing is traced. Batch statistics and
-scales behind a layer with weights go into these, what depends on no input is computed, Split and Dropout vanish. The
-file's initializers are streamed from where the parameters lie. A file is checked before it gets its name.
+scales after a layer with weights are folded into these, blobs that depend on no input become constants, Split and
+Dropout are omitted. The file's initializers are streamed from the parameters' memory. A file is checked before it is
+renamed to its final name.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["OPSET", "Exported", "onnx"]
 
 OPSET = 18
-"""The default: onnxruntime 1.14, OpenCV 5 and others of 2023 on know it."""
+"""The default: supported by onnxruntime 1.14, OpenCV 5 and others since 2023."""
 _OLDEST = 18
 
 _WITH_WEIGHTS = ("Convolution", "Deconvolution", "InnerProduct")
 _BY_SHAPE = ("PriorBox",)
-"""Their tops depend on the shapes of their bottoms alone."""
+"""Layers whose tops depend only on the shapes of their bottoms."""
 _PASSED_ON = ("Split", "Dropout", "DropoutChannel")
 _RECURRENT = ("LSTM", "RNN", "LSTMUnit")
 _ALONG = {
@@ -57,11 +58,11 @@ _ALONG = {
 
 @dataclass
 class Exported:
-    """What became of a net.
+    """The result of an export.
 
     Attributes:
-        path: the file. inputs, outputs: their names. nodes: how many operators.
-        folded: layers that went into another's weights, with that one's name.
+        path: the file. inputs, outputs: their names. nodes: the number of operators.
+        folded: layers folded into another's weights, with that one's name.
         computed: layers whose tops depend on no input and are constants. checked: None without a check.
     """
 
@@ -92,22 +93,22 @@ def onnx(
     """Write a net as an ONNX file.
 
     Args:
-        net: in phase TEST, without data layers and losses among what its outputs need.
-        opset: of the default domain; 18 without.
+        net: in phase TEST; its outputs must not depend on data layers or losses.
+        opset: of the default domain; default: 18.
         dynamic_batch: the first axis of the inputs may have any length.
         dynamic_size: so may height and width, where every layer allows it.
-        dtype: "fp32", or "fp16": numbers inside are half as wide, inputs and outputs stay float32.
-        outputs: blobs to give instead of the net's outputs; layers that they do not need are left out.
-        fold: let normalizations go into the weights before them.
+        dtype: "fp32", or "fp16": numbers inside are float16, inputs and outputs float32.
+        outputs: output blobs instead of the net's; layers that they do not need are omitted.
+        fold: fold normalizations into the weights before them.
         overwrite: replace an existing file.
-        verify: run the file in onnxruntime beside the net, and keep it only if the numbers agree.
-        reference: an .npz of another Caffe's numbers to compare with, too (as ``parity`` takes it).
-        preprocessing: let the graph take a picture, uint8, and prepare it.
+        verify: run the file in onnxruntime, compare with the net, and keep it only if the numbers agree.
+        reference: an .npz of another Caffe's numbers to compare with as well (as ``parity`` takes it).
+        preprocessing: the graph takes a picture, uint8, and preprocesses it.
 
     Raises:
         CaffeError: a layer that cannot be exported, by name, before anything is written; an unknown blob or dtype;
             onnx or onnxruntime are missing; or the numbers do not agree.
-        FileError: the file exists already or cannot be written.
+        FileError: the file exists or cannot be written.
     """
     _require("onnx")
     if verify:
@@ -121,7 +122,7 @@ def onnx(
     wanted = _wanted(net, outputs)
     if not wanted:
         where = f"net {net.definition.net.name or net.definition.path}"
-        raise CaffeError(where, "no outputs", expected="a blob to give")
+        raise CaffeError(where, "no outputs", expected="at least one output blob")
     _at_definition(net)
     nodes = _needed(net, wanted)
     _refuse(net, nodes)
@@ -138,7 +139,7 @@ def onnx(
         save(written, graph, writer.inputs, writer.outputs, _facts(net, result, verify))
         if verify:
             result.checked = check(written, net, writer, dtype, reference)
-        # The arrays first: a file without them cannot be opened, and names nothing wrong.
+        # The arrays first: a file without them cannot be opened, and gives no clear error.
         for file in sorted(folder.iterdir(), reverse=True):
             file.replace(Path(target).with_name(file.name))
     return result
@@ -146,7 +147,7 @@ def onnx(
 
 @contextmanager
 def _folder_beside(target: str) -> Iterator[Path]:
-    """A folder next to the target that vanishes with what is left in it."""
+    """A folder next to the target that is removed with its contents."""
     try:
         with TemporaryDirectory(dir=Path(target).parent, prefix=f".{Path(target).name}.") as folder:
             yield Path(folder)
@@ -155,7 +156,7 @@ def _folder_beside(target: str) -> Iterator[Path]:
 
 
 def _at_definition(net: Net) -> None:
-    """Give every blob the shape that the definition has for it, whatever the net ran on last."""
+    """Reset every blob to the definition's shape, independent of the last run."""
     given = {name: net.shapes[name] for name in net.graph.inputs}
     for node, _ in net.nodes:
         shapes = [tuple(shape.dim) for shape in node.message.input_param.shape] if node.type == "Input" else []
@@ -209,7 +210,7 @@ def _needed(net: Net, outputs: Collection[str]) -> list[tuple[Node, Layer]]:
 
 
 def _refuse(net: Net, nodes: Sequence[tuple[Node, Layer]]) -> None:
-    """Name every layer that nothing writes, before anything is done."""
+    """Raise for layers without an operator, naming all of them, before anything is written."""
     unknown = [
         f"{node.name} ({node.type}, {node.where})"
         for node, layer in nodes
@@ -219,7 +220,7 @@ def _refuse(net: Net, nodes: Sequence[tuple[Node, Layer]]) -> None:
         data = any(not node.bottoms for node, _ in nodes if f"{node.name} ({node.type}, {node.where})" in unknown)
         raise CaffeError(
             f"net {net.definition.net.name or net.definition.path}",
-            f"{len(unknown)} layers that ONNX export does not have: {', '.join(unknown[:5])}"
+            f"{len(unknown)} layers that ONNX export does not support: {', '.join(unknown[:5])}"
             + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
             expected="layers for deployment",
             remedy="give the deploy definition, whose inputs are Input layers"
@@ -229,7 +230,7 @@ def _refuse(net: Net, nodes: Sequence[tuple[Node, Layer]]) -> None:
 
 
 class _Writer:
-    """Goes through the nodes and lets each layer's operator write.
+    """Writes the nodes in order with each layer's operator.
 
     Attributes:
         inputs, outputs: the graph's, as values. folded, computed: see :class:`Exported`.
@@ -295,7 +296,7 @@ class _Writer:
         return layer.type == "Parameter"
 
     def _compute(self, node: Node, layer: Layer) -> None:
-        """What depends on no input, by the layer itself; it becomes an initializer where another layer reads it."""
+        """Blobs that depend on no input, computed by the layer; they become initializers if other layers read them."""
         bottoms = (self.constants[b] if b in self.constants else torch.zeros(self.net.shapes[b]) for b in node.bottoms)
         tops = layer(*bottoms)
         for name, top in zip(node.tops, tops if isinstance(tops, tuple) else (tops,), strict=True):
@@ -336,7 +337,7 @@ class _Writer:
             self.values.setdefault(other.tops[0], self.values[last.tops[0]])
 
     def _legacy(self, top: Value) -> Value:
-        """What a layer gave, with the axes that its blob has in this dialect."""
+        """A layer's result with the axes of its blob in this dialect."""
         missing = 4 - len(top.shape) if self.net.dialect.legacy_shapes else 0
         if missing <= 0:
             return top
@@ -344,9 +345,9 @@ class _Writer:
         return self.graph.node("Unsqueeze", [top, self.graph.constant(axes)], (*top.shape, *(1,) * missing))
 
     def _named(self, name: str, top: Value, node: Node, before: set[str]) -> Value:
-        """The value under its blob's name; an earlier version of an in-place blob has its layer's behind that."""
+        """The value under its blob's name; an earlier version of an in-place blob gets its layer's name appended."""
         if top.name in before or top.name in self.graph.initializers or top in self.inputs:
-            return top  # handed on: the value of another blob
+            return top  # passed on: the value of another blob
         later = any(
             name in other.tops and other.index > node.index
             for other, _ in self.nodes
@@ -356,7 +357,7 @@ class _Writer:
         return self.graph.rename(top, f"{wanted}.half" if self.graph.half else wanted)
 
     def _foldable(self, i: int, node: Node, layer: Layer) -> list[tuple[Node, Layer]]:
-        """The layers behind that only scale and shift its channels, each the only reader of the one before."""
+        """The following layers that only scale and shift its channels, each the only reader of the previous one."""
         found: list[tuple[Node, Layer]] = []
         top = node.tops[0]
         start = i + 1
@@ -391,12 +392,12 @@ class _Writer:
         else:
             made = self.graph.node("Identity", [value], value.shape)
         if any(v.name == final for v in self.inputs):
-            raise CaffeError(f"output {name}", "an input of the net", expected="a blob that a layer makes")
+            raise CaffeError(f"output {name}", "an input of the net", expected="a blob that a layer computes")
         return self.graph.rename(made, final)
 
 
 def _folded_weights(layer: Any, absorbed: Sequence[tuple[Node, Any]]) -> dict[str, Array]:
-    """The weights and the bias with everything behind them in them, in double precision and rounded once."""
+    """The weights and the bias with the following layers folded in, in double precision and rounded once."""
     weight = layer.weight.detach().cpu().double().numpy()
     count = layer.num_output
     scale = np.ones(count)
@@ -416,7 +417,7 @@ def _folded_weights(layer: Any, absorbed: Sequence[tuple[Node, Any]]) -> dict[st
 
 
 def _facts(net: Net, result: Exported, verify: bool) -> dict[str, str]:
-    """What the file says of itself."""
+    """The file's metadata."""
     facts = {
         "caffe.net": net.definition.net.name,
         "caffe.definition": Path(net.definition.path).name,
@@ -425,5 +426,5 @@ def _facts(net: Net, result: Exported, verify: bool) -> dict[str, str]:
     if result.folded:
         facts["caffe_port.folded"] = "; ".join(f"{layer} into {into}" for layer, into in result.folded.items())
     if verify:
-        facts["caffe_port.checked"] = "run in onnxruntime beside caffe_port's own net before the file got its name"
+        facts["caffe_port.checked"] = "run in onnxruntime and compared with caffe_port's net before the file was kept"
     return facts

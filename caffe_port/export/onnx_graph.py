@@ -1,4 +1,4 @@
-"""An ONNX graph under construction: values with names and shapes, nodes, and initializers that stay where they lie."""
+"""An ONNX graph under construction: values with names and shapes, nodes, and initializers without copies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPERATORS", "Graph", "Operator", "Value", "operator", "operator_of"]
 
-Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
+Array = Any  # np.ndarray, whose generic form differs between the supported numpy versions
 
 
 @dataclass
@@ -40,7 +40,7 @@ OPERATORS: dict[str, dict[str, Operator]] = {}
 
 
 def operator(*types: str, dialect: str = "") -> Callable[[Operator], Operator]:
-    """Register what writes a layer type into a graph."""
+    """Register the function that writes a layer type into a graph."""
 
     def register(function: Operator) -> Operator:
         for type_name in types:
@@ -51,7 +51,7 @@ def operator(*types: str, dialect: str = "") -> Callable[[Operator], Operator]:
 
 
 def operator_of(layer: Layer, dialect: Dialect) -> Operator | None:
-    """What writes a layer: its own method ``onnx(graph, *bottoms)`` (a plugin's), or the registered function."""
+    """The function that writes a layer: its method ``onnx(graph, *bottoms)`` (a plugin's), or the registered one."""
     own = getattr(type(layer), "onnx", None)
     if own is not None:
         return lambda graph, layer, *bottoms: own(layer, graph, *bottoms)
@@ -60,7 +60,7 @@ def operator_of(layer: Layer, dialect: Dialect) -> Operator | None:
 
 
 class Graph:
-    """What the operators write to.
+    """The graph to which the operators write.
 
     Args:
         opset: of the default domain. half: numbers are float16 inside the graph.
@@ -79,7 +79,7 @@ class Graph:
         self._used: set[str] = set()
 
     def fresh(self, wanted: str) -> str:
-        """``wanted``, or with a number behind where a value or node has that name already."""
+        """``wanted``, with a number appended if a value or node already has that name."""
         name, n = wanted, 1
         while name in self._used:
             n += 1
@@ -104,7 +104,7 @@ class Graph:
         return self._constants[key]
 
     def number(self, value: float) -> str:
-        """A single number of the graph's own precision."""
+        """A scalar in the graph's precision."""
         return self.constant(value, np.float32)
 
     def node(
@@ -113,8 +113,8 @@ class Graph:
         """Add an operator.
 
         Args:
-            inputs: values, names of initializers, or "" for one that is left out.
-            shape: of the first output. outputs: how many there are, all of that shape.
+            inputs: values, names of initializers, or "" for an omitted one.
+            shape: of the first output. outputs: their number, all of that shape.
 
         Returns:
             The output, or a tuple of them.
@@ -145,10 +145,10 @@ class Graph:
                 break
         return Value(name, value.shape)
 
-    # -- what many operators need --------------------------------------------------------------------------------------
+    # -- shared by operators -------------------------------------------------------------------------------------------
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        """The same numbers in another shape, whose first axis may be dynamic where it is the old one's."""
+        """The same values in another shape, whose first axis stays dynamic if it is unchanged."""
         shape = tuple(int(n) for n in shape)
         if shape == x.shape:
             return x
@@ -156,13 +156,13 @@ class Graph:
         if self.dynamic_batch and shape and x.shape and shape[0] == x.shape[0]:
             wanted[0] = 0
         elif self.dynamic_batch and shape and x.shape and shape[0] % x.shape[0] == 0:
-            wanted[0] = -1  # the batch with axes behind it
+            wanted[0] = -1  # the batch, followed by other axes
         elif self.dynamic_batch and shape and x.shape and x.shape[0] % shape[0] == 0 and prod(shape) == prod(x.shape):
             wanted[0] = -1
         return self.node("Reshape", [x, self.constant(wanted)], shape)
 
     def cast(self, x: Value, to: str) -> Value:
-        """As another type: "float" is the graph's own precision."""
+        """As another type: "float" is the graph's precision."""
         from onnx import TensorProto
 
         kind = {"float": "FLOAT16" if self.half else "FLOAT", "int64": "INT64", "bool": "BOOL", "float32": "FLOAT"}[to]
@@ -180,7 +180,7 @@ class Graph:
         return x
 
     def needs_fixed_size(self, layer: Any, why: str) -> None:
-        """Refuse a layer whose form depends on height and width where these are dynamic."""
+        """Raise for a layer whose operators depend on height and width if these are dynamic."""
         if self.dynamic_size:
             raise CaffeError(
                 f"{layer.where}: layer {layer.name} ({layer.type})",

@@ -1,6 +1,6 @@
 """ONNX operators for layers with one meaning in every dialect: neurons, shapes, sums, normalizations, recurrence.
 
-What each has to know beyond ONNX's own text (which of equal numbers wins) is in a comment.
+Facts beyond ONNX's specification (which of equal values wins) are in comments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from caffe_port.export.onnx_graph import Array, Graph, Value, operator
 __all__: list[str] = []
 
 
-# -- one number at a time ----------------------------------------------------------------------------------------------
+# -- elementwise -------------------------------------------------------------------------------------------------------
 
 
 @operator("ReLU")
@@ -166,7 +166,7 @@ def arg_max(g: Graph, layer: Any, x: Value) -> Value:
     if k == 1 and not layer.out_max_val:
         where = g.node("ArgMax", [flat], found, axis=axis, keepdims=1, select_last_index=1)
         return g.reshape(g.cast(where, "float"), shape)
-    # Of equal numbers TopK takes the first and Caffe the last: from behind.
+    # Of equal values TopK takes the first and Caffe the last: reverse the axis.
     turned = g.node("Gather", [flat, g.constant(np.arange(n)[::-1].copy())], flat.shape, axis=axis)
     value, where = g.node("TopK", [turned, g.constant([k])], found, outputs=2, axis=axis)
     place = g.cast(g.node("Sub", [g.constant(n - 1), where], found), "float")
@@ -337,7 +337,7 @@ def recurrent(g: Graph, layer: Any, x: Value, cont: Value, *others: Value) -> An
     if layer.exposes:
         states = [g.reshape(s, (streams, layer.size)) for s in others[layer.static :]]
     else:
-        # Caffe goes on from the batch before; a file has no memory and starts from zeros, as the first batch does.
+        # Caffe continues from the previous batch; a file has no state and starts from zeros, as the first batch does.
         states = [Value(g.constant(np.zeros((streams, layer.size)), np.float32), (streams, layer.size))] * len(
             layer.states
         )
@@ -374,7 +374,7 @@ def recurrent(g: Graph, layer: Any, x: Value, cont: Value, *others: Value) -> An
 
 @operator("Interp")
 def interp(g: Graph, layer: Any, x: Value) -> Value:
-    # onnxruntime's Resize with aligned corners is off by up to 1.2e-5: two products with matrices of shares are not.
+    # onnxruntime's Resize with aligned corners has errors up to 1.2e-5; products with two weight matrices do not.
     g.needs_fixed_size(layer, "resizing by products with matrices")
     (shape,) = layer.reshape(x.shape)
     begin, end = layer.cut
@@ -388,7 +388,7 @@ def interp(g: Graph, layer: Any, x: Value) -> Value:
 
 
 def shares(n: int, m: int) -> Array:
-    """(m, n): how much of each of ``n`` pixels each of ``m`` takes."""
+    """(m, n): the weight of each of ``n`` pixels in each of ``m``."""
     ratio = np.float32((n - 1) / (m - 1)) if m > 1 else np.float32(0)
     at = ratio * np.arange(m, dtype=np.float32)
     low = at.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Preprocessing inside an exported graph: from a picture as programs have it to the net's input."""
+"""Preprocessing inside an exported graph, from a picture to the net's input."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Picture(Value):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to a picture, in this order: resize, reverse the channels, subtract the mean, scale.
+    """The preprocessing of a picture, in this order: resize, reverse the channels, subtract the mean, scale.
 
     Attributes:
         mean: a number for each channel in the net's order (Caffe's: blue, green, red), or one for all.
         scale: multiplies after the mean is subtracted.
         size: (height, width) to resize to, bilinearly with pixel centres as OpenCV's; None takes the net's input size.
-        rgb: pictures come as red, green, blue, and the net wants blue, green, red.
+        rgb: pictures are red, green, blue, and the net's input is blue, green, red.
     """
 
     mean: Sequence[float] = ()

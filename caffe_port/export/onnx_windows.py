@@ -1,6 +1,6 @@
 """ONNX operators for layers over windows, and their inverses: convolution, pooling, unpooling, look-ups, products.
 
-What each has to know beyond ONNX's own text (where Caffe's windows end, which of equal numbers wins) is in a comment.
+Facts beyond ONNX's specification (where Caffe's windows end, which of equal values wins) are in comments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["scattered"]
 
 
 def images(g: Graph, layer: Any, x: Value) -> Value:
-    """Axes in front of the channels as so many images."""
+    """Axes before the channels as further images."""
     c = layer.channel_axis
     return x if c == 1 else g.reshape(x, (prod(x.shape[:c]), *x.shape[c:]))
 
@@ -81,7 +81,7 @@ def embed(g: Graph, layer: Any, x: Value) -> Value:
 
 @operator("Im2col")
 def im2col(g: Graph, layer: Any, x: Value) -> Value:
-    # ONNX has no operator for it: a convolution with one filter for each number of a window.
+    # ONNX has no operator for it: a convolution with one filter for each position of a window.
     if not 1 <= len(layer.kernel) <= 3:
         raise refuse(layer, f"{len(layer.kernel)} spatial axes", "1 to 3")
     count = prod(layer.kernel)
@@ -119,7 +119,7 @@ def pooling(g: Graph, layer: Any, x: Value) -> Any:
 
 
 def window_of(g: Graph, layer: Any, x: Value) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, int]]:
-    """The kernel, the top's height and width, and how many rows and columns the last windows lack at the end."""
+    """The kernel, the top's height and width, and the rows and columns that the last windows exceed the bottom by."""
     kernel = layer.window(x.shape)
     size = layer.reshape(x.shape)[0][2:]
     need = [(n - 1) * s + k for n, s, k in zip(size, layer.stride, kernel, strict=True)]
@@ -138,7 +138,7 @@ def max_pool(g: Graph, layer: Any, x: Value) -> Any:
         return g.node("MaxPool", [x], shape, **how)
     begin = layer.pad
     if any(n >= k for n, k in zip(end, kernel, strict=True)):
-        # A window that lies wholly outside, as Caffe has where the kernel is below the stride: its maximum is -max.
+        # A window completely outside, which Caffe has if the kernel is smaller than the stride: its maximum is -max.
         sides = [0, 0, *begin, 0, 0, *end]
         padded = (*x.shape[:2], *(n + a + b for n, a, b in zip(x.shape[2:], begin, end, strict=True)))
         low = g.number(-65504 if g.half else -float(np.finfo(np.float32).max))
@@ -173,7 +173,7 @@ def average_pool(g: Graph, layer: Any, x: Value) -> Value:
         y = g.node("AveragePool", [g.node("Pad", [x, g.constant(sides)], padded)], shape, **how)
     else:
         y = g.node("AveragePool", [x], shape, pads=pads(layer.pad, end), **how)
-    # Caffe counts the padding, and not what lies beyond it.
+    # Caffe counts the padding, but not positions beyond it.
     counts = []
     for n, k, s, p, b, m in zip(x.shape[2:], kernel, layer.stride, layer.pad, layer.behind, size, strict=True):
         start = np.arange(m) * s - p
@@ -187,7 +187,7 @@ def average_pool(g: Graph, layer: Any, x: Value) -> Value:
 
 
 def stochastic_pool(g: Graph, layer: Any, x: Value) -> Value:
-    """In TEST: the mean with each number's share as its chance."""
+    """In TEST: the mean weighted by each value's share of the sum."""
     squares = average_pool(g, layer, g.node("Mul", [x, x], x.shape))
     sums = average_pool(g, layer, x)
     positive = g.node("Greater", [sums, g.number(0)], sums.shape)
@@ -208,7 +208,7 @@ def pyramid(g: Graph, layer: Any, x: Value) -> Value:
 
 
 def scattered(g: Graph, x: Value, where: Value | str, size: tuple[int, ...], *, unique: bool) -> Value:
-    """Zeros of (N, C, *size) with each value at its place, int64 in its plane; of equal places the last one wins."""
+    """Zeros of (N, C, *size) with each value at its index, int64 in its plane; for equal indices the last one wins."""
     shape = (*x.shape[:2], prod(size))
     flat = g.reshape(x, (*x.shape[:2], prod(x.shape[2:])))
     if isinstance(where, Value):
@@ -222,7 +222,7 @@ def scattered(g: Graph, x: Value, where: Value | str, size: tuple[int, ...], *, 
     if unique:
         y = g.node("ScatterElements", [zeros, where, flat], shape, axis=2)
         return g.reshape(y, (*x.shape[:2], *size))
-    # A scatter with equal places may take any: find for each place the last that is put there, then fetch that one.
+    # A scatter with equal indices has no defined order: find for each index its last value, then gather that one.
     zero = g.node("ConstantOfShape", [dims], shape, value=helper.make_tensor("value", TensorProto.FLOAT, [1], [0.0]))
     count = prod(x.shape[2:])
     order = g.node(
@@ -259,7 +259,7 @@ def unpooling(g: Graph, layer: Any, x: Value, switches: Value | None = None) -> 
 
 
 def spread(g: Graph, layer: Any, x: Value) -> Value:
-    """AVE and TILE: every window filled with its value; AVE shares it out evenly."""
+    """AVE and TILE: every window filled with its value; AVE divides it evenly."""
     if layer.method == "AVE":
         extents = []
         for n, k, s, m in zip(x.shape[2:], layer.kernel, layer.stride, layer.size, strict=True):

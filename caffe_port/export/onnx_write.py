@@ -1,6 +1,6 @@
-"""Writes a graph as an ONNX file: the model's messages by the onnx package, the large arrays streamed behind them.
+"""Writes a graph as an ONNX file: the model's messages by the onnx package, followed by the large arrays.
 
-So no array is ever copied into a message. Past 2 GiB, the largest message, they go into one file beside.
+No array is copied into a message. Above 2 GiB, the limit of a message, they go to a second file.
 Source: onnx.proto (field numbers of ModelProto, GraphProto and TensorProto), docs/ExternalData.md of onnx.
 """
 
@@ -20,7 +20,7 @@ from caffe_port.formats.wire import BYTES, bytes_field, tag, varint, varint_fiel
 __all__ = ["LARGEST", "save"]
 
 LARGEST = 2**31 - 1
-"""Bytes that a protobuf message may have."""
+"""The largest protobuf message in bytes."""
 _ALIGNED = 4096
 _GRAPH, _INITIALIZER = 7, 5
 _DIMS, _TYPE, _NAME, _RAW = 1, 2, 8, 9
@@ -28,7 +28,7 @@ _IR_VERSION = 8
 
 
 def save(path: Path, graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], facts: Mapping[str, str]) -> None:
-    """Write the file, and NAME.data beside it for its arrays if they do not fit into it; ``facts`` are its metadata."""
+    """Write the file, and NAME.data for its arrays if they do not fit into it; ``facts`` are its metadata."""
     arrays = graph.initializers
     model = _message(graph, inputs, outputs, facts)
     if len(model) + sum(_nbytes(array, graph) + 200 for array in arrays.values()) < LARGEST:
@@ -44,14 +44,14 @@ def _nbytes(array: Array, graph: Graph) -> int:
 
 
 def _stored(array: Array, graph: Graph) -> Array:
-    """The array as the file holds it: little-endian, contiguous, half as wide in a half-precision graph."""
+    """The array in the file's form: little-endian, contiguous, float16 in a half-precision graph."""
     if graph.half and array.dtype == np.float32:
         array = array.astype(np.float16)
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
 
 
 def _message(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], facts: Mapping[str, str]) -> bytes:
-    """The whole model but for the initializers."""
+    """The model without the initializers."""
     from onnx import TensorProto, helper
 
     def described(value: Value, symbol: str = "") -> Any:
@@ -80,7 +80,7 @@ def _message(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], fa
 
 
 def _forget_unsure(body: Any, graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
-    """Leave open the first axis of what does not start with the batch: its length is the runtime's to find."""
+    """Leave the first axis of values that do not start with the batch open for the runtime."""
     batch = {v.shape[0] for v in inputs if v.shape}
     for described, value in zip([*body.input, *body.output], [*inputs, *outputs], strict=True):
         if value.shape and value.shape[0] not in batch:
@@ -100,7 +100,7 @@ def _header(key: str, array: Array, graph: Graph) -> bytes:
 
 
 def _inside(file: BinaryIO, model: bytes, arrays: Mapping[str, Array], graph: Graph) -> None:
-    """The model with its arrays in it; fields of one message may stand in any order and in pieces."""
+    """The model with its arrays in it; fields of one message may be in any order and in parts."""
     file.write(model)
     heads = {key: _header(key, array, graph) for key, array in arrays.items()}
     parts = []
@@ -112,7 +112,7 @@ def _inside(file: BinaryIO, model: bytes, arrays: Mapping[str, Array], graph: Gr
     total = sum(len(lead) + size for lead, size, _ in parts)
     if not parts:
         return
-    # A second piece of the graph's message: protobuf merges the two.
+    # A second part of the graph's message: protobuf merges the two.
     file.write(tag(_GRAPH, BYTES) + varint(total))
     for lead, _, array in parts:
         file.write(lead)

@@ -25,8 +25,8 @@ def torch_program(
     The program takes the inputs by name, ``program.module()(data=x)``, and gives a dict of the outputs.
 
     Args:
-        dynamic_batch: the first axis of the inputs may have any length, if the net allows that.
-        verify: load the file and run it beside the net before it gets its name.
+        dynamic_batch: the first axis of the inputs may have any length, if the net allows it.
+        verify: load the file and compare it with the net before it is kept.
 
     Raises:
         CaffeError: torch cannot export a layer, or the numbers differ. FileError: it cannot be written.

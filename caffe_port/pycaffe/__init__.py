@@ -1,4 +1,4 @@
-"""The face that pycaffe's users know. Its names are attributes of ``caffe_port`` itself."""
+"""pycaffe's interface. Its names are also attributes of ``caffe_port``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["TEST", "TRAIN", "Blob", "Net"]
 
 
 def __getattr__(name: str) -> Any:
-    """The net, when somebody asks for it: what handles messages and pictures alone needs no torch."""
+    """Imports the net on first use, so that code for messages and pictures needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from caffe_port.pycaffe import net

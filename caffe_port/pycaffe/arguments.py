@@ -1,4 +1,4 @@
-"""What pycaffe's Net is built with, in the older order and the newer.
+"""The arguments of pycaffe's Net, in the older and the newer order.
 
 Source: python/caffe/_caffe.cpp (both programs).
 """
@@ -14,7 +14,7 @@ from caffe_port.schema.messages import PHASES
 __all__ = ["arguments"]
 
 _PHASES: dict[Any, str] = {**PHASES, **{name: name for name in PHASES.values()}}
-"""A phase's name by what a caller may say for it."""
+"""A phase's name by the values that callers may pass."""
 
 
 def arguments(args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def arguments(args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         Those that are not None; a phase as "TRAIN" or "TEST".
 
     Raises:
-        CaffeError: one is unknown, given twice, or no phase.
+        CaffeError: one is unknown or given twice, or the phase is invalid.
     """
     older = bool(args) and isinstance(args[0], (str, Path)) and args[0] not in _PHASES
     order = ("weights", "phase") if older else ("phase", "level", "stages", "weights")

@@ -1,4 +1,4 @@
-"""Many items through a net that takes a few at a time. Source: python/caffe/pycaffe.py (both programs)."""
+"""Runs a net on any number of items, in batches of its size. Source: python/caffe/pycaffe.py (both programs)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrays = dict[str, Any]
 
 
 class Runs(Protocol):
-    """The net, as far as batches concern it."""
+    """The part of the net's interface that batches use."""
 
     @property
     def inputs(self) -> list[str]: ...
@@ -49,7 +49,7 @@ def forward_backward_all(
 
 
 def _batches(net: Runs, blobs: Mapping[str, Any]) -> Iterator[Arrays]:
-    """``blobs`` cut into batches of the net's size, which is that of its first blob; zeros fill the last one."""
+    """``blobs`` split into batches of the net's size, which is its first blob's; the last is padded with zeros."""
     size = next(iter(net.blobs.values())).shape[0]
     for start in range(0, _items(blobs) if blobs else 0, size):
         batch = {name: np.asarray(array[start : start + size]) for name, array in blobs.items()}

@@ -1,4 +1,4 @@
-"""Blobs of a net: numpy's view of what its tensors hold.
+"""Blobs of a net: numpy views of its tensors.
 
 Source: blob.cpp, python/caffe/_caffe.cpp (both programs).
 """
@@ -19,7 +19,7 @@ __all__ = ["Blob", "BlobStore", "fill", "shown_name"]
 
 
 class BlobStore(dict[str, Tensor]):
-    """Tensors by blob name; one that nobody has written yet is zero, in the shape that the net knows.
+    """Tensors by blob name; one that was not written yet is zero, in the net's shape for it.
 
     Args:
         shapes: every blob's shape, kept by the net.
@@ -30,14 +30,14 @@ class BlobStore(dict[str, Tensor]):
         super().__init__()
         self.shapes, self._like, self._copies = shapes, like, Copies()
         self.reshaped = False
-        """Whether the user has given a blob another shape since the last run."""
+        """Whether the user has reshaped a blob since the last run."""
 
     def __missing__(self, name: str) -> Tensor:
         self[name] = self._like().new_zeros(self.shapes[name])
         return self[name]
 
     def fitting(self, name: str, like: Tensor | None = None) -> Tensor:
-        """The tensor, made anew where the net has been reshaped or moved since; or where ``like`` has another shape."""
+        """The tensor, recreated if the net was reshaped or moved, or if ``like`` has another shape."""
         shape = self.shapes[name] if like is None else tuple(like.shape)
         if tuple(self[name].shape) != shape:
             self[name] = self._like().new_zeros(shape)
@@ -51,26 +51,26 @@ class BlobStore(dict[str, Tensor]):
         return tensor
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor as a C-contiguous array over its memory; over a copy of it if that is on another device."""
+        """The tensor as a C-contiguous array over its memory; over a host copy if it is on another device."""
         tensor = self.fitting(name)
         if not tensor.is_contiguous():
             tensor = self[name] = tensor.contiguous()
         return self._copies.array(name, tensor)
 
     def sync(self) -> None:
-        """Take over what was written to arrays over copies, and follow the net to its device; call it before a run."""
+        """Copy values written to host copies back, and move tensors to the net's device; call it before a run."""
         self.flush()
         like = self._like()
         for name in self:
             self._moved(name, like)
 
     def flush(self) -> None:
-        """Take over what was written to arrays over copies."""
+        """Copy values written to host copies back."""
         self._copies.flush()
 
 
 class Blob(Shaped):
-    """A blob of the net: ``data`` and ``diff`` are arrays over its memory; what is written there is used."""
+    """A blob of the net: ``data`` and ``diff`` are writable arrays over its memory."""
 
     def __init__(self, data: BlobStore, diff: BlobStore, name: str) -> None:
         self._data, self._diff, self.name = data, diff, name
@@ -88,7 +88,7 @@ class Blob(Shaped):
         return tuple(self._data.fitting(self.name).shape)
 
     def reshape(self, *shape: int) -> None:
-        """Give the blob another shape; ``net.reshape()`` or the next forward brings the others after it."""
+        """Change the blob's shape; ``net.reshape()`` or the next forward adapts the others."""
         self._data.shapes[self.name] = tuple(int(n) for n in shape)
         self._data.reshaped = True
         self._data.fitting(self.name)
@@ -97,10 +97,10 @@ class Blob(Shaped):
 def fill(
     blobs: Mapping[str, Blob], what: str, given: Mapping[str, Any], names: Sequence[str], *, all_or_none: bool
 ) -> None:
-    """Write to the ``what``, data or diff, of the inputs or outputs called ``names``.
+    """Write to the ``what``, data or diff, of the inputs or outputs ``names``.
 
     Raises:
-        CaffeError: another blob, or, where pycaffe wants all of them or none, one is missing. ShapeError: what is given
+        CaffeError: another blob, or, where pycaffe requires all or none, one is missing. ShapeError: a value
             does not fit.
     """
     noun = "input" if what == "data" else "output"
@@ -122,5 +122,5 @@ def fill(
 
 
 def shown_name(blob: str) -> str:
-    """A blob's name for the user: that of a loss's unnamed top has no number in Caffe."""
+    """A blob's name in Caffe, where a loss's unnamed top has no number."""
     return "(automatic)" if blob.startswith("(automatic") else blob

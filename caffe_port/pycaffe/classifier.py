@@ -31,10 +31,10 @@ class Classifier(Net):
 
     Args:
         model_file, pretrained_file: prototxt and weights.
-        image_dims: (height, width) to bring pictures to before cropping; the input's own by default.
+        image_dims: (height, width) to resize pictures to before cropping; by default the input's.
         mean, input_scale, raw_scale, channel_swap: see :class:`caffe_port.pycaffe.io.Transformer`.
-        gpu: run on the GPU, as the fork's Classifier has it.
-        options: as :class:`caffe_port.pycaffe.Net` has them (``dialect``, ``proto``).
+        gpu: run on the GPU, as in the fork's Classifier.
+        options: as of :class:`caffe_port.pycaffe.Net` (``dialect``, ``proto``).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Classifier(Net):
 
         Args:
             inputs: (height, width, channels) each.
-            oversample: average over ten crops (corners, centre, mirrored); otherwise take the centre.
+            oversample: average over ten crops (corners, centre, mirrored); otherwise use the centre.
 
         Returns:
             (pictures, classes) scores.

@@ -1,7 +1,7 @@
 """The map from one blob's coordinates to another's, and the Crop that aligns them, for nets in Python.
 
-A map is (axis, scale, shift): coordinate ``x`` of a layer's input lies at ``scale * x + shift`` in its output, from
-``axis`` on; numbers, or arrays with one for each spatial axis. An axis of None fits any.
+A map is (axis, scale, shift): coordinate ``x`` of a layer's input is ``scale * x + shift`` in its output, for
+the axes from ``axis``; numbers, or arrays with one for each spatial axis. An axis of None matches any.
 
 Source: python/caffe/coord_map.py.
 """
@@ -43,15 +43,15 @@ class UndefinedMapException(DefinitionError):
 
 
 class AxisMismatchException(DefinitionError):
-    """Maps from different axes on."""
+    """Maps that start at different axes."""
 
 
 class CropError(DefinitionError, AssertionError):
-    """Blobs that no Crop can lay over one another; an AssertionError too, as in pycaffe."""
+    """Blobs that no Crop can align; an AssertionError too, as in pycaffe."""
 
 
 class UnconnectedError(DefinitionError, RuntimeError):
-    """Blobs that have no blob in common to come from; a RuntimeError too, as in pycaffe."""
+    """Blobs without a common ancestor; a RuntimeError too, as in pycaffe."""
 
 
 def conv_params(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
@@ -90,7 +90,7 @@ def coord_map(fn: Function) -> Map:
 
 
 def compose(base_map: Map, next_map: Map) -> Map:
-    """The map of ``next_map`` first, then ``base_map``.
+    """The composition: ``next_map`` first, then ``base_map``.
 
     Raises:
         AxisMismatchException: they start from different axes.
@@ -102,13 +102,13 @@ def compose(base_map: Map, next_map: Map) -> Map:
 
 
 def inverse(coord_map: Map) -> Map:
-    """The way back."""
+    """The inverse map."""
     axis, a, b = coord_map
     return axis, 1 / a, -b / a
 
 
 def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
-    """The map between two blobs, by way of a blob that both come from.
+    """The map between two blobs through a common ancestor.
 
     Raises:
         UnconnectedError: there is none.
@@ -121,14 +121,14 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
 
 
 def _climb(start: Top) -> Any:
-    """Every blob that ``start`` comes from, nearest first, each with the map of the way there."""
+    """Every ancestor of ``start``, nearest first, each with its map."""
     ways: dict[Top, Map] = {start: (None, 1, 0)}
     waiting = [start]
     while waiting:
         top = waiting.pop(0)
         yield top, ways[top]
         try:
-            # A Crop's second bottom gives but its size.
+            # A Crop's second bottom determines only the size.
             bottoms = top.fn.inputs[:1] if top.fn.type_name == "Crop" else top.fn.inputs
             new = {bottom: compose(ways[top], coord_map(top.fn)) for bottom in bottoms if bottom not in ways}
         except UndefinedMapException:
@@ -138,7 +138,7 @@ def _climb(start: Top) -> Any:
 
 
 def crop(top_from: Top, top_to: Top) -> Top:
-    """A Crop layer that cuts ``top_from`` to the area of ``top_to``.
+    """A Crop layer that crops ``top_from`` to the area of ``top_to``.
 
     Raises:
         CropError: another scale, an offset that is negative or not whole.

@@ -26,8 +26,8 @@ class Detector(Net):
     Args:
         model_file, pretrained_file: prototxt and weights.
         mean, input_scale, raw_scale, channel_swap: see :class:`caffe_port.pycaffe.io.Transformer`.
-        context_pad: how many pixels on each side of the net's input show what lies around the window.
-        gpu: run on the GPU, as the fork's Detector has it.
+        context_pad: number of pixels on each side of the net's input that show the window's surroundings.
+        gpu: run on the GPU, as in the fork's Detector.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class Detector(Net):
         try:
             import selective_search_ijcv_with_python as proposals
         except ModuleNotFoundError:
-            remedy = "install selective_search_ijcv_with_python, or give windows to detect_windows"
+            remedy = "install selective_search_ijcv_with_python, or pass windows to detect_windows"
             raise CaffeError("detect_selective_search", "no selective search", remedy=remedy) from None
         files = [str(Path(f).resolve()) for f in image_fnames]
         windows = proposals.get_windows(files, cmd="selective_search_rcnn")
         return self.detect_windows(zip(files, windows, strict=True))
 
     def crop(self, im: np.ndarray, window: Sequence[int]) -> np.ndarray:
-        """A window of a picture, with the context around it if ``context_pad`` asks for that.
+        """A window of a picture, with the context around it if ``context_pad`` is set.
 
         Args:
             im: (height, width, channels). window: ymin, xmin, ymax, xmax.
 
         Raises:
-            ShapeError: the window with its context lies outside the picture.
+            ShapeError: the window with its context is outside the picture.
         """
         box = np.array(window)
         if not self.context_pad:
@@ -114,7 +114,7 @@ class Detector(Net):
         return crop
 
     def configure_crop(self, context_pad: int | None) -> None:
-        """Set the context; what lies outside the picture shows the mean, as pictures have it before preprocessing."""
+        """Set the context; pixels outside the picture get the mean, in the pictures' range before preprocessing."""
         first, t = self.inputs[0], self.transformer
         inverse = np.argsort(t.transpose[first])
         self.context_pad = context_pad

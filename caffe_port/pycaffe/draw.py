@@ -1,7 +1,7 @@
 """A net's definition as a drawing: boxes for layers, octagons for blobs.
 
-The drawing is text in Graphviz's language; its program ``dot`` makes a picture of it. pydot is not needed, but where it
-is installed ``get_pydot_graph`` gives its graph.
+The drawing is text in Graphviz's language; its program ``dot`` converts it to a picture. pydot is not needed; if it is
+installed ``get_pydot_graph`` returns its graph.
 
 Source: python/caffe/draw.py.
 """
@@ -73,7 +73,7 @@ class Graph:
         """The graph as a picture; as text for the format "raw".
 
         Raises:
-            CaffeError: Graphviz's program is not installed, or does not know the format.
+            CaffeError: Graphviz's program is not installed, or does not support the format.
         """
         text = self.to_string().encode()
         if format in _TEXT:
@@ -101,7 +101,7 @@ def get_pooling_types_dict() -> dict[int, str]:
 
 
 def get_edge_label(layer: Any) -> str:
-    """What stands at the arrows out of a layer: the batch size or the number of outputs."""
+    """The label of the arrows out of a layer: the batch size or the number of outputs."""
     if layer.type == "Data":
         return f"Batch {layer.data_param.batch_size}"
     if layer.type in ("Convolution", "Deconvolution"):
@@ -110,7 +110,7 @@ def get_edge_label(layer: Any) -> str:
 
 
 def get_layer_lr_mult(layer: Any) -> tuple[float, float]:
-    """A learning layer's factors of the learning rate, weight and bias.
+    """A trained layer's learning rate multipliers, of weight and bias.
 
     Raises:
         DefinitionError: the layer is of another type, or has more than two.
@@ -123,8 +123,8 @@ def get_layer_lr_mult(layer: Any) -> tuple[float, float]:
 
 
 def get_layer_label(layer: Any, rankdir: str, display_lrm: bool = False) -> str:
-    """What stands in a layer's box: name, type, kernel, and its factors of the learning rate if asked for."""
-    # A drawing from the top down has room to the sides; others have it below.
+    """The text of a layer's box: name, type, kernel, and on request its learning rate multipliers."""
+    # A drawing from top to bottom has space at the sides, others below.
     separator = " " if rankdir in ("TB", "BT") else r"\n"
     kind = layer.type
     if kind == "Pooling":
@@ -188,7 +188,7 @@ def get_pydot_graph(
 
     Args:
         rankdir: "LR", "TB" or "BT", the direction from input to output.
-        phase: draw only the layers of TRAIN or TEST. display_lrm: show factors of the learning rate.
+        phase: draw only the layers of TRAIN or TEST. display_lrm: show learning rate multipliers.
 
     Raises:
         DefinitionError: a layer has both include and exclude.
@@ -207,7 +207,7 @@ def draw_net(
     """A NetParameter's drawing as a picture file's bytes.
 
     Args:
-        ext: the format, as Graphviz calls it; "raw" is its text, for which Graphviz is not needed.
+        ext: the format by Graphviz's name; "raw" is the text, for which Graphviz is not needed.
         rankdir, phase, display_lrm: see :func:`get_pydot_graph`.
 
     Raises:
@@ -219,7 +219,7 @@ def draw_net(
 def draw_net_to_file(
     caffe_net: Any, filename: str | Path, rankdir: str = "LR", phase: int | None = None, display_lrm: bool = False
 ) -> None:
-    """Draw a NetParameter to a file, whose name's ending is the format; see :func:`draw_net`."""
+    """Draw a NetParameter to a file, in the format of its extension; see :func:`draw_net`."""
     picture = draw_net(caffe_net, rankdir, Path(filename).suffix.removeprefix("."), phase, display_lrm)
     with atomic_write(filename, overwrite=True) as file:
         file.write(picture)

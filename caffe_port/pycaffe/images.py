@@ -1,4 +1,4 @@
-"""Pictures as pycaffe read and resized them, which it did with scikit-image; here with Pillow and SciPy.
+"""Reading and resizing pictures as pycaffe does with scikit-image; here with Pillow and SciPy.
 
 Source: python/caffe/io.py (both programs); scikit-image of their time, without anti-aliasing.
 """
@@ -17,7 +17,7 @@ from caffe_port.errors import ShapeError
 __all__ = ["load_image", "oversample", "resize_image"]
 
 _LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
-"""What scikit-image takes of red, green and blue (ITU-R 709)."""
+"""scikit-image's weights of red, green and blue (ITU-R 709)."""
 
 
 def load_image(filename: str | os.PathLike, color: bool = True) -> np.ndarray:
@@ -32,7 +32,7 @@ def load_image(filename: str | os.PathLike, color: bool = True) -> np.ndarray:
         (height, width, 3) in RGB without alpha, or (height, width, 1).
 
     Raises:
-        FileError: there is no such file. FormatError: it is no picture.
+        FileError: there is no such file. FormatError: it is not a picture.
     """
     image = _as_float(_pixels(filename))
     if image.ndim == 3 and not color:
@@ -45,7 +45,7 @@ def load_image(filename: str | os.PathLike, color: bool = True) -> np.ndarray:
 
 
 def _pixels(filename: str | os.PathLike) -> np.ndarray:
-    """The file's pixels as scikit-image gives them: palettes resolved, 16 bits kept, two or three axes."""
+    """The file's pixels as scikit-image reads them: palettes resolved, 16 bits kept, two or three axes."""
     with opened_picture(os.fspath(filename)) as picture:
         mode = picture.mode
         if mode == "P":
@@ -68,7 +68,7 @@ def _grey_palette(picture: Any) -> bool:
 
 
 def _as_float(pixels: np.ndarray) -> np.ndarray:
-    """Integers to 0..1 by their type's range, as img_as_float does; floats as they are."""
+    """Integers to 0..1 by their type's range, as img_as_float does; floats unchanged."""
     if pixels.dtype.kind == "u":
         return pixels / np.float64(np.iinfo(pixels.dtype).max)
     if pixels.dtype.kind == "i":
@@ -79,10 +79,10 @@ def _as_float(pixels: np.ndarray) -> np.ndarray:
 def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_order: int = 1) -> np.ndarray:
     """A picture resized, without anti-aliasing.
 
-    Pictures of one or three channels are interpolated between pixel centres, and beyond the border lies 0 (after
-    stretching the picture to 0..1), which darkens the rim of an enlarged picture: so did scikit-image. Orders 1 and 2
-    have its numbers to a few 1e-6; order 0 may take the other of two equally near pixels, and order 3 was another curve
-    in releases before 0.19. Other pictures are stretched corner to corner, by ``scipy.ndimage.zoom`` as in pycaffe.
+    Pictures of one or three channels are interpolated between pixel centres, with 0 beyond the border (after
+    rescaling the picture to 0..1), which darkens the border of an enlarged picture, as in scikit-image. Orders 1 and 2
+    equal it to a few 1e-6; order 0 may use the other of two equally near pixels, and order 3 was another curve in
+    releases before 0.19. Other pictures are resized with aligned corners, by ``scipy.ndimage.zoom`` as in pycaffe.
 
     Args:
         im: (height, width, channels). new_dims: (height, width).
@@ -92,7 +92,7 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_or
         float32, (new height, new width, channels).
 
     Raises:
-        ShapeError: ``im`` has not three axes, or no pixel.
+        ShapeError: ``im`` does not have three axes, or has no pixel.
     """
     from scipy.ndimage import zoom
 

@@ -16,10 +16,10 @@ from caffe_port.schema.plugins import allow_python_layers
 __all__ = ["install_as_caffe"]
 
 _VERSION = "1.0.0"
-"""The version of pycaffe whose interface this is."""
+"""The version of pycaffe that this interface follows."""
 
 _SHIM = "caffe_port"
-"""What the finder of shim/ gives as the module's origin."""
+"""The module's origin given by the finder of shim/."""
 
 _MODULES = {
     "classifier": "caffe_port.pycaffe.classifier",
@@ -35,7 +35,7 @@ _MODULES = {
 
 
 class Caffe(ModuleType):
-    """The module ``caffe``: the names of ``caffe_port``, but for ``layers``, which here is pycaffe's alone."""
+    """The module ``caffe``: the names of ``caffe_port``, except for ``layers``, which here is only pycaffe's."""
 
     def __init__(self) -> None:
         super().__init__("caffe", caffe_port.__doc__)
@@ -54,14 +54,14 @@ def install_as_caffe(*, force: bool = False, python_layers: bool = False) -> Mod
     """Make ``import caffe``, ``from caffe.proto import caffe_pb2`` and the like give caffe_port in this process.
 
     Args:
-        force: also where a real Caffe could be imported, which is then out of reach.
-        python_layers: let definitions run Python layers, see :func:`caffe_port.allow_python_layers`.
+        force: even where a real Caffe can be imported, which is then inaccessible.
+        python_layers: allow definitions to run Python layers, see :func:`caffe_port.allow_python_layers`.
 
     Returns:
         The module ``caffe``.
 
     Raises:
-        CaffeError: a real Caffe could be imported, and ``force`` is not given.
+        CaffeError: a real Caffe can be imported, and ``force`` is not given.
     """
     if python_layers:
         allow_python_layers()
@@ -71,7 +71,7 @@ def install_as_caffe(*, force: bool = False, python_layers: bool = False) -> Mod
     if present is not None:
         origin = getattr(present, "__file__", None) or "sys.modules"
     else:
-        # Without an origin it is but a folder called caffe, a checkout's say.
+        # Without an origin it is only a folder named caffe, such as a checkout.
         origin = getattr(importlib.util.find_spec("caffe"), "origin", None)
     if origin not in (None, _SHIM) and not force:
         remedy = "import caffe_port as caffe, or force=True to hide the other"

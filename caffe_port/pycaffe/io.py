@@ -1,4 +1,4 @@
-"""Pictures and messages as arrays, and what a net's input needs done to them first.
+"""Pictures and messages as arrays, and the preprocessing of a net's inputs.
 
 Source: python/caffe/io.py (both programs).
 """
@@ -39,7 +39,7 @@ def blobproto_to_array(blob: Any, return_diff: bool = False) -> np.ndarray:
     """A BlobProto's data, or its diff, as a float64 array; four axes if it has the legacy dims.
 
     Raises:
-        ArrayError: its numbers do not fill its shape.
+        ArrayError: the number of values does not match the shape.
     """
     if blob.double_data or blob.double_diff:
         numbers = np.array(blob.double_diff if return_diff else blob.double_data)
@@ -77,7 +77,7 @@ def array_to_datum(arr: np.ndarray, label: int | None = None) -> Any:
     """A (channels, height, width) array as a Datum: uint8 as bytes, anything else as floats.
 
     Raises:
-        ArrayError: the array has not three axes.
+        ArrayError: the array does not have three axes.
     """
     if arr.ndim != 3:
         raise ArrayError("array_to_datum", f"an array of shape {arr.shape}", expected="(channels, height, width)")
@@ -95,14 +95,14 @@ def datum_to_array(datum: Any) -> np.ndarray:
     """A Datum's numbers as a (channels, height, width) array: uint8, or float64 if it holds floats.
 
     Raises:
-        ArrayError: its numbers do not fill its shape (an encoded picture, say).
+        ArrayError: the number of values does not match the shape (an encoded picture, for example).
     """
     shape = datum.channels, datum.height, datum.width
     numbers = np.frombuffer(datum.data, np.uint8).copy() if datum.data else np.array(datum.float_data, float)
     try:
         return numbers.reshape(shape)
     except ValueError:
-        remedy = "decode its data, it is a picture file" if datum.encoded else ""
+        remedy = "decode its data, which is a picture file" if datum.encoded else ""
         found = f"{numbers.size} numbers"
         raise ArrayError("Datum", found, expected=f"enough for its shape {shape}", remedy=remedy) from None
 
@@ -129,7 +129,7 @@ class Transformer:
         self.input_scale: dict[str, float] = {}
 
     def preprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
-        """The picture ``data`` as input ``in_`` wants it: float32, (channels, height, width) if transposed so."""
+        """The picture ``data`` in the form of input ``in_``: float32, (channels, height, width) if transposed so."""
         shape = self._shape(in_)
         image = data.astype(np.float32)
         if image.shape[:2] != shape[2:]:
@@ -138,7 +138,7 @@ class Transformer:
             image = image.transpose(self.transpose[in_])
         if in_ in self.channel_swap:
             image = image[list(self.channel_swap[in_]), :, :]
-        # In place, so that a mean or scale in double precision is rounded where pycaffe rounds it.
+        # In place, so that a mean or scale in double precision is rounded as in pycaffe.
         if in_ in self.raw_scale:
             image *= self.raw_scale[in_]
         if in_ in self.mean:
@@ -148,7 +148,7 @@ class Transformer:
         return image
 
     def deprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
-        """The steps of :meth:`preprocess` undone, but for the resizing."""
+        """The inverse of :meth:`preprocess`, without the resizing."""
         self._shape(in_)
         image = data.copy().squeeze()
         if in_ in self.input_scale:
@@ -164,24 +164,24 @@ class Transformer:
         return image
 
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:
-        """The order of axes: (2, 0, 1) makes (channels, height, width) of (height, width, channels)."""
+        """The order of axes: (2, 0, 1) converts (height, width, channels) to (channels, height, width)."""
         if len(order) != len(self._shape(in_)) - 1:
             raise ArrayError(f"transpose of {in_}", f"{tuple(order)}", expected=f"{len(self._shape(in_)) - 1} axes")
         self.transpose[in_] = order
 
     def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
-        """The order of channels: (2, 1, 0) makes BGR of RGB. Channels are the first axis by then."""
+        """The order of channels: (2, 1, 0) converts RGB to BGR. Channels are the first axis at this step."""
         if len(order) != self._shape(in_)[1]:
             raise ArrayError(f"channel_swap of {in_}", f"{tuple(order)}", expected=f"{self._shape(in_)[1]} channels")
         self.channel_swap[in_] = order
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
-        """What to multiply with before the mean is subtracted: 255 for nets that were trained on 0 to 255."""
+        """The factor applied before the mean is subtracted: 255 for nets that were trained on 0 to 255."""
         self._shape(in_)
         self.raw_scale[in_] = scale
 
     def set_mean(self, in_: str, mean: np.ndarray) -> None:
-        """The mean to subtract: one number a channel, or (channels, height, width), resized if need be."""
+        """The mean to subtract: one number for each channel, or (channels, height, width), resized if necessary."""
         shape = self._shape(in_)
         if mean.ndim == 1:
             if mean.shape[0] != shape[1]:
@@ -196,7 +196,7 @@ class Transformer:
         self.mean[in_] = mean
 
     def set_input_scale(self, in_: str, scale: float) -> None:
-        """What to multiply with after the mean is subtracted."""
+        """The factor applied after the mean is subtracted."""
         self._shape(in_)
         self.input_scale[in_] = scale
 

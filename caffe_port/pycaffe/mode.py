@@ -1,4 +1,4 @@
-"""What pycaffe keeps for the whole process: the device, the log, who solves.
+"""pycaffe's state of the process: the device, the log, the number of solvers.
 
 Source: common.cpp (both programs), python/caffe/_caffe.cpp.
 """
@@ -41,25 +41,25 @@ class _State:
 
 
 def device() -> torch.device:
-    """Where nets built from now on live."""
+    """The device of nets built from now on."""
     return torch.device("cuda", _State.index) if _State.gpu else torch.device("cpu")
 
 
 def set_mode_cpu() -> None:
-    """Nets built from now on live on the CPU."""
+    """Place nets built from now on on the CPU."""
     _State.gpu = False
 
 
 def set_mode_gpu(stacklevel: int = 2) -> None:
-    """Nets built from now on live on the GPU, if torch has one; if not, on the CPU, with one warning."""
+    """Place nets built from now on on the GPU, if torch has one; else on the CPU, with one warning."""
     _State.gpu = torch.cuda.is_available()
     if not _State.gpu and not _State.warned:
         _State.warned = True
-        warnings.warn("set_mode_gpu: torch finds no GPU here; everything runs on the CPU", stacklevel=stacklevel)
+        warnings.warn("set_mode_gpu: torch finds no GPU; everything runs on the CPU", stacklevel=stacklevel)
 
 
 def set_device(device_id: int) -> None:
-    """The GPU that ``set_mode_gpu`` means.
+    """Choose the GPU of ``set_mode_gpu``.
 
     Raises:
         CaffeError: torch has GPUs, but not this one.
@@ -71,12 +71,12 @@ def set_device(device_id: int) -> None:
 
 
 def layer_type_list() -> list[str]:
-    """The types that a definition's layers may have."""
+    """The layer types that a definition may use."""
     return sorted(REGISTRY)
 
 
 def init_log(level: int = 0, stderr: bool = True) -> None:
-    """Say only what is of ``level`` or above: 0 everything, 1 warnings, 2 errors. The log is on stderr in any case."""
+    """Log only messages of ``level`` or above: 0 everything, 1 warnings, 2 errors. The log is always on stderr."""
     os.environ[_LOG_LEVEL] = str(int(level))
 
 
@@ -86,7 +86,7 @@ def log(message: str) -> None:
 
 
 class Timer:
-    """Milliseconds between ``start`` and ``stop``; a GPU's work is waited for."""
+    """Milliseconds between ``start`` and ``stop``; a GPU is synchronized first."""
 
     def __init__(self) -> None:
         self._start = self._stop = 0.0
@@ -112,12 +112,12 @@ class Timer:
 
 
 def solver_count() -> int:
-    """How many solvers train together; here one."""
+    """The number of solvers that train together; here one."""
     return 1
 
 
 def set_solver_count(count: int) -> None:
-    """Say how many solvers train together.
+    """Set the number of solvers that train together.
 
     Raises:
         CaffeError: more than one.
@@ -127,26 +127,26 @@ def set_solver_count(count: int) -> None:
 
 
 def solver_rank() -> int:
-    """Which of the solvers this is."""
+    """This solver's rank."""
     return _State.rank
 
 
 def set_solver_rank(rank: int) -> None:
-    """Say which of the solvers this is."""
+    """Set this solver's rank."""
     _State.rank = rank
 
 
 def set_multiprocess(multiprocess: bool) -> None:
-    """Say whether solvers are processes, which makes no difference to one solver."""
+    """Set whether solvers are processes, which has no effect on one solver."""
 
 
 def has_nccl() -> bool:
-    """Whether there is NCCL: no."""
+    """Whether NCCL is available: no."""
     return False
 
 
 class NCCL:
-    """The name is here; what it stands for is not."""
+    """Defined for compatibility; creating one raises."""
 
     def __init__(self, *_: object) -> None:
         self.new_uid()

@@ -1,4 +1,4 @@
-"""Net with blobs: data and diffs under every name, forward and backward layer by layer, as pycaffe has them.
+"""Net with blobs: data and diffs of every blob, forward and backward layer by layer, as in pycaffe.
 
 Source: net.cpp, python/caffe/_caffe.cpp, python/caffe/pycaffe.py (both programs).
 """
@@ -33,7 +33,7 @@ __all__ = ["Blob", "Net"]
 
 
 class Net(core.Net):
-    """A net as pycaffe shows it, and an ``nn.Module`` beside.
+    """pycaffe's Net, which is also an ``nn.Module``.
 
     ``Net(prototxt, phase, level, stages, weights)``, ``Net(prototxt, weights, phase)`` and ``Net(prototxt, weights)``
     all work. Without a phase it is TEST; but data layers of noh then crop at random as in TRAIN, the phase in which the
@@ -43,11 +43,11 @@ class Net(core.Net):
     Every blob has ``data`` and ``diff``, views that may be written to. Of an in-place blob, data is the last version
     and diff, after backward, the first version's, as in Caffe, where all versions share their memory.
 
-    It lives where :func:`caffe_port.pycaffe.mode.device` says when it is built; ``net.to(device)`` moves it. Other
+    It is built on the device of :func:`caffe_port.pycaffe.mode.device`; ``net.to(device)`` moves it. Other
     options are as in :class:`caffe_port.net.Net`.
 
     Raises:
-        CaffeError: any fault of the definition or the weights.
+        CaffeError: any error in the definition or the weights.
     """
 
     _passes: Passes
@@ -102,7 +102,7 @@ class Net(core.Net):
 
     @property
     def layers(self) -> list[Layer | PythonLayer]:
-        """The layers in running order, the inserted splits among them; of a layer in Python, the user's object."""
+        """The layers in order of execution, including inserted splits; of a layer in Python, the user's object."""
         return [layer.user if isinstance(layer, Python) else layer for node, layer in self.nodes if node.shown]
 
     @property
@@ -122,7 +122,7 @@ class Net(core.Net):
 
     @property
     def blob_loss_weights(self) -> OrderedDict[str, float]:
-        """How much each blob counts as a loss."""
+        """Each blob's loss weight."""
         return OrderedDict(zip(self._blob_names, self._blob_loss_weights, strict=True))
 
     @property
@@ -170,15 +170,15 @@ class Net(core.Net):
         Args:
             given: ``blobs``, ``start``, ``end`` by position, as in pycaffe; or the inputs: a tensor for each input
                 blob, or one mapping from their names.
-            blobs: blobs to return beside the outputs.
-            start, end: run only from layer ``start`` to layer ``end``, on the blobs as they are.
-            inputs: values for input blobs; all arrays (their data is set), or all tensors (the module's way).
+            blobs: blobs to return besides the outputs.
+            start, end: run only from layer ``start`` to layer ``end``, on the blobs' current values.
+            inputs: values for input blobs; all arrays (their data is set), or all tensors (as for a module).
 
         Returns:
             Output blobs by name, those of layer ``end`` if that is given: arrays, or tensors if tensors were given.
 
         Raises:
-            CaffeError: an unknown layer or input; in bvlc, where pycaffe wants all inputs or none, one that is missing.
+            CaffeError: an unknown layer or input; in bvlc, where pycaffe requires all inputs or none, a missing one.
             ShapeError: a value that does not fit its blob.
         """
         if given and isinstance(given[0], Tensor):
@@ -200,10 +200,10 @@ class Net(core.Net):
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **seeds: Any
     ) -> dict[str, np.ndarray]:
-        """Run backward over what the last forward did, from the diffs that the blobs hold (a loss's is its weight).
+        """Run backward over the last forward pass, from the blobs' diffs (a loss's is its weight).
 
         Args:
-            diffs: blobs whose diffs to return beside the inputs'.
+            diffs: blobs whose diffs to return besides the inputs'.
             start, end: run only from layer ``start`` back to layer ``end``.
             seeds: diffs to set before, for output blobs.
 
@@ -221,31 +221,31 @@ class Net(core.Net):
         return {name: self._blob(name).diff for name in dict.fromkeys([*names, *(diffs or ())])}
 
     def _forward(self, start: int, end: int) -> float:
-        """Run the layers from number ``start`` to number ``end``; the sum of the losses, weighted."""
+        """Run the layers with indices ``start`` to ``end``; returns the weighted sum of the losses."""
         return self._passes.forward(self._passes.node(start).index, self._passes.node(end).index)
 
     def _backward(self, start: int, end: int) -> None:
-        """Run the layers backward from number ``start`` down to number ``end``."""
+        """Run the layers backward from index ``start`` down to ``end``."""
         self._passes.backward(self._passes.node(start).index, self._passes.node(end).index)
 
     def before_forward(self, run: Callable[[int], object]) -> None:
-        """Call ``run`` with a layer's number before it runs forward, every time, after what was registered earlier."""
+        """Call ``run`` with a layer's index before it runs forward, after the callbacks registered earlier."""
         self._passes.callbacks["before forward"].append(run)
 
     def after_forward(self, run: Callable[[int], object]) -> None:
-        """Call ``run`` with a layer's number after it ran forward."""
+        """Call ``run`` with a layer's index after it ran forward."""
         self._passes.callbacks["after forward"].append(run)
 
     def before_backward(self, run: Callable[[int], object]) -> None:
-        """Call ``run`` with a layer's number before its turn in backward, also if it has nothing to do there."""
+        """Call ``run`` with a layer's index before its backward pass, even if that computes nothing."""
         self._passes.callbacks["before backward"].append(run)
 
     def after_backward(self, run: Callable[[int], object]) -> None:
-        """Call ``run`` with a layer's number after its turn in backward."""
+        """Call ``run`` with a layer's index after its backward pass."""
         self._passes.callbacks["after backward"].append(run)
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
-        """Give the net's MemoryData layer, its first layer, what to take batches from.
+        """Set the arrays from which the net's MemoryData layer, its first layer, takes batches.
 
         Args:
             data: float32, (items, channels, height, width). labels: float32, one for each item.
@@ -275,27 +275,27 @@ class Net(core.Net):
         raise CaffeError("net", f"no layer {name!r}", remedy=f"near: {near}" if near else "")
 
     def train(self, mode: bool = True) -> Net:
-        """As in any module; what draws numbers must keep them for backward from now on."""
+        """As in any module; random numbers are kept for backward from now on."""
         if "_passes" in self.__dict__:
             self._passes.records |= mode
         return super().train(mode)
 
     def sync(self) -> None:
-        """Take over what was written to arrays that are copies of another device's numbers. Passes do so themselves."""
+        """Copy values written to host copies of another device's tensors back. Passes call this themselves."""
         self._passes.sync()
 
     def reshape(self) -> None:
-        """Bring every blob to the shape that the inputs' shapes ask for; layers refuse what cannot be."""
+        """Set every blob's shape from the inputs' shapes; layers raise for invalid ones."""
         self._passes.reshape()
 
     # -- many items ----------------------------------------------------------------------------------------------------
 
     def forward_all(self, blobs: Iterable[str] | None = None, **inputs: Any) -> dict[str, Any]:
-        """Run forward over any number of items, the last batch filled up with zeros.
+        """Run forward over any number of items, the last batch padded with zeros.
 
         Args:
-            blobs: outputs to return beside the net's own.
-            inputs: arrays for all input blobs, as many items as there are.
+            blobs: blobs to return besides the net's outputs.
+            inputs: arrays for all input blobs, with any number of items.
 
         Returns:
             Output blobs by name, as many items as ``inputs`` has.
@@ -308,9 +308,9 @@ class Net(core.Net):
         """Run forward and backward over any number of items, batch by batch.
 
         Args:
-            blobs, diffs: outputs, and diffs, to return beside the net's own.
+            blobs, diffs: blobs, and diffs, to return besides the net's outputs and input diffs.
             given: arrays for input blobs, and diffs for output blobs. Where one of the two is missing or shorter, the
-                passes take what the blobs hold.
+                passes use the blobs' values.
 
         Returns:
             Output blobs and input diffs by name, as many items as were given.
@@ -320,46 +320,46 @@ class Net(core.Net):
     # -- the fork's older methods --------------------------------------------------------------------------------------
 
     def set_phase_train(self) -> None:
-        """From now on layers work as in training (dropout)."""
+        """Let layers run as in training (dropout) from now on."""
         self.train()
 
     def set_phase_test(self) -> None:
-        """From now on layers work as in testing."""
+        """Let layers run as in testing from now on."""
         self.eval()
 
     def set_mode_cpu(self) -> None:
-        """Bring this net to the CPU, and nets built from now on."""
+        """Move this net, and nets built from now on, to the CPU."""
         mode.set_mode_cpu()
         self.to(mode.device())
 
     def set_mode_gpu(self) -> None:
-        """Bring this net to the GPU, and nets built from now on; without a GPU, one warning."""
+        """Move this net, and nets built from now on, to the GPU; without a GPU, one warning."""
         mode.set_mode_gpu(stacklevel=3)
         self.to(mode.device())
 
     def set_device(self, device_id: int) -> None:
-        """Say which GPU is meant."""
+        """Choose the GPU."""
         mode.set_device(device_id)
         self.to(mode.device())
 
     @property
     def mean(self) -> dict[str, np.ndarray]:
-        """By input blob, what :meth:`preprocess` subtracts."""
+        """By input blob, the mean that :meth:`preprocess` subtracts."""
         return self._pictures.mean
 
     @property
     def input_scale(self) -> dict[str, float]:
-        """By input blob, what :meth:`preprocess` multiplies with in the end."""
+        """By input blob, the factor that :meth:`preprocess` applies last."""
         return self._pictures.input_scale
 
     @property
     def raw_scale(self) -> dict[str, float]:
-        """By input blob, what :meth:`preprocess` multiplies with at first."""
+        """By input blob, the factor that :meth:`preprocess` applies first."""
         return self._pictures.raw_scale
 
     @property
     def channel_swap(self) -> dict[str, Sequence[int]]:
-        """By input blob, the order in which :meth:`preprocess` takes channels."""
+        """By input blob, the order of channels in :meth:`preprocess`."""
         return self._pictures.channel_swap
 
     def set_mean(self, input_: str, mean: np.ndarray, mode: str = "elementwise") -> None:
@@ -367,23 +367,23 @@ class Net(core.Net):
         self._pictures.set_mean(input_, mean, mode)
 
     def set_input_scale(self, input_: str, scale: float) -> None:
-        """Multiply with this in the end."""
+        """Set the factor applied last."""
         self._pictures.set_input_scale(input_, scale)
 
     def set_raw_scale(self, input_: str, scale: float) -> None:
-        """Multiply with this before the mean is subtracted."""
+        """Set the factor applied before the mean is subtracted."""
         self._pictures.set_raw_scale(input_, scale)
 
     def set_channel_swap(self, input_: str, order: Sequence[int]) -> None:
-        """Take the channels in this order: (2, 1, 0) makes BGR of RGB."""
+        """Set the order of channels: (2, 1, 0) converts RGB to BGR."""
         self._pictures.set_channel_swap(input_, order)
 
     def preprocess(self, input_name: str, input_: np.ndarray) -> np.ndarray:
-        """A (height, width, channels) picture as the input wants it: float32, (channels, height, width)."""
+        """A (height, width, channels) picture in the input's form: float32, (channels, height, width)."""
         return self._pictures.preprocess(input_name, input_)
 
     def deprocess(self, input_name: str, input_: np.ndarray) -> np.ndarray:
-        """The steps of :meth:`preprocess` undone, but for the resizing."""
+        """The inverse of :meth:`preprocess`, without the resizing."""
         return self._pictures.deprocess(input_name, input_)
 
     def _shape_of_input(self, name: str) -> Shape:
@@ -394,7 +394,7 @@ class Net(core.Net):
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def copy_from(self, path: str | Path) -> Account:
-        """Load weights by layer name; the account of what was copied."""
+        """Load weights by layer name; returns a report of the blobs."""
         return self.load(path)
 
     def load(self, path: str | Path, **options: Any) -> Account:
@@ -403,7 +403,7 @@ class Net(core.Net):
         return super().load(path, **options)
 
     def load_hdf5(self, path: str | Path) -> Account:
-        """Load weights; the same as :meth:`copy_from`, which knows HDF5 when it sees it."""
+        """Load weights; the same as :meth:`copy_from`, which detects HDF5."""
         return self.load(path)
 
     def save(self, path: str | Path, **options: Any) -> None:
@@ -412,11 +412,11 @@ class Net(core.Net):
         super().save(path, **options)
 
     def save_hdf5(self, path: str | Path, *, diffs: bool = False) -> None:
-        """Write the parameters as HDF5, whatever the name."""
+        """Write the parameters as HDF5, independent of the name."""
         self.save(path, diffs=diffs, hdf5=True)
 
     def share_with(self, other: core.Net) -> None:
-        """Use the numbers of the parameters of ``other``, layer by layer of the same name; diffs stay apart.
+        """Share the parameters' values of ``other``, by layer name; diffs stay separate.
 
         Raises:
             WeightsError: a layer has another number of blobs there, or other shapes.

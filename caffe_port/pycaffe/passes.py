@@ -1,4 +1,4 @@
-"""Forward and backward over a net's blobs, layer by layer, each layer with its own piece of autograd's graph.
+"""Forward and backward over a net's blobs, layer by layer, each layer with a separate part of autograd's graph.
 
 Source: net.cpp, ForwardFromTo and BackwardFromTo (both programs).
 """
@@ -21,12 +21,12 @@ __all__ = ["Passes"]
 
 
 class Passes:
-    """Runs a net on blobs that keep their data and diffs from pass to pass.
+    """Runs a net on blobs that keep their data and diffs between passes.
 
     Attributes:
         data, diff: the blobs. shown: the nodes that pycaffe shows.
-        callbacks: what is called before and after each layer's turn: "before forward" ... "after backward".
-        records: whether forward keeps what backward needs; it does once somebody has asked for a gradient.
+        callbacks: functions called before and after each layer: "before forward" ... "after backward".
+        records: whether forward stores what backward needs; true once a gradient was requested.
     """
 
     def __init__(self, net: Net) -> None:
@@ -47,28 +47,28 @@ class Passes:
                 self.diff[top].fill_(weight)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the pieces of the last pass: they are no tensors of their own."""
+        """The state without the graphs of the last pass, which cannot be copied."""
         return {**self.__dict__, "_tape": {}}
 
     def node(self, number: int) -> Node:
-        """The layer of that number among those that pycaffe shows."""
+        """The layer with that index among those that pycaffe shows."""
         if not 0 <= number < len(self.shown):
             raise CaffeError("net", f"layer number {number}", expected=f"0 to {len(self.shown) - 1}")
         return self.shown[number]
 
     def sync(self) -> None:
-        """Take over what was written to arrays that are copies of another device's numbers."""
+        """Copy values written to host copies of another device's tensors back."""
         self.data.sync()
         self.diff.sync()
         for _, layer in self.net.nodes:
             layer.copies.flush()
 
     def reshape(self) -> None:
-        """Bring every blob to the shape that the inputs' shapes ask for; layers refuse what cannot be."""
+        """Set every blob's shape from the inputs' shapes; layers raise for invalid ones."""
         self.net.reshape_for({name: tuple(self.data[name].shape) for name in self.net.graph.inputs})
 
     def _repeats(self) -> bool:
-        """Whether a second pass on the blobs as the first one left them gives the same, data layers aside."""
+        """Whether a second pass on the blobs left by the first gives the same result, ignoring data layers."""
         nodes = self.net.nodes
         made = {top for node, _ in nodes if not node.bottoms for top in node.tops}
         besides = self.net.caffe_gradients.besides
@@ -83,7 +83,7 @@ class Passes:
 
     @torch.inference_mode(False)
     def forward(self, first: int, last: int) -> float:
-        """Run nodes ``first`` to ``last``; the sum of their losses, weighted by the diffs that their tops hold."""
+        """Run nodes ``first`` to ``last``; the sum of their losses, weighted by their tops' diffs."""
         if first <= min(self._numbers, default=0):
             self.reshape()
         elif self.data.reshaped:
@@ -127,7 +127,7 @@ class Passes:
         """Run nodes ``start`` down to ``end`` backward."""
         self.sync()
         if not self.records:
-            # Until now nobody wanted gradients, and forward kept nothing for them: run it again on the same numbers.
+            # Forward did not record, since no gradient was requested yet: run it again on the same values.
             self.records = True
             if self._ran is not None:
                 first, last = self._ran
@@ -151,11 +151,11 @@ class Passes:
         self.diff.update((name, diff) for name, diff in zip(node.bottoms, diffs, strict=True) if diff is not None)
 
     def _written(self, index: int, top: str) -> Tensor | None:
-        """What lies in a blob that an in-place layer has written; None if the last pass did not come so far."""
+        """The value of a blob that an in-place layer has written; None if the last pass did not run that layer."""
         return self.data[top] if self._ran is None or index <= self._ran[1] else None
 
     def _has_kept(self, node: Node) -> bool:
-        """Whether forward has run the layer, in the shapes that the blobs have now."""
+        """Whether forward has run the layer with the blobs' current shapes."""
         if node.index not in self._tape:
             return False
         tops = self._tape[node.index].tops

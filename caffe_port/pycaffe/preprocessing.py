@@ -1,4 +1,4 @@
-"""From a picture to a net's input, as the fork's pycaffe has it; BVLC Caffe 1.0 has it in ``io.Transformer``.
+"""Preprocessing of pictures as in the fork's pycaffe; BVLC Caffe 1.0 has it in ``io.Transformer``.
 
 Source: python/caffe/pycaffe.py (noh).
 """
@@ -18,10 +18,10 @@ __all__ = ["Preprocessing"]
 
 
 class Preprocessing:
-    """What is done to the pictures for each input.
+    """The preprocessing settings of each input.
 
     Args:
-        shape_of: gives an input's shape; refuses a name that no input has.
+        shape_of: returns an input's shape; raises for a name that is not an input's.
 
     Attributes:
         mean, input_scale, raw_scale, channel_swap: by input blob.
@@ -46,26 +46,26 @@ class Preprocessing:
         self.mean[input_] = mean
 
     def set_input_scale(self, input_: str, scale: float) -> None:
-        """Multiply with this in the end."""
+        """Set the factor applied last."""
         self.shape_of(input_)
         self.input_scale[input_] = scale
 
     def set_raw_scale(self, input_: str, scale: float) -> None:
-        """Multiply with this before the mean is subtracted."""
+        """Set the factor applied before the mean is subtracted."""
         self.shape_of(input_)
         self.raw_scale[input_] = scale
 
     def set_channel_swap(self, input_: str, order: Sequence[int]) -> None:
-        """Take the channels in this order: (2, 1, 0) makes BGR of RGB."""
+        """Set the order of channels: (2, 1, 0) converts RGB to BGR."""
         self.shape_of(input_)
         self.channel_swap[input_] = order
 
     def preprocess(self, input_name: str, input_: np.ndarray) -> np.ndarray:
-        """A (height, width, channels) picture as the input wants it: float32, (channels, height, width)."""
+        """A (height, width, channels) picture in the input's form: float32, (channels, height, width)."""
         return self._transformer(input_name).preprocess(input_name, input_)
 
     def deprocess(self, input_name: str, input_: np.ndarray) -> np.ndarray:
-        """The steps of :meth:`preprocess` undone, but for the resizing."""
+        """The inverse of :meth:`preprocess`, without the resizing."""
         return self._transformer(input_name).deprocess(input_name, input_)
 
     def _transformer(self, name: str) -> Transformer:

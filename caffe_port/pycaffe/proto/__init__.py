@@ -1,4 +1,4 @@
-"""Where pycaffe's users look for the messages: ``from caffe.proto import caffe_pb2``."""
+"""pycaffe's package of messages: ``from caffe.proto import caffe_pb2``."""
 
 from caffe_port.pycaffe.proto import caffe_pb2
 

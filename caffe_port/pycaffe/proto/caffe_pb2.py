@@ -1,4 +1,4 @@
-"""What protoc's module of that name has: message classes, enums and their values, from our own schema."""
+"""The contents of protoc's module of that name: message classes, enums and their values, from our schema."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """AnnotatedData and VideoData: the batches of SSD's program (4817bf8b), resuming, and wrong data and definitions.
 
-The recorded program used OpenCV 4.6 of Debian. Bicubic interpolation and the conversion from HSV differ by a
-rounding in other builds of OpenCV; the latter then passes through JPEG.
+The recorded program used OpenCV 4.6 of Debian. Bicubic interpolation differs by a rounding in other versions; why
+saturation and hue differ after JPEG is not known.
 """
 
 from __future__ import annotations

@@ -114,6 +114,10 @@ class Dialect:
     its list is shuffled (noh: base_data_layer.cpp). Otherwise it is seeded before that and once more after, and a word
     for the thread's own stream is drawn then (bvlc: internal_thread.cpp)."""
 
+    database_thread_draws: bool = False
+    """A thread that reads a database is seeded with a word of the thread that makes the layer, and needs none
+    (deeplab2, pspnet, rcnn, rfcn, ssd: data_reader.cpp)."""
+
     data_skips_at_random: bool = False
     """Data knows rand_skip (noh: data_layer.cpp); otherwise it is a field that nobody reads."""
 
@@ -139,7 +143,7 @@ class Dialect:
     """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""
 
     logs_speed: bool = True
-    """The log's loss lines tell iterations a second (bvlc: solver.cpp)."""
+    """The log's loss lines tell iterations a second (bvlc: solver.cpp; no other has it)."""
 
     logs_kind_of_snapshot: bool = True
     """The log's snapshot lines tell the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""

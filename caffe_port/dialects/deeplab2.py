@@ -32,6 +32,8 @@ DEEPLAB2 = register(
         sigmoid_loss_by_batch=True,
         infogain_takes_probabilities=True,
         checks_rate_fields=False,
+        database_thread_draws=True,
+        logs_speed=False,
         exp_shift_raises_minus_one=True,
     )
 )

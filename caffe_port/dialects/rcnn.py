@@ -40,6 +40,9 @@ RCNN = register(
         sigmoid_loss_by_batch=True,
         infogain_takes_probabilities=True,
         exp_shift_raises_minus_one=True,
+        checks_rate_fields=False,
+        database_thread_draws=True,
+        logs_speed=False,
     )
 )
 

@@ -43,6 +43,7 @@ SSD = register(
         accuracy_ranks_ties=True,
         infogain_takes_probabilities=True,
         checks_rate_fields=False,
+        database_thread_draws=True,
         logs_speed=False,
     )
 )

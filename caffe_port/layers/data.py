@@ -21,6 +21,11 @@ from caffe_port.random import Stream
 class Data(Prefetching):
     """Records of an LMDB or LevelDB database, in order: data, and labels if there is a second top."""
 
+    def setup(self) -> None:
+        if self.dialect.database_thread_draws:
+            self.draw()
+        super().setup()
+
     def open(self) -> Batches:
         self.p.skip("prefetch", "force_encoded_color", "rand_skip")
         if self.p.shuffle:

@@ -62,7 +62,8 @@ class AnnotatedData(_Transforming):
     """
 
     def setup(self) -> None:
-        self.draw()  # the seed of the thread that reads the database, which needs none
+        if self.dialect.database_thread_draws:
+            self.draw()
         super().setup()
 
     def open(self) -> Batches:

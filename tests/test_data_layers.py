@@ -222,12 +222,12 @@ def test_a_dropped_net_leaves_no_thread(drawn: Path) -> None:
 
 
 LEAVING = """
-from caffe_port.data import Ahead, Places, Transformer
+from caffe_port.data import Prefetcher, Places, Transformer
 from caffe_port.data.batches import Cursor
 from caffe_port.data.pictures import Labelled, PictureBatches, Reader
 
 reader, as_it_is = Reader(Places("")), Transformer(scale=1, mirror=False, crop=0, mean=None, train=False)
-ahead = Ahead(PictureBatches("list", [Labelled(1, "large.png", 0)], Cursor(1), reader, as_it_is, 12))
+ahead = Prefetcher(PictureBatches("list", [Labelled(1, "large.png", 0)], Cursor(1), reader, as_it_is, 12))
 ahead.start()
 """
 

@@ -85,7 +85,7 @@ INTERP = (
         (CRF % (3, ""), "expected one or more, for the picture, found no bi_w"),
         (CRF % (3, KERNEL.replace("3", "0")), "found a standard deviation of 0"),
         (INTERP % "", "found no size"),
-        (INTERP % "pad_beg: 1 zoom_factor: 2", "expected 0 or less: pads cut off, found pad_beg 1"),
+        (INTERP % "pad_beg: 1 zoom_factor: 2", "expected 0 or less: pads crop, found pad_beg 1"),
         (INTERP % "pad_beg: -3 pad_end: -3 zoom_factor: 2", r"expected 1 or more of each, found \[-1, 1\] pixels"),
     ],
 )

@@ -53,7 +53,7 @@ def test_layers_are_inherited_replaced_and_lacked() -> None:
 
 
 def test_a_built_in_layer_is_replaced_only_when_asked() -> None:
-    with pytest.raises(DefinitionError, match=r"already registered by .*; replace=True takes its place"):
+    with pytest.raises(DefinitionError, match=r"already registered by .*; pass replace=True to replace it"):
         layer("AbsVal", dialects=("bvlc",))(type("Mine", (Layer,), {}))
     mine = layer("AbsVal", dialects=("bvlc",), replace=True)(type("Mine", (Layer,), {}))
     assert layer_class("AbsVal", BVLC) is mine

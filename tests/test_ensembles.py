@@ -15,7 +15,7 @@ from caffe_port.segmentation import voc
 from caffe_port.segmentation.crf import SETTINGS, Kernel, Setting, dense_crf
 from caffe_port.segmentation.deconvnet import ProposalSegmenter
 from caffe_port.segmentation.ensembles import KINDS, Product, Refined, Scoring, kind_of
-from caffe_port.segmentation.fcn import Plain
+from caffe_port.segmentation.fcn import FullyConvolutional
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import Segmenter, prepare
 from caffe_port.segmentation.proposals import edge_boxes
@@ -163,7 +163,9 @@ def test_pictures_are_padded_with_the_mean_and_larger_ones_make_the_net_larger(h
     net, image = scores_of(12), picture(height, width)
     data = image[:, :, ::-1].transpose(2, 0, 1) - np.array(voc.MEAN)[:, None, None]
     data = np.pad(data, ((0, 0), (0, max(12 - height, 0)), (0, max(12 - width, 0))))
-    np.testing.assert_allclose(Plain(net).scores(image), convolved(net, data)[:, :height, :width], atol=1e-4)
+    np.testing.assert_allclose(
+        FullyConvolutional(net).scores(image), convolved(net, data)[:, :height, :width], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", [(50, 40), (64, 64), (70, 90)])
@@ -171,7 +173,7 @@ def test_fcn(shape: tuple[int, int], fcn: Net) -> None:
     image = picture(*shape)
     data = np.zeros((1, 3, max(shape[0], 64), max(shape[1], 64)), np.float32)
     data[0, :, : shape[0], : shape[1]] = (image[:, :, ::-1] - np.array(voc.MEAN)).transpose(2, 0, 1)
-    system = Plain(fcn)
+    system = FullyConvolutional(fcn)
     with torch.no_grad():
         wanted = fcn(data=torch.from_numpy(data))["upscore"].numpy()[0, :, : shape[0], : shape[1]]
     np.testing.assert_array_equal(system.scores(image), wanted)
@@ -194,15 +196,15 @@ def test_scores_on_corners_are_interpolated_between(height: int, width: int) -> 
         ]
         shape = [m for i, m in enumerate(coarse.shape) if i != axis]
         coarse = np.moveaxis(np.reshape(between, (*shape, n)), 2, axis)
-    assert Plain(net).fit == "pad"
-    np.testing.assert_allclose(Plain(net).scores(image), coarse, atol=1e-4)
+    assert FullyConvolutional(net).fit == "pad"
+    np.testing.assert_allclose(FullyConvolutional(net).scores(image), coarse, atol=1e-4)
 
 
 @pytest.mark.parametrize("fov", ["small", "large"])
 def test_wssl(fov: str) -> None:
     """Every eighth pixel has the score that the net gives it."""
     net, image = scattered(Net(narrow_text(f"wssl/{fov}_fov_deploy.prototxt", size=56))), picture(48, 61)
-    system = Plain(net)
+    system = FullyConvolutional(net)
     data = np.zeros((1, 3, 57, 65), np.float32)
     data[0, :, :48, :61] = (image[:, :, ::-1] - np.array(voc.MEAN)).transpose(2, 0, 1)
     with torch.no_grad():
@@ -217,8 +219,8 @@ def test_pictures_are_resized_where_scores_lie_between_pixels(height: int, width
     means = prepare(image, 16)[0].reshape(3, 2, 8, 2, 8).mean((2, 4))
     at_16 = [imresize(one, (16, 16), "bilinear") for one in convolved(net, means)]
     wanted = np.stack([imresize(one, (side, side), "bilinear") for one in at_16])[:, :height, :width]
-    assert Plain(net).fit == "resize"
-    np.testing.assert_allclose(Plain(net).scores(image), wanted, atol=1e-4)
+    assert FullyConvolutional(net).fit == "resize"
+    np.testing.assert_allclose(FullyConvolutional(net).scores(image), wanted, atol=1e-4)
 
 
 # -- the ensemble and the CRF ------------------------------------------------------------------------------------------

@@ -177,9 +177,9 @@ def test_batch_norm_learns_nothing_but_keeps_count() -> None:
 WRONG = [
     (inputs(x=(2, 3)) + one("AbsVal", tops="x"), "not work in place"),
     (inputs(x=(2, 3)) + one("ArgMax", "argmax_param { top_k: 4 }"), "a number from 1 to 3"),
-    (inputs(x=(2, 3), t=(3,)) + one("Accuracy", "", "x t"), "a label for each place"),
-    (inputs(x=(2, 3)) + one("BatchNorm", "param { lr_mult: 1 }"), "nobody learns statistics"),
-    (inputs(x=(2, 3), i=(2, 1)) + one("BatchReindex", "", "x i"), "a row of their numbers"),
+    (inputs(x=(2, 3), t=(3,)) + one("Accuracy", "", "x t"), "a label for each position"),
+    (inputs(x=(2, 3)) + one("BatchNorm", "param { lr_mult: 1 }"), "as statistics are not learned"),
+    (inputs(x=(2, 3), i=(2, 1)) + one("BatchReindex", "", "x i"), "a vector of their indices"),
     (inputs(x=(2, 3, 4), s=(4,)) + one("Scale", "", "x s"), "equal numbers on these axes"),
     (inputs(x=(2, 3)) + one("Scale", "scale_param { num_axes: 3 }"), "axes of a blob of shape (2, 3)"),
     (inputs(x=(2, 3)) + one("Embed", "embed_param { num_output: 2 }"), "at least 1 each"),

@@ -362,7 +362,7 @@ def test_pictures_without_a_class_are_counted(copy: Path, tmp_path: Path) -> Non
     name = "train_000002"
     write_labels(folder.mask(name), np.zeros_like(folder.labels(name)), overwrite=True)
     report = "\n".join(prepare(folder, tmp_path / "lists", PLAN).warnings())
-    assert f"pictures whose masks show other classes than ImageSets/labels.txt says: 1 ({name})" in report
+    assert f"pictures whose masks have other classes than ImageSets/labels.txt: 1 ({name})" in report
     assert f"pictures of level Full that show no class, so have no crops: 1 ({name})" in report
 
 

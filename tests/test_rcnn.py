@@ -192,7 +192,7 @@ RPN = "rpn.proposal_layer.ProposalLayer"
         (
             X % "dim: 2" + "layer { name: 'l' type: 'SmoothL1Loss' bottom: 'x' bottom: 'x' bottom: 'x' top: 'y' "
             "smooth_l1_loss_param { sigma: 3 } }",
-            "expected the one or the other",
+            "expected one form",
         ),
         (ROI + "layer { name: 'l' type: 'Python' bottom: 'x' bottom: 'r' bottom: 'r' top: 'y' python_param { module: "
          "'rpn.proposal_layer' layer: 'ProposalLayer' param_str: '' } }", "'feat_stride': an integer"),

@@ -14,7 +14,7 @@ from caffe_port.net import Net
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import PassByPass, Segmenter, enlarge, prepare
-from caffe_port.segmentation.two_stage import Staged
+from caffe_port.segmentation.two_stage import TwoStage
 
 REFERENCE = SHARED / "reference" / "noh_inference"
 PHOTOGRAPHS = ["2007_000042", "2007_003503", "2007_007203", "2007_009938", "2008_003141"]
@@ -209,7 +209,7 @@ def test_what_depends_on_an_input() -> None:
 
 def test_a_row_of_the_second_stage_is_a_pass_of_the_net() -> None:
     net, rng = slim([2, 3]), np.random.RandomState(0)
-    staged = Staged(net, ["cls-score-masked"])
+    staged = TwoStage(net, ["cls-score-masked"])
     data = torch.from_numpy(prepare(picture(50, 70), 320))
     masked = torch.from_numpy(rng.rand(3, 20, 1, 1).astype(np.float32))
     begun = staged.first(data=data)
@@ -225,7 +225,7 @@ def test_a_row_of_the_second_stage_is_a_pass_of_the_net() -> None:
 
 def test_rows_of_both_stages_go_together() -> None:
     net, rng = tiny(), np.random.RandomState(0)
-    staged = Staged(net, ["cls-score-masked"])
+    staged = TwoStage(net, ["cls-score-masked"])
     data, masked = (torch.from_numpy(rng.randn(2, *s).astype(np.float32)) for s in ((3, 8, 8), (4, 1, 1)))
     tops = staged.second(staged.first(data=data), **{"cls-score-masked": masked})
     with torch.no_grad():
@@ -239,8 +239,8 @@ def test_rows_of_both_stages_go_together() -> None:
 def test_wrong_inputs_of_a_stage() -> None:
     net = tiny()
     with pytest.raises(CaffeError, match="net tiny: expected data, cls-score-masked, found no input label"):
-        Staged(net, ["label"])
-    staged = Staged(net, ["cls-score-masked"])
+        TwoStage(net, ["label"])
+    staged = TwoStage(net, ["cls-score-masked"])
     with pytest.raises(CaffeError, match="net tiny: expected data, found inputs none"):
         staged.first()
     begun = staged.first(data=torch.zeros(1, 3, 8, 8))

@@ -16,7 +16,7 @@ from caffe_port.segmentation import voc
 from caffe_port.segmentation.crf import SETTINGS
 from caffe_port.segmentation.deconvnet import ProposalSegmenter
 from caffe_port.segmentation.ensembles import KINDS, Product, Refined, Scoring, System
-from caffe_port.segmentation.fcn import FITS, Plain
+from caffe_port.segmentation.fcn import FITS, FullyConvolutional
 from caffe_port.tools import make_shapes, segment
 
 
@@ -49,8 +49,10 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, *argv: str) -> int | str
 def system_of(argv: list[str]) -> System:
     """What the command's options mean."""
     deconvnet, fcn = (Net(f"{name}.prototxt", f"{name}.caffemodel") for name in ("deconvnet", "fcn"))
-    first: Scoring = Plain(fcn) if "fcn" in argv[1] else ProposalSegmenter(deconvnet, proposals=4, smallest=10)
-    made = Product(first, Plain(fcn)) if "--with" in argv else first
+    first: Scoring = (
+        FullyConvolutional(fcn) if "fcn" in argv[1] else ProposalSegmenter(deconvnet, proposals=4, smallest=10)
+    )
+    made = Product(first, FullyConvolutional(fcn)) if "--with" in argv else first
     return Refined(made, SETTINGS[argv[argv.index("--crf") + 1]]) if "--crf" in argv else made
 
 
@@ -155,11 +157,15 @@ def test_wrong_arguments(
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (lambda: Plain(tiny()), DefinitionError, "found inputs data, cls-score-masked"),
-        (lambda: Plain(scores_of(8, channels=1)), DefinitionError, "a channel for each label"),
-        (lambda: Plain(scores_of(8), fit="crop"), CaffeError, "expected pad or resize, found 'crop'"),
-        (lambda: Plain(Net(SHARES)), DefinitionError, "expected scores, found the softmax shares; leave it out"),
-        (lambda: Plain(Net(OBLONG), fit="resize"), DefinitionError, "expected a square one, to resize to"),
+        (lambda: FullyConvolutional(tiny()), DefinitionError, "found inputs data, cls-score-masked"),
+        (lambda: FullyConvolutional(scores_of(8, channels=1)), DefinitionError, "a channel for each label"),
+        (lambda: FullyConvolutional(scores_of(8), fit="crop"), CaffeError, "expected pad or resize, found 'crop'"),
+        (
+            lambda: FullyConvolutional(Net(SHARES)),
+            DefinitionError,
+            "expected scores, found the softmax shares; remove it",
+        ),
+        (lambda: FullyConvolutional(Net(OBLONG), fit="resize"), DefinitionError, "expected a square one, to resize to"),
         (
             lambda: ProposalSegmenter(scores_of(16, POOLED.format(kernel=8, stride=8), "pool")),
             DefinitionError,
@@ -168,9 +174,9 @@ def test_wrong_arguments(
         (lambda: ProposalSegmenter(scores_of(8), proposals=0), CaffeError, "0 proposals in batches of 8"),
         (lambda: ProposalSegmenter(scores_of(8), model="none.yml.gz"), FileError, "none.yml.gz: "),
         (lambda: ProposalSegmenter(scores_of(8))(np.zeros((4, 4), np.uint8)), ShapeError, "found shape (4, 4)"),
-        (lambda: Plain(scores_of(8))(np.zeros((0, 4, 3), np.uint8)), ShapeError, "found shape (0, 4, 3)"),
+        (lambda: FullyConvolutional(scores_of(8))(np.zeros((0, 4, 3), np.uint8)), ShapeError, "found shape (0, 4, 3)"),
         (
-            lambda: Product(Plain(scores_of(8)), Plain(scores_of(8, channels=6))),
+            lambda: Product(FullyConvolutional(scores_of(8)), FullyConvolutional(scores_of(8, channels=6))),
             CaffeError,
             "expected the same classes in both, found nets of 3 and of 5 classes",
         ),

@@ -66,7 +66,7 @@ def test_random_masks_against_sets_of_pixels() -> None:
 @pytest.mark.parametrize(
     ("truth", "result", "says"),
     [
-        ("012", "01", "x.png: expected 3 x 1 as the truth, found a mask of 2 x 1"),
+        ("012", "01", "x.png: expected 3 x 1 as the true mask, found a mask of 2 x 1"),
         ("012", "013", "x.png: expected 0 to 2, found a label 3"),
         ("012", "01x", "x.png: expected 0 to 2, found a label 255"),
         ("013", "012", "x.png: expected 0 to 2, found a true label 3"),

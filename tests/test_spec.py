@@ -216,7 +216,7 @@ print("torch" in sys.modules)"""
 
 
 def test_a_second_record_is_refused() -> None:
-    with pytest.raises(DefinitionError, match="already registered by ReLU; replace=True takes its place"):
+    with pytest.raises(DefinitionError, match="already registered by ReLU; pass replace=True to replace it"):
         spec.record("ReLU", "relu_param")(type("Other", (spec.Spec,), {}))
     with pytest.raises(DefinitionError, match="dialect 'none'"):
         spec.record("Odd", None, ("none",))(type("Other", (spec.Spec,), {}))

@@ -6,7 +6,7 @@ out. Every random number comes from a stream that the layer seeds, in the order 
 
 from caffe_port.data.batches import Array, Batches, State
 from caffe_port.data.files import Places
-from caffe_port.data.prefetch import Ahead
+from caffe_port.data.prefetch import Prefetcher
 from caffe_port.data.transform import Transformer
 
-__all__ = ["Ahead", "Array", "Batches", "Places", "State", "Transformer"]
+__all__ = ["Array", "Batches", "Places", "Prefetcher", "State", "Transformer"]

@@ -6,7 +6,7 @@ import threading
 
 from caffe_port.data.batches import Array, Batches, State, too_large
 
-__all__ = ["Ahead"]
+__all__ = ["Prefetcher"]
 
 
 class _Job(threading.Thread):
@@ -32,7 +32,7 @@ class _Job(threading.Thread):
             self.error = error
 
 
-class Ahead:
+class Prefetcher:
     """Keeps the next batch of ``source`` in work; after :meth:`start`, the source is this object's alone."""
 
     def __init__(self, source: Batches) -> None:

@@ -1,7 +1,7 @@
 """The published networks: a builder, and the definitions that it writes, as files.
 
 The files are in the folder ``prototxt`` of the repository and in ``caffe_port/definitions/published`` of an installed
-package; :func:`published` is the one that is there.
+package; :func:`published` returns the one that exists.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ __all__ = ["files"]
 
 
 def network(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
-    """``data`` to ``cls-score-pooled``, one score a class. BN, if there is any, takes the place of dropout."""
+    """``data`` to ``cls-score-pooled``, one score for each class. BN, if there is any, replaces dropout."""
     return [
         *encoder(setting, fill=XAVIER, norm=norm),
         *fully_connected(setting, side=window(size), drop=norm is None, fill=XAVIER, norm=norm),
@@ -39,7 +39,8 @@ def data(setting: Setting, size: int, split: str, batch: int, phase: str = "") -
 
 
 def measure(mode: str) -> Layer:
-    """The share of labels that a score above zero gets right: of all of them, or (Recall) of those present."""
+    """The share of labels that are predicted correctly by scores above zero: of all of them, or (Recall) of those
+    present."""
     tops = [f"cls-{mode.lower()}"]
     param = {"binary_accuracy_param": {"accuracy_mode": Word(mode)}}
     return Layer("BIN_ACCURACY", tops[0], ["cls-score-pooled", "cls-label"], tops, param, phase="TEST")
@@ -63,7 +64,7 @@ trained ones, here without BN, at a tenth; the step of the released solver of th
 
 
 def train(setting: Setting) -> Net:
-    """Image-level labels against the average of the scores over all places."""
+    """Image-level labels against the average of the scores over all positions."""
     size = input_size(setting, SIZE)
     return Net(
         "train_cls_voc",
@@ -81,7 +82,7 @@ def train(setting: Setting) -> Net:
 
 
 def make_inference(setting: Setting) -> Net:
-    """The net trained with BN, whose BN layers give their batch's statistics."""
+    """The net trained with BN, whose BN layers output their batch's statistics."""
     size = input_size(setting, SIZE)
     return Net(
         "train_cls_voc_make_inference",
@@ -91,7 +92,7 @@ def make_inference(setting: Setting) -> Net:
 
 
 def deploy(setting: Setting) -> Net:
-    """The net as it is run on a photograph."""
+    """The net for inference on a picture."""
     size = input_size(setting, SIZE)
     return Net(
         "cls_voc_deploy",

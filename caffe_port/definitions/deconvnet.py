@@ -26,7 +26,8 @@ def resized(size: int) -> int:
 def network(setting: Setting, size: int, norm: Norm) -> Layers:
     """``data`` to ``seg-score``.
 
-    As published, the first half has no fillers, for VGG-16's weights come in their place: without these it stays 0.
+    As published, the first half has no fillers, because VGG-16's weights replace them: without these the weights stay
+    0.
     """
     fill = XAVIER if setting.norm else None
     return [
@@ -67,7 +68,7 @@ def train(setting: Setting, stage: int) -> Net:
 
 
 def make_testable(setting: Setting) -> Net:
-    """The trained net whose BN layers give their batch's statistics."""
+    """The trained net whose BN layers output their batch's statistics."""
     size = input_size(setting, SIZE)
     return Net(
         "DeconvNet_make_bn_layer_testable",
@@ -80,7 +81,7 @@ def make_testable(setting: Setting) -> Net:
 
 
 def test(setting: Setting) -> Net:
-    """The net with folded BN and a measure."""
+    """The net with folded BN and an accuracy layer."""
     size = input_size(setting, SIZE)
     return Net(
         "DeconvNet_inference_test.prototxt",
@@ -94,7 +95,7 @@ def test(setting: Setting) -> Net:
 
 
 def deploy(setting: Setting) -> Net:
-    """The net with folded BN, as it is run on a picture."""
+    """The net with folded BN, for inference."""
     size = input_size(setting, SIZE)
     return Net(
         "DeconvNet_inference_deploy",

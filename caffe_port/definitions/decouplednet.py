@@ -1,7 +1,7 @@
 """DecoupledNet: a classification net, a segmentation net, and the bridging layers between them.
 
 The paper is Hong, Noh and Han, "Decoupled Deep Neural Network for Semi-supervised Semantic Segmentation", 2015; the
-sections named here are its own. Facts that the paper leaves open are those of the authors' released files.
+sections cited here are of this paper. Facts that it does not give are from the authors' released files.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def resized(size: int) -> int:
 
 
 def score_side(size: int) -> int:
-    """Height and width of the class scores: pool5's, less what fc6's window takes."""
+    """Height and width of the class scores: pool5's, reduced by fc6's window."""
     return size // 32 - window(size) + 1
 
 
 def class_score(setting: Setting, learn: Learn) -> Layer:
-    """A score of every class at every place."""
+    """A score of every class at every position."""
     return convolution("cls-score-voc", "fc7", "cls-score", setting.classes, 1, learn=learn, fill=SMALL)
 
 
@@ -102,13 +102,13 @@ def bridge(setting: Setting, size: int, norm: Norm) -> Iterator[Layer]:
 
 
 def max_score(side: int) -> Iterator[Layer]:
-    """The scores' maxima over all places with their switches: layers that are named after an average, as released."""
+    """The scores' maxima over all positions with their switches; the layers' names contain "avg", as released."""
     yield pooling("avg-pool", "cls-score", "cls-score-pooled", "MAX", side, 1, "score-pool-mask")
     yield sigmoid("cls-score-sigmoid", "cls-score-pooled", "cls-score-sigmoid")
 
 
 def segmentation(setting: Setting, size: int, norm: Norm, selection: Layers) -> Layers:
-    """The whole net from ``data`` to ``seg-score``; ``selection`` makes ``cls-score-masked`` out of ``cls-score``."""
+    """The net from ``data`` to ``seg-score``; ``selection`` computes ``cls-score-masked`` from ``cls-score``."""
     side = score_side(size)
     return [
         Note("Classification network (section 4.1), trained before and frozen here"),
@@ -191,7 +191,7 @@ def train(setting: Setting, level: Level) -> Net:
 
 
 def make_inference(setting: Setting, level: Level) -> Net:
-    """The trained net whose BN layers give their batch's statistics."""
+    """The trained net whose BN layers output their batch's statistics."""
     size = input_size(setting, SIZE)
     return Net(
         f"train_seg_{level.name}_anno_make_inference",
@@ -210,7 +210,7 @@ background, channel 0 of seg-score. Then a pass with each of them alone: its for
 
 
 def deploy(setting: Setting, level: Level) -> Net:
-    """The net with folded BN, as it is run on a photograph."""
+    """The net with folded BN, for inference."""
     size = input_size(setting, SIZE)
     return Net(
         f"DecoupledNet_{level.name}_anno_inference_deploy",

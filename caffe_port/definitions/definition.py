@@ -22,7 +22,7 @@ _STAMP = "Written by prototxt/build.py: change the builder, not this file."
 
 
 class Word(str):
-    """An enum value: text that stands without quotes."""
+    """An enum value: text without quotes."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Setting:
     """What one run of the builder changes in every net. The defaults give the released definitions."""
 
     width: Fraction = Fraction(1)
-    """Factor on the number of features of every layer; the numbers of classes stay."""
+    """Factor on the number of features of every layer, except numbers of classes."""
     size: int = 0
     """Height and width of the input in pixels; 0 is each net's own."""
     batch: int = 0
@@ -40,10 +40,10 @@ class Setting:
     classes: int = 20
     """Of objects, the background not among them."""
     level: str = ""
-    """How many strong annotations a class the lists of strong pictures have, as ``prepare --levels`` names it; "" for
+    """Strong annotations for each class in the lists of strong pictures, by its name in ``prepare --levels``; "" for
     all. Not for DecoupledNet, which has a definition for each level."""
     norm: bool = False
-    """Whether nets are to be trained from noise and not from VGG-16's weights: the classification and DeepLab nets then
+    """Whether nets are trained from fillers instead of VGG-16's weights: the classification and DeepLab nets then
     have BN, and DeconvNet fillers."""
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ def _inline(fields: Fields) -> str:
 
 
 def _scalars(fields: Fields, indent: str = "", separate: bool = False) -> list[str]:
-    """Fields packed into lines; the multipliers, or with ``separate`` every field, start a line of their own."""
+    """Fields packed into lines; the multipliers, or with ``separate`` every field, start a new line."""
     lines: list[str] = []
     for key, text in _tokens(fields):
         starts = separate or (key == "blobs_lr" and "blobs_lr" not in lines[-1])

@@ -1,6 +1,6 @@
 """FCN-8s (Long, Shelhamer and Darrell, 2015) for PASCAL VOC, as EDeconvNet uses it.
 
-Scores of three strides are fused from the coarsest up; what is finer is cropped to what is coarser.
+Scores of three strides are fused from the coarsest to the finest; the finer one is cropped to the coarser.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def fuse(setting: Setting, coarse: str, finer: str, top: str) -> Iterator[Layer]
 
 
 def deploy(setting: Setting) -> Net:
-    """The net as it is run on a picture of any size."""
+    """The net for inference on pictures of any size."""
     size, classes = setting.size or SIZE, 1 + setting.classes
     return Net(
         "FCN",

@@ -1,4 +1,4 @@
-"""The layer types that the published networks are made of, one function each."""
+"""The layer types of the published networks, one function for each."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = [
 ]
 
 USUAL = Learn((1, 2), (1, 0))
-"""A weight at the solver's rate, its bias at twice that and without decay."""
+"""A weight with the solver's rate, its bias with twice that and without decay."""
 NEW = Learn((10, 20), (1, 0))
-"""Ten times that, for a layer that starts from noise among trained ones."""
+"""Ten times that, for a new layer among trained ones."""
 FROZEN = Learn((0, 0), (1, 0))
 
 SMALL = {"weight_filler": {"type": "gaussian", "std": 0.01}, "bias_filler": {"type": "constant", "value": 0}}
@@ -38,7 +38,7 @@ XAVIER = {"weight_filler": {"type": "xavier"}}
 
 
 class Norm(Enum):
-    """What a BN layer does: normalise by its batch, also give the batch's statistics, or apply folded ones."""
+    """The mode of a BN layer: normalise by its batch, also output the batch's statistics, or apply folded ones."""
 
     BATCH = "learn"
     MEASURED = "measured"
@@ -107,7 +107,7 @@ def eltwise(name: str, bottoms: Sequence[str], top: str, operation: str) -> Laye
 
 
 def crop(bottom: str, like: str, top: str) -> Layer:
-    """``bottom`` cut to the place and size of ``like``."""
+    """``bottom`` cropped to the position and size of ``like``."""
     return Layer("CROP", "crop", [bottom, like], [top])
 
 
@@ -123,6 +123,6 @@ def pooling(
 def unpooling(
     name: str, bottom: str, top: str, pool: str, kernel: int, stride: int, size: int, switches: str = ""
 ) -> Layer:
-    """The way back of :func:`pooling`, to ``size`` x ``size``."""
+    """The inverse of :func:`pooling`, to ``size`` x ``size``."""
     param = {"unpool": Word(pool), "kernel_size": kernel, "stride": stride, "unpool_size": size}
     return Layer("UNPOOLING", name, [bottom, switches] if switches else [bottom], [top], {"unpooling_param": param})

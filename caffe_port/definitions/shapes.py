@@ -1,4 +1,4 @@
-"""Shapes of blobs and parameters of a net that is written here, as ``caffe_port.spec`` works them out."""
+"""Shapes of blobs and parameters of a net that is written here, computed by ``caffe_port.spec``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def infer(net: Net, phase: str = "TEST") -> Shapes:
     """All shapes of ``net`` in ``phase``; a blob that is written in place has its last one.
 
     Raises:
-        CaffeError: a layer or a shape that cannot be.
+        CaffeError: an invalid layer or shape.
     """
     found = spec.infer(read_net(str(net), phase=phase))
     written = {*net.inputs, *(top for layer in net.layers(phase) for top in layer.tops)}

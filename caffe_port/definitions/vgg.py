@@ -29,7 +29,7 @@ def input_size(setting: Setting, released: int) -> int:
     """The input's height and width: the setting's, else the released one.
 
     Raises:
-        ShapeError: five poolings do not divide it, or leave a single place.
+        ShapeError: five poolings do not divide it, or leave a single position.
     """
     size = setting.size or released
     if size % 32 or size < 64:
@@ -38,12 +38,12 @@ def input_size(setting: Setting, released: int) -> int:
 
 
 def window(size: int) -> int:
-    """The side of fc6's window for an input of this side: 7, or what there is of pool5 in a small one."""
+    """The side of fc6's window for an input of this side: 7, or all of pool5 for small inputs."""
     return min(7, size // 32)
 
 
 def unit(layer: Layer, bn: str, relu_name: str, norm: Norm | None, mask: str = "") -> Iterator[Layer]:
-    """A convolution or deconvolution with what follows it in place: BN, if ``norm`` says so, and ReLU."""
+    """A convolution or deconvolution followed in place by BN, if ``norm`` is set, and ReLU."""
     (blob,) = layer.tops
     yield layer
     if norm:
@@ -103,7 +103,7 @@ def decoder(setting: Setting, bottom: str, size: int, classes: int, norm: Norm) 
     """``bottom`` -> seg-score: the encoder backwards, each pooling undone with its own switches.
 
     Every deconvolution gives as many features as its convolution takes, so the first of the encoder has no
-    counterpart: a 1x1 convolution to the classes stands in its place. Four of these hold between poolings.
+    counterpart: a 1x1 convolution to the classes replaces it.
     """
     layer = deconvolution("fc6-deconv", bottom, "fc6-deconv", setting.features(512), window(size), fill=SMALL)
     yield from unit(layer, "fc6-deconv-bn", "fc6-deconv-relu", norm)

@@ -1,4 +1,4 @@
-"""What every training on PASCAL VOC here shares: its data layers, its measure and loss, its solver."""
+"""Shared by all trainings on PASCAL VOC: data layers, accuracy and loss, solver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from caffe_port.definitions.definition import Fields, Layer, Setting, Solver, Wo
 __all__ = ["pixel_accuracy", "pixel_loss", "sgd", "voc_data"]
 
 MEAN = (104.008, 116.669, 122.675)
-"""Of blue, green and red, as the released training definitions have it."""
+"""Of blue, green and red, as in the released training definitions."""
 
 
 def voc_data(
@@ -27,7 +27,7 @@ def voc_data(
     """Pictures and masks of a list: resized to a square, cropped to ``size``, mirrored, the mean subtracted.
 
     Args:
-        vector: whether there is a top of a number for each class.
+        vector: whether there is a top with a vector of classes.
     """
     params: dict[str, Fields] = {
         "image_data_param": {
@@ -47,7 +47,7 @@ def voc_data(
 
 
 def pixel_accuracy(phase: str = "") -> Layer:
-    """The share of labelled pixels that are right; pixels of label 255 do not count."""
+    """The share of correct pixels among the labelled ones; pixels with label 255 are ignored."""
     param = {"eltwise_accuracy_param": {"ignore_label": 255}}
     return Layer("ELTWISE_ACCURACY", "seg-accuracy", ["seg-score", "seg-label"], ["seg-accuracy"], param, phase=phase)
 
@@ -59,7 +59,7 @@ def pixel_loss() -> Layer:
 
 
 def sgd(net: str, *, stepsize: int, max_iter: int, iter_size: int, base_lr: float = 0.01, about: str = "") -> Solver:
-    """Stochastic gradient descent with momentum, as DeconvNet's paper has it, for the net in ``NET.prototxt``."""
+    """Stochastic gradient descent with momentum, as in DeconvNet's paper, for the net in ``NET.prototxt``."""
     return Solver(
         {
             "net": f"./{net}.prototxt",

@@ -24,13 +24,13 @@ SIZE, STRIDE = 321, 8
 STRONG, WEAK, TESTED = 5, 15, 2
 """Images of a batch."""
 LEVEL = "25"
-"""Strong annotations of each class beside weak ones, where the setting names none."""
+"""Strong annotations for each class, if the setting has none."""
 FRESH: dict[str, Any] = {"learn": USUAL, "fill": XAVIER}
 
 
 @dataclass(frozen=True)
 class FoV:
-    """What decides how much of the image a score sees."""
+    """The field of view of a score."""
 
     name: str
     window: dict[str, Any]
@@ -51,7 +51,7 @@ def crop_size(setting: Setting) -> int:
     """The side of the crops: the setting's, one more if that is a multiple of 8; else 321.
 
     Raises:
-        ShapeError: it is neither 8 k nor 8 k + 1, so that no score would lie on the crop's last pixels.
+        ShapeError: it is neither 8 k nor 8 k + 1, so that no score would coincide with the crop's last pixels.
     """
     size = setting.size or SIZE
     size += size % STRIDE == 0
@@ -63,9 +63,9 @@ def crop_size(setting: Setting) -> int:
 
 
 def network(setting: Setting, fov: FoV, norm: Norm | None = None) -> Iterator[Layer]:
-    """``data`` to ``seg-score``: VGG-16 whose last two poolings keep the grid, with holes in what follows them.
+    """``data`` to ``seg-score``: VGG-16 whose last two poolings have stride 1, followed by dilated layers.
 
-    With ``norm`` BN follows each convolution but the last, and takes the place of dropout.
+    With ``norm`` BN follows each convolution but the last, and replaces dropout.
     """
     bottom = "data"
     for stage, (width, depth) in enumerate(STAGES, 1):
@@ -94,7 +94,7 @@ def network(setting: Setting, fov: FoV, norm: Norm | None = None) -> Iterator[La
 
 
 def data(setting: Setting, name: str, tops: list[str], folder: str, batch: int, phase: str = "") -> Layer:
-    """Pictures as they are, filled up with the mean where they are too small, cropped and mirrored."""
+    """Pictures without resizing, padded with the mean where they are too small, cropped and mirrored."""
     image = {
         "root_folder": f"{setting.data_root}/VOC2012",
         "source": f"{setting.data_root}/{folder}/{'val' if phase == 'TEST' else 'train'}.txt",
@@ -108,12 +108,12 @@ def data(setting: Setting, name: str, tops: list[str], folder: str, batch: int, 
 
 
 def in_training(type: str, bottoms: list[str], tops: list[str], block: str, **param: Any) -> Layer:
-    """A layer of the training phase, called as its first top."""
+    """A layer of the training phase, named after its first top."""
     return Layer(type, tops[0], bottoms, tops, {block: param}, phase="TRAIN")
 
 
 def mixed(setting: Setting) -> Layers:
-    """``data``: strong images, of which ``seg-label`` has the masks, then weak ones with labels in ``weak-label``."""
+    """``data``: strong images, with masks in ``seg-label``, then weak ones with labels in ``weak-label``."""
     strong, weak = setting.lists("wssl_strong_imgset"), setting.lists("wssl_weak_imgset")
     return [
         data(setting, "strong-data", ["strong-data", "seg-label"], strong, STRONG, "TRAIN"),
@@ -209,7 +209,7 @@ def semi(setting: Setting, fov: FoV) -> Net:
 
 
 def strong(setting: Setting, fov: FoV) -> Net:
-    """Trained on strong images alone."""
+    """Trained only on strong images."""
     images = setting.lists("wssl_strong_imgset")
     return Net(
         f"train_{fov.name}_fov_strong",
@@ -224,7 +224,7 @@ def strong(setting: Setting, fov: FoV) -> Net:
 
 
 def make_inference(setting: Setting, fov: FoV) -> Net:
-    """The net trained with BN, whose BN layers give their batch's statistics."""
+    """The net trained with BN, whose BN layers output their batch's statistics."""
     return Net(
         f"{fov.name}_fov_make_inference",
         [data(setting, "data", ["data"], "cls_imgset", STRONG + WEAK), *network(setting, fov, Norm.MEASURED)],
@@ -233,7 +233,7 @@ def make_inference(setting: Setting, fov: FoV) -> Net:
 
 
 def deploy(setting: Setting, fov: FoV) -> Net:
-    """The net as it is run on a picture of any size; BN, if it has any, is folded."""
+    """The net for inference on pictures of any size; BN, if it has any, is folded."""
     size = crop_size(setting)
     return Net(
         f"{fov.name}_fov_deploy",

@@ -1,4 +1,4 @@
-"""The Caffes that are followed, a module for each; importing this registers them all. Needs no torch."""
+"""The supported Caffes, a module for each; importing this registers them all. Needs no torch."""
 
 from caffe_port.dialects.base import DIALECTS, Dialect, dialect, names, register
 from caffe_port.dialects.bvlc import BVLC

@@ -1,7 +1,7 @@
-"""What a dialect is, and the registry of dialects.
+"""Dialects, and their registry.
 
-A dialect is one Caffe as data. Every known difference between two of them is a named field of :class:`Dialect`, read at
-the one place where it matters. Needs no torch.
+A dialect is one Caffe as data. Every known difference between two of them is a named field of :class:`Dialect`, read in
+the one place where it has an effect. Needs no torch.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ __all__ = ["DIALECTS", "Dialect", "dialect", "names", "register"]
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """What one Caffe does where it differs from others. The flags are facts of the original programs; their
+    """The differences of one Caffe from others. The flags are facts of the original programs; their
     defaults are BVLC Caffe 1.0's.
 
-    Another dialect is made from the one it resembles most: ``replace(BVLC, name="mine", flag=True)``. It then has the
+    Another dialect is derived from the most similar one: ``replace(BVLC, name="mine", flag=True)``. It then has the
     layers and messages of that one too, by its ``lineage``.
     """
 
     name: str
     title: str
-    """The program, in words."""
+    """A description of the program."""
     lineage: tuple[str, ...] = ()
     """Its own name, then those of the dialects whose layers and messages it has too, nearest first."""
     proto: Path | None = None
     """A ``.proto`` file with the messages and fields that its lineage lacks."""
     marks: frozenset[str] = frozenset()
-    """What only files for this Caffe hold: "type T", "field a.b" (of a layer), "T with N tops", "solver field f"."""
+    """The parts of definitions that are only in files for this Caffe: "type T", "field a.b" (of a layer), "T with N
+    tops", "solver field f"."""
     lacks: frozenset[str] = frozenset()
-    """What its lineage has and this Caffe does not, written as marks are."""
+    """The parts that its lineage has and this Caffe lacks, in the form of ``marks``."""
     v1_types: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Names that it adds to V1LayerParameter.LayerType, and the V2 type of each."""
     only_layers: bool = False
-    """Its definitions say ``layers``, never ``layer``. Of several that know a net, the form decides."""
+    """Its definitions have ``layers``, never ``layer``. Detection uses this if several dialects are possible."""
     fallback: bool = False
-    """Chosen by detection only where no other dialect knows everything that a net holds."""
+    """Chosen by detection only if no other dialect has all parts of a net."""
 
     legacy_shapes: bool = False
     """Parameter and blob shapes are always four numbers (num, channels, height, width), padded with ones in front;
@@ -57,17 +58,17 @@ class Dialect:
     whose numbers the tests hold; the fork was built without (fillers, uniform and gaussian with an offset)."""
 
     all_inputs_or_none: bool = True
-    """pycaffe's forward and backward want arrays for all inputs (outputs) if for any (bvlc: pycaffe.py)."""
+    """pycaffe's forward and backward require arrays for all inputs (outputs) or none (bvlc: pycaffe.py)."""
 
     loss_guards_empty: bool = True
     """A loss normalised by its count of valid labels divides by at least 1 (bvlc: loss_layer.cpp)."""
 
     accuracy_by_item: bool = False
-    """Accuracy compares an item's label with all numbers of the item, of equal ones the later the better (noh:
-    accuracy_layer.cpp). Otherwise with the classes along an axis, where an equal score counts as a better one."""
+    """Accuracy compares an item's label with all numbers of the item, of equal ones the later ranks higher (noh:
+    accuracy_layer.cpp). Otherwise with the classes along an axis, where an equal score ranks higher."""
 
     accuracy_ranks_ties: bool = False
-    """Of equal scores along the axis Accuracy takes the highest class as the better one; without a valid label it is
+    """Of equal scores along the axis Accuracy ranks the highest class first; without a valid label it is
     0/0 (ssd, segnet, deeplab2: accuracy_layer.cpp)."""
 
     silence_clears_data: bool = False
@@ -78,51 +79,52 @@ class Dialect:
     """ReLU may have a second top, 1 where its bottom is above 0 and 0 elsewhere (noh: relu_layer.cpp)."""
 
     sigmoid_loss_by_batch: bool = False
-    """SigmoidCrossEntropyLoss knows no loss_param and divides by the batch's size (noh:
+    """SigmoidCrossEntropyLoss has no loss_param and divides by the batch's size (noh:
     sigmoid_cross_entropy_loss_layer.cpp)."""
 
     contrastive_legacy: bool = False
-    """ContrastiveLoss always takes margin - d^2 for pairs that differ, which bvlc calls its legacy version (noh:
+    """ContrastiveLoss always uses margin - d^2 for dissimilar pairs, bvlc's legacy version (noh:
     contrastive_loss_layer.cpp)."""
 
     infogain_takes_probabilities: bool = False
-    """InfogainLoss is given probabilities, one label an item (noh: infogain_loss_layer.cpp). Otherwise scores, of which
-    it takes the softmax along an axis."""
+    """InfogainLoss reads probabilities, with one label for each item (noh: infogain_loss_layer.cpp). Otherwise scores,
+    of which it computes the softmax along an axis."""
 
     axes_by_dim: bool = False
-    """Concat and Slice know concat_dim and slice_dim, 0 or 1, not any axis (noh: concat_layer.cpp, slice_layer.cpp)."""
+    """Concat and Slice have concat_dim and slice_dim, 0 or 1, but no axis (noh: concat_layer.cpp, slice_layer.cpp)."""
 
     exp_shift_raises_minus_one: bool = False
-    """Exp raises the base -1, which stands for e, to the power of ``shift`` as it is, which gives 1, -1 or nan (noh:
+    """Exp computes (-1)^shift for the base -1, which means e, which gives 1, -1 or nan (noh:
     exp_layer.cpp)."""
 
     mvn_eps: float | None = None
-    """What MVN adds to the standard deviation, if not its parameter (noh: mvn_layer.cpp)."""
+    """The constant that MVN adds to the standard deviation instead of its parameter (noh: mvn_layer.cpp)."""
 
     mvn_mean_gradient: bool = True
-    """MVN's gradient without normalize_variance is less its mean; otherwise it passes as it is (noh: mvn_layer.cpp)."""
+    """MVN's gradient without normalize_variance has its mean subtracted; otherwise it passes unchanged (noh:
+    mvn_layer.cpp)."""
 
     mvn_measures_again: bool = False
-    """MVN's backward pass takes the variance of what its bottom holds by then (noh: mvn_layer.cpp); otherwise forward's
-    own is kept."""
+    """MVN's backward pass computes the variance of its bottom's current values (noh: mvn_layer.cpp); otherwise it uses
+    forward's."""
 
     bn_overwrites_diffs: bool = False
-    """BN writes its parameter diffs where every other layer adds to them (noh: bn_layer.cpp)."""
+    """BN overwrites its parameter diffs, while every other layer adds to them (noh: bn_layer.cpp)."""
 
     data_seeded_each_batch: bool = False
-    """A data layer's transformations draw from a stream that is seeded anew for each batch, and the first time after
+    """A data layer's transformations draw from a stream that is reseeded for each batch, and the first time after
     its list is shuffled (noh: base_data_layer.cpp). Otherwise it is seeded before that and once more after, and a word
-    for the thread's own stream is drawn then (bvlc: internal_thread.cpp)."""
+    for the thread's stream is drawn then (bvlc: internal_thread.cpp)."""
 
     database_thread_draws: bool = False
     """A thread that reads a database is seeded with a word of the thread that makes the layer, and needs none
     (deeplab2, pspnet, rcnn, rfcn, ssd: data_reader.cpp)."""
 
     data_skips_at_random: bool = False
-    """Data knows rand_skip (noh: data_layer.cpp); otherwise it is a field that nobody reads."""
+    """Data applies rand_skip (noh: data_layer.cpp); otherwise the field has no effect."""
 
     decodes_in_color: bool = False
-    """An encoded Datum is decoded in colour, whatever it holds (noh: data_layer.cpp); otherwise as it is."""
+    """An encoded Datum is always decoded in colour (noh: data_layer.cpp); otherwise with its own channels."""
 
     test_nets_crop_at_random: bool = False
     """A solver's test nets crop at random, as in training: a data layer keeps the phase that the program is in when the
@@ -132,8 +134,8 @@ class Dialect:
     """The solver decays the summed gradient and divides by iter_size afterwards, in SGD only (noh: solver.cpp)."""
 
     shared_parameters_decay_apart: bool = False
-    """Every layer that shares a parameter has a history of it, adds its own decay to that, and its step is one of the
-    parameter's (noh: net.cpp, Update). Otherwise a shared parameter is one, with one pair of multipliers."""
+    """Every layer that shares a parameter has its own history, decay and update of it (noh: net.cpp, Update). Otherwise
+    a shared parameter is one, with one pair of multipliers."""
 
     checks_rate_fields: bool = True
     """The solver refuses a negative gamma, and a stepsize of 0 or less with lr_policy "sigmoid" (bvlc:
@@ -146,10 +148,10 @@ class Dialect:
     """The log's loss lines tell iterations a second (bvlc: solver.cpp; no other has it)."""
 
     logs_kind_of_snapshot: bool = True
-    """The log's snapshot lines tell the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""
+    """The log's snapshot lines contain the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""
 
     debug_tells_updates: bool = False
-    """``debug_info`` tells of every update, and not of parameters, their norms or test nets (noh: net.cpp)."""
+    """``debug_info`` reports every update, but not parameters, their norms or test nets (noh: net.cpp)."""
 
     snapshot_off_interval_adds_one: bool = False
     """A last snapshot that falls off the interval is named max_iter + 1 (noh: solver.cpp)."""
@@ -164,10 +166,10 @@ DIALECTS: dict[str, Dialect] = {}
 
 
 def register(dialect: Dialect) -> Dialect:
-    """Make a dialect known to ``dialect=``, ``--dialect`` and detection; hands it back.
+    """Add a dialect for ``dialect=``, ``--dialect`` and detection; returns it.
 
     Raises:
-        DefinitionError: another dialect has its name, or its lineage names one that is not known.
+        DefinitionError: another dialect has its name, or its lineage has an unknown one.
     """
     if DIALECTS.setdefault(dialect.name, dialect) != dialect:
         raise DefinitionError(f"dialect {dialect.name}", "a second one of this name", expected="another name")
@@ -183,7 +185,7 @@ def names() -> list[str]:
 
 
 def dialect(choice: str | Dialect) -> Dialect:
-    """The dialect of that name; a :class:`Dialect` is returned as it is.
+    """The dialect of that name; a :class:`Dialect` is returned unchanged.
 
     Raises:
         CaffeError: no dialect has that name.

@@ -17,7 +17,7 @@ _FIELDS = (
     *("image_data_param.label_type", "image_data_param.ignore_label", "batch_norm_param.update_global_stats"),
 )
 _LATER = ("Clip", "Crop", "LSTM", "LSTMUnit", "Parameter", "RNN", "Swish")
-"""BVLC's types that are younger."""
+"""BVLC's types that are newer."""
 
 DEEPLAB2 = register(
     replace(

@@ -1,4 +1,4 @@
-"""Nets whose layers come from several Caffes at once, such as TransferNet (Scale beside Unpooling)."""
+"""Nets whose layers come from several Caffes at once, such as TransferNet (Scale and Unpooling)."""
 
 from dataclasses import replace
 

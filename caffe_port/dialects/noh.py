@@ -18,7 +18,7 @@ _V1_TYPES = {
     "WINDOW_SEG_BINARY": "WindowSegBinary",
     "WINDOW_SEG_DATA": "WindowSegData",
 }
-"""Their V2 names are this port's, formed as BVLC formed its own (BVLC took over Crop)."""
+"""Their V2 names are this port's, formed as BVLC formed its own (BVLC adopted Crop)."""
 _FIELDS = (
     *("binary_accuracy_param", "bn_param", "eltwise_accuracy_param", "red_accuracy_param", "red_softmax_loss_param"),
     *("select_seg_binary_param", "unpooling_param", "window_cls_data_param", "image_data_param.has_label"),
@@ -30,7 +30,7 @@ _LATER = (
     *("BatchNorm", "BatchReindex", "Bias", "Clip", "ELU", "Embed", "Filter", "LSTM", "LSTMUnit", "Log", "PReLU"),
     *("Parameter", "Python", "RNN", "Reduction", "Reshape", "SPP", "Scale", "Swish", "Tile"),
 )
-"""BVLC's types that are younger than the fork."""
+"""BVLC's types that are newer than the fork."""
 
 NOH = register(
     Dialect(

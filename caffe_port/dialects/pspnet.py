@@ -1,4 +1,4 @@
-"""hszhao/PSPNet (commit 798bdc9), the fork of PSPNet and ICNet: DeepLab v2's with a batch normalization of its own."""
+"""hszhao/PSPNet (commit 798bdc9), the fork of PSPNet and ICNet: DeepLab v2's with another batch normalization."""
 
 from dataclasses import replace
 from pathlib import Path

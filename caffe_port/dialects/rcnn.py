@@ -1,7 +1,7 @@
-"""The forks of Fast R-CNN and Faster R-CNN, and of R-FCN, which is made from it; from a BVLC Caffe of February 2016.
+"""The forks of Fast R-CNN and Faster R-CNN, and of R-FCN, which is derived from it; from a BVLC Caffe of February 2016.
 
 rbgirshick/caffe-fast-rcnn (0dcd397b) and daijifeng001/caffe-rfcn (543f8f6a), with the Python modules of
-rbgirshick/py-faster-rcnn, which are layers of this port's here.
+rbgirshick/py-faster-rcnn, which are layers in this port.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ _MODULES = (
     *("roi_data_layer.layer", "rpn.anchor_target_layer", "rpn.proposal_layer", "rpn.proposal_target_layer"),
 )  # fmt: skip
 _LATER = ("Clip", "Crop", "LSTM", "LSTMUnit", "Parameter", "RNN", "Swish")
-"""BVLC's types that are younger."""
+"""BVLC's types that are newer."""
 
 RCNN = register(
     replace(

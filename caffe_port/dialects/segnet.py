@@ -10,7 +10,7 @@ _LATER = (
     *("BatchNorm", "BatchReindex", "Bias", "Clip", "Crop", "ELU", "Embed", "LSTM", "LSTMUnit", "Parameter"),
     *("RNN", "Scale", "Swish", "Tile"),
 )
-"""BVLC's types that are younger."""
+"""BVLC's types that are newer."""
 
 SEGNET = register(
     replace(

@@ -1,4 +1,4 @@
-"""SSD's Caffe, ``weiliu89/caffe`` branch ssd (4817bf8b), a BVLC Caffe of 2016 with layers for finding objects."""
+"""SSD's Caffe, ``weiliu89/caffe`` branch ssd (4817bf8b), a BVLC Caffe of 2016 with layers for object detection."""
 
 from dataclasses import replace
 from pathlib import Path

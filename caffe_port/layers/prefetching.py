@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.data import Ahead, Batches, Places, State, Transformer
+from caffe_port.data import Batches, Places, Prefetcher, State, Transformer
 from caffe_port.data.batches import Cursor
 from caffe_port.data.pictures import Reader
 from caffe_port.data.position import pack, unpack
@@ -101,7 +101,7 @@ class Prefetching(Reading):
         if not self.dialect.data_seeded_each_batch:
             self.seed_thread(self.draw())
         self.shapes = source.shapes[: self.n_tops]
-        self.ahead = Ahead(source)
+        self.ahead = Prefetcher(source)
         self._start()
 
     def open(self) -> Batches:

@@ -1,1 +1,1 @@
-"""The paper: its data, its nets' preparation, inference and evaluation."""
+"""The paper's data, preparation of its nets, inference and evaluation."""

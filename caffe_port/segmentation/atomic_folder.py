@@ -1,4 +1,4 @@
-"""Lists, and folders of pictures beside them, that appear together at the end or not at all."""
+"""Atomic output of lists with folders of pictures: all appear together at the end or none."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
 __all__ = ["ROOT", "Outputs", "replacing"]
 
 ROOT = "VOC2012"
-"""The folder of pictures and masks, as the published definitions call it."""
+"""The folder of pictures and masks, by its name in the published definitions."""
 
 
 class Outputs:
     """A folder of lists.
 
     Args:
-        paths: the lists that will be made.
+        paths: the lists that will be written.
 
     Raises:
-        FileError: one is there already, and ``overwrite`` is false.
+        FileError: one exists, and ``overwrite`` is false.
 
     Attributes:
         lines: of every list that was opened.
@@ -54,26 +54,26 @@ class Outputs:
         return self._stack.enter_context(atomic_write(self.folder / path, overwrite=self.overwrite))
 
     def add(self, path: str, file: BinaryIO, lines: Sequence[str]) -> None:
-        """More of its lines."""
+        """Adds lines."""
         file.writelines(f"{line}\n".encode(errors="surrogateescape") for line in lines)
         self.lines[path] += len(lines)
 
     def write(self, path: str, lines: Sequence[str]) -> None:
-        """A whole list.
+        """Writes a complete list.
 
         Raises:
             CaffeError: it is empty.
         """
         if not lines:
-            raise CaffeError(path, "no line", expected="a picture at least")
+            raise CaffeError(path, "no line", expected="at least one picture")
         self.add(path, self.open(path), lines)
 
     def pictures(self, name: str) -> Path:
-        """A folder below VOC2012 that takes the place of the one of this name at the end."""
+        """A folder below VOC2012 that replaces the one of this name at the end."""
         return self._stack.enter_context(replacing(self.folder / ROOT / name, self.overwrite))
 
     def link(self, source: Folder) -> None:
-        """Makes VOC2012 lead to the pictures and masks."""
+        """Links VOC2012 to the pictures and masks."""
         for name in (PHOTOGRAPHS, MASKS):
             link, target = self.folder / ROOT / name, (source.root / name).resolve()
             if link.is_symlink() and link.resolve() != target and self.overwrite:
@@ -83,7 +83,7 @@ class Outputs:
                     link.symlink_to(target, target_is_directory=True)
                 except OSError as error:
                     raise FileError(
-                        str(link), f"no link can be made: {error.strerror}", remedy=f"copy or link {target} there"
+                        str(link), f"a link cannot be created: {error.strerror}", remedy=f"copy or link {target} there"
                     ) from error
             elif link.resolve() != target:
                 raise FileError(str(link), f"leads to {link.resolve()}", expected=str(target))
@@ -91,7 +91,7 @@ class Outputs:
 
 @contextmanager
 def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    """A folder that becomes ``path`` when the block ends normally, and is removed otherwise."""
     if path.exists() and not overwrite:
         raise FileError(str(path), "exists already", remedy="pass -f to overwrite it, or -o for another name")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -1,7 +1,7 @@
-"""Batch normalization that was trained on batches becomes one that needs none: scale * x + shift.
+"""Folds the statistics of batch normalization into scale and shift, for inference: scale * x + shift.
 
-The fork's BN always normalises by the batch at hand. For inference its statistics are averaged over many batches and go
-into its scale and shift, with which a layer in ``bn_mode: INFERENCE`` does the same to any single image.
+The fork's BN always normalises by the current batch. For inference its statistics are averaged over many batches and
+folded into scale and shift, with which a layer in ``bn_mode: INFERENCE`` normalises any single image.
 
 Source: BN_make_INFERENCE_script.py of DecoupledNet.
 """
@@ -31,9 +31,9 @@ class Moments:
     """A BN layer's statistics, summed over passes.
 
     Attributes:
-        layer: the layer. mean_top, variance_top: the blobs that give them.
-        mean, variance: sums, float32 (channels,), as the original adds them.
-        passes: how many. count: values of a channel in a pass.
+        layer: the layer. mean_top, variance_top: the blobs that hold them.
+        mean, variance: sums, float32 (channels,), added as in the original.
+        passes: their number. count: values of a channel in a pass.
     """
 
     layer: BN
@@ -49,7 +49,7 @@ class Moments:
         self.variance = np.zeros_like(self.mean)
 
     def add(self, tops: Mapping[str, Tensor], count: int) -> None:
-        """Another pass of the net."""
+        """Adds a pass of the net."""
         self.mean += tops[self.mean_top].numpy(force=True).ravel()
         self.variance += tops[self.variance_top].numpy(force=True).ravel()
         self.passes, self.count = self.passes + 1, count
@@ -68,11 +68,11 @@ def measure(net: Net, batches: Iterable[Mapping[str, Tensor]]) -> list[Moments]:
     """The statistics of every BN layer over some passes.
 
     Args:
-        net: in TEST, whose BN layers give their statistics as second and third tops that no layer reads.
-        batches: the inputs of each pass, by blob name: empty for a net with a data layer of its own.
+        net: in TEST, whose BN layers output their statistics as second and third tops that no layer reads.
+        batches: the inputs of each pass, by blob name: empty for a net with a data layer.
 
     Raises:
-        DefinitionError: a BN layer does not give its statistics, or there is none. CaffeError: no batches.
+        DefinitionError: a BN layer does not output its statistics, or there is none. CaffeError: no batches.
     """
     layers = _layers(net)
     for batch in batches:
@@ -87,7 +87,7 @@ def measure(net: Net, batches: Iterable[Mapping[str, Tensor]]) -> list[Moments]:
 
 
 def _layers(net: Net) -> list[tuple[str, Moments]]:
-    """The BN layers in LEARN mode, each with the blob that it makes."""
+    """The BN layers in LEARN mode, each with its top."""
     found = []
     for node, layer in net.nodes:
         if not isinstance(layer, BN) or not layer.learn:
@@ -106,11 +106,11 @@ def _layers(net: Net) -> list[tuple[str, Moments]]:
 
 
 def fold(moments: Iterable[Moments], *, unbiased: bool = False) -> None:
-    """Give each layer the scale and shift for INFERENCE in place of those that it was trained with.
+    """Replace each layer's trained scale and shift by those for INFERENCE.
 
     Args:
-        unbiased: the variance times m / (m - 1), with m values of a channel in a pass. The released script means to do
-            so, but divides whole numbers, in Python 2: its factor is 1, as is the default here.
+        unbiased: the variance times m / (m - 1), with m values of a channel in a pass. The released script intends
+            this, but divides integers in Python 2: its factor is 1, as is the default here.
     """
     for one in moments:
         scale, shift = one.folded(unbiased=unbiased)
@@ -120,12 +120,12 @@ def fold(moments: Iterable[Moments], *, unbiased: bool = False) -> None:
 
 
 def absorb(net: Net, moments: Iterable[Moments]) -> None:
-    """Give what folded BN layers do to the convolutions before them: the same net without these layers.
+    """Fold BN layers into the convolutions before them: the same net without these layers.
 
-    A layer's scale and shift become 1 and 0, so that the net with ``bn_mode: INFERENCE`` stays what it is, too.
+    A layer's scale and shift become 1 and 0, so that the net with ``bn_mode: INFERENCE`` is unchanged, too.
 
     Raises:
-        DefinitionError: a layer does not work in place on what a convolution with a bias has just made.
+        DefinitionError: a layer is not in place on the top of a convolution with a bias.
     """
     makers: dict[str, torch.nn.Module] = {}
     wanted = {id(one.layer) for one in moments}

@@ -1,4 +1,4 @@
-"""The dense CRF: labels of a picture's pixels such that near pixels, and near ones of similar colour, agree.
+"""The dense CRF: labels of pixels with a preference for equal labels of near pixels and of similar colours.
 
 Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", 2011.
 """
@@ -27,11 +27,11 @@ NORMALIZATIONS = ("none", "after", "symmetric")
 
 @dataclass(frozen=True)
 class Kernel:
-    """How much two pixels of different labels cost: ``weight * exp(-|p - q|^2 / 2)``.
+    """The cost of two pixels with different labels: ``weight * exp(-|p - q|^2 / 2)``.
 
     Attributes:
-        space: the standard deviation of a pixel's place, in pixels.
-        colour: of each of its colours, in their 256 steps; None where colours play no part.
+        space: the standard deviation of a pixel's position, in pixels.
+        colour: of each of its colours, in 256 steps; None where colours are not used.
     """
 
     weight: float
@@ -48,12 +48,12 @@ class Kernel:
 
 
 DECONVNET = (Kernel(3, space=3), Kernel(5, space=20, colour=3))
-"""What DeconvNet's ensemble ran with, ten iterations, without normalization."""
+"""The settings of DeconvNet's ensemble: ten iterations, without normalization."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What :func:`dense_crf` ran with somewhere."""
+    """A published setting of :func:`dense_crf`."""
 
     kernels: tuple[Kernel, ...]
     iterations: int = 10
@@ -80,19 +80,20 @@ def dense_crf(
     """Each pixel's probability of each class.
 
     Args:
-        scores: (classes, height, width), whose softmax over the classes is the probability without the others'
-            influence. Logarithms of probabilities are such scores.
+        scores: (classes, height, width), whose softmax over the classes is the unary probability. Logarithms of
+            probabilities are such scores.
         picture: uint8 (height, width, 3).
         iterations: of the mean field.
-        normalization: of the kernels' sums over a picture. "none": as they are, which is how the released DeconvNet ran
-            it. "after": divided by the sum of the pixel's weights, as in the paper of 2011. "symmetric": by its root
-            before and after, as newer versions of its authors' program do.
+        normalization: of the kernels' sums over a picture. "none": not normalised, as in the released DeconvNet.
+            "after": divided by the sum of the pixel's weights, as in the paper of 2011. "symmetric": by its root
+            before and after, as in newer versions of the authors' program.
 
     Returns:
         float32 (classes, height, width).
 
     Raises:
-        ShapeError: scores and picture differ in size. CaffeError: no such normalization, or a deviation not above 0.
+        ShapeError: scores and picture differ in size. CaffeError: no such normalization, or a standard deviation of 0
+            or less.
     """
     if scores.ndim != 3 or picture.shape != (*scores.shape[1:], 3):
         raise ShapeError(
@@ -115,9 +116,9 @@ def dense_crf(
 
 
 def mean_field(scores: Tensor, filters: Sequence[tuple[float, Filter]], iterations: int) -> Tensor:
-    """The mean field's probabilities (pixels, classes), where pixels of different labels cost (Potts).
+    """The mean field's probabilities (pixels, classes), for the Potts model.
 
-    A pixel counts among its own neighbours, as in the authors' program.
+    A pixel is one of its own neighbours, as in the authors' program.
 
     Args:
         scores: (pixels, classes). filters: each with its weight.

@@ -1,4 +1,4 @@
-"""Training examples out of few masks: combinatorial cropping, and the crops that DeconvNet learned from.
+"""Training examples from few masks: combinatorial cropping, and the crops for DeconvNet's training.
 
 Source: section 5 of the paper; Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", 2015,
 sections 4.2 and 5.1.
@@ -21,9 +21,9 @@ __all__ = ["Object", "around", "choose", "combinatorial", "dominant", "objects",
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _MOST = 12
-"""Classes in one picture; they have 4095 subsets."""
+"""Limit of classes in one picture; they have 4095 subsets."""
 _CONTEXT = 1.2
-"""How much longer than an object or proposal DeconvNet's crops are."""
+"""Ratio of the sides of DeconvNet's crops to those of an object or proposal."""
 _SPECK = 1 / 1000
 """Share of a picture below which connected pixels are not an object."""
 
@@ -35,7 +35,7 @@ def present(labels: Array) -> tuple[int, ...]:
 
 
 def subsets(classes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All subsets but the empty one, small ones first.
+    """All non-empty subsets, small ones first.
 
     Raises:
         CaffeError: there would be too many.
@@ -46,7 +46,7 @@ def subsets(classes: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def around(labels: Array, chosen: Sequence[int]) -> Array:
-    """The least box (x1, y1, x2, y2) that holds every pixel of these classes, of which there must be some."""
+    """The smallest box (x1, y1, x2, y2) with every pixel of these classes, of which there must be some."""
     seen = np.isin(labels, chosen)
     y, x = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     return np.array([x[0], y[0], x[-1], y[-1]])
@@ -57,8 +57,8 @@ def combinatorial(
 ) -> Iterator[tuple[tuple[int, ...], Boxes]]:
     """Every subset of a mask's classes with ``count`` boxes that enclose all of its pixels (section 5).
 
-    How proposals and random boxes share, the paper leaves open. Here: the best proposals that enclose the pixels, as
-    many as there are, but at most those that leave the share ``drawn`` to random ones, which make up the count.
+    The paper does not give the ratio of proposals and random boxes. Here: the best proposals that enclose the pixels,
+    but at least the share ``drawn`` of random boxes, which fill up the count.
 
     Args:
         labels: (height, width). proposals: best first.
@@ -80,10 +80,10 @@ class Object(NamedTuple):
 
 
 def objects(labels: Array) -> Iterator[tuple[Object, Array]]:
-    """What a mask shows: connected pixels of a class, with some of their surroundings (DeconvNet's first stage).
+    """A mask's objects: connected pixels of a class, with some of their surroundings (DeconvNet's first stage).
 
     Yields:
-        The object; and its box's labels, in which all but it is background, and ignored pixels stay so.
+        The object; and its box's labels, in which other pixels are background, and ignored ones remain ignored.
     """
     import cv2
 
@@ -99,7 +99,7 @@ def objects(labels: Array) -> Iterator[tuple[Object, Array]]:
 
 
 def dominant(labels: Array, proposals: Boxes, count: int) -> list[Object]:
-    """The best proposals with some of their surroundings that show a class, each with the one that it shows most of
+    """The best proposals with some of their surroundings that contain a class, each with its most frequent class
     (DeconvNet's second stage)."""
     found: list[Object] = []
     for box in enlarged(proposals, _CONTEXT, (labels.shape[0], labels.shape[1])):
@@ -113,16 +113,16 @@ def dominant(labels: Array, proposals: Boxes, count: int) -> list[Object]:
 
 
 def choose(shown: Mapping[str, Sequence[int]], count: int, classes: int, seed: int) -> tuple[list[str], dict[int, int]]:
-    """Pictures to annotate: for every class ``count`` that show it, no picture for two classes.
+    """Pictures to annotate: for every class ``count`` that contain it, no picture for two classes.
 
-    Class after class takes its next picture, in an order drawn from the seed, the rarest class first; so the choice for
-    fewer pictures is a part of the choice for more.
+    The classes take turns in choosing their next picture, in an order drawn from the seed, the rarest class first; the
+    choice for fewer pictures is a subset of the choice for more.
 
     Args:
-        shown: the labels of every picture there is.
+        shown: the labels of every picture.
 
     Returns:
-        The pictures in their order in ``shown``; and for classes that got fewer, how many.
+        The pictures in their order in ``shown``; and for classes that got fewer, their number.
     """
     order = [list(shown)[i] for i in np.random.default_rng(seed).permutation(len(shown))]
     waiting = {label: [name for name in order if label in shown[name]][::-1] for label in range(1, classes + 1)}

@@ -1,8 +1,9 @@
-"""DeconvNet over object proposals: each is segmented alone, a pixel's score of a class is the largest that any gave it.
+"""DeconvNet over object proposals: each is segmented separately, a pixel's score of a class is the maximum over the
+proposals.
 
 Source: generate_EDeconvNet_CRF_results.m and preprocess_image_bb.m of DeconvNet's release; section 4.3 of Noh, Hong and
-Han, "Learning Deconvolution Network for Semantic Segmentation", 2015. The release came with proposals for VOC's test
-pictures in files; how they were made of EdgeBox's is not part of it.
+Han, "Learning Deconvolution Network for Semantic Segmentation", 2015. The release contains files of proposals for
+VOC's test pictures, but not the program that derived them from EdgeBox's.
 """
 
 from __future__ import annotations
@@ -26,32 +27,33 @@ __all__ = ["PROPOSALS", "SMALLEST", "ProposalSegmenter"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PROPOSALS = 50
-"""At most so many are segmented, in the release and here."""
+"""The largest number of proposals that are segmented, in the release and here."""
 SMALLEST, _OF = 112, 500
-"""Proposals with a side below are left out, in pictures whose longer side is 500."""
+"""Proposals with a shorter side are omitted, in pictures whose longer side is 500."""
 _CONTEXT = 1.2
-"""How much longer than the proposal's the sides of its window are; stage 2 of the training has it so."""
+"""Ratio of the sides of a window to those of its proposal, as in stage 2 of the training."""
 _FOUND = 2000
-"""EdgeBox's proposals among which there are enough large ones (section 4.3)."""
+"""Number of EdgeBox's proposals, of which enough are large (section 4.3)."""
 
 
 class ProposalSegmenter(Scoring):
     """Segments pictures with DeconvNet: ``ProposalSegmenter(net)(picture)``.
 
     Args:
-        net: as :class:`ScoreNet` wants it, with a square input and a score for each pixel.
-        proposals: at most so many windows; the first is the whole picture, the others are EdgeBox's best, enlarged.
-        smallest: windows with a side below are left out, the whole picture never; without, 112 pixels, or less in
-            pictures whose longer side is below 500, in proportion.
+        net: as for :class:`ScoreNet`, with a square input and a score for each pixel.
+        proposals: the largest number of windows; the first is the whole picture, the others are EdgeBox's best,
+            enlarged.
+        smallest: windows with a shorter side are omitted, except the whole picture; default: 112 pixels, or less in
+            proportion in pictures whose longer side is below 500.
         model: a structured forest's file for EdgeBox (:func:`.proposals.edge_boxes`).
         batch: windows in a pass.
-        windows: finds the windows in a picture in place of all this, such as those of a file: best first, some reach
-            beyond it. ``proposals`` and ``smallest`` (112 without) count, the whole picture is not added.
-        aligned: put scores where they belong. The release cuts the picture out of the padded scores one pixel too far
-            up and left, so that its labels lie one pixel too far down and right.
+        windows: returns a picture's windows instead, such as those of a file: best first, possibly beyond the picture.
+            ``proposals`` and ``smallest`` (default 112) apply, the whole picture is not added.
+        aligned: correct positions. The release crops the picture from the padded scores one pixel too far up and left,
+            so that its labels are one pixel too far down and right.
 
     Raises:
-        DefinitionError: the net is another one. FileError, FormatError: no such model. CaffeError: no proposals.
+        DefinitionError: the net is not such a net. FileError, FormatError: no such model. CaffeError: no proposals.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class ProposalSegmenter(Scoring):
     def scores(self, picture: Array) -> Array:
         height, width = checked(picture).shape[:2]
         windows = self.windows(picture)
-        # From the pixel (-1, -1) on; what no window shows scores 0, and no score is below.
+        # From the pixel (-1, -1); pixels outside all windows score 0, the smallest score.
         best = np.zeros((1 + self.classes, height + 1, width + 1), np.float32)
         for start in range(0, len(windows), self._batch):
             chunk = windows[start : start + self._batch]
@@ -111,7 +113,7 @@ class ProposalSegmenter(Scoring):
 
 
 def _cut(picture: Array, box: Array, size: int) -> Array:
-    """What a window shows, black beyond the picture, as the net's input (1, 3, size, size)."""
+    """A window's pixels, black beyond the picture, as the net's input (1, 3, size, size)."""
     x1, y1, x2, y2 = (int(n) for n in box)
     shown = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3))
     inside = picture[max(y1, 0) : max(y2 + 1, 0), max(x1, 0) : max(x2 + 1, 0)]
@@ -121,7 +123,7 @@ def _cut(picture: Array, box: Array, size: int) -> Array:
 
 
 def _raise_to(best: Array, scores: Array, box: Array) -> None:
-    """Raise ``best`` to a window's scores, float32 (n, size, size), where it lies in it; ``box`` as in ``best``."""
+    """Update ``best`` with the maximum of a window's scores, float32 (n, size, size); ``box`` as in ``best``."""
     x1, y1, x2, y2 = (int(n) for n in box)
     fine = resized(scores, y2 - y1 + 1, x2 - x1 + 1)
     place = best[:, max(y1, 0) : max(y2 + 1, 0), max(x1, 0) : max(x2 + 1, 0)]

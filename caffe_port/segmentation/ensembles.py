@@ -1,8 +1,8 @@
 """Systems that segment pictures, each a callable from a picture to a :class:`~.inference.Segmentation`.
 
 DecoupledNet's is :class:`~.inference.Segmenter`, DeconvNet's :class:`~.deconvnet.ProposalSegmenter`, that of other nets
-which score every class at every pixel :class:`~.plain.Plain`. Here is what these share, the product of two of them, and
-a dense CRF over any.
+which score every class at every pixel :class:`~.fcn.FullyConvolutional`. This module has their common base, the
+product of two of them, and a dense CRF for any.
 
 Source: generate_EDeconvNet_CRF_results.m of DeconvNet's release.
 """
@@ -28,10 +28,10 @@ KINDS = ("decouplednet", "deconvnet", "plain")
 
 
 class System(Protocol):
-    """What segments pictures.
+    """A system that segments pictures.
 
     Attributes:
-        classes: beside the background. least: what a map is at least where a CRF takes its logarithm.
+        classes: without the background. least: lower bound of a map before a CRF takes its logarithm.
     """
 
     classes: int
@@ -42,7 +42,7 @@ class System(Protocol):
 
 
 def kind_of(net: Net) -> str:
-    """Which of the KINDS a net is: DecoupledNet has a second input, DeconvNet unpools."""
+    """A net's kind, one of KINDS: DecoupledNet has a second input, DeconvNet unpools."""
     if MASKED in net.graph.inputs:
         return "decouplednet"
     return "deconvnet" if any(node.type == "Unpooling" for node, _ in net.nodes) else "plain"
@@ -81,10 +81,10 @@ class ScoreNet:
         net: in TEST: input ``data``, one output (or ``seg-score`` among others) with a channel for each label.
 
     Attributes:
-        size, coarse: (height, width) of its input and of its scores, as declared. classes: beside the background.
+        size, coarse: (height, width) of its input and of its scores, as declared. classes: without the background.
 
     Raises:
-        DefinitionError: the net is another one.
+        DefinitionError: the net is not such a net.
     """
 
     def __init__(self, net: Net) -> None:
@@ -98,7 +98,7 @@ class ScoreNet:
             )
         maker = next(node for node, _ in reversed(net.nodes) if outputs[0] in node.tops)
         if maker.type == "Softmax":
-            raise DefinitionError(maker.where, f"the softmax {maker.name}", expected="scores", remedy="leave it out")
+            raise DefinitionError(maker.where, f"the softmax {maker.name}", expected="scores", remedy="remove it")
         self.net, self.classes, self._top = net, made[1] - 1, outputs[0]
         self.size, self.coarse = (data[2], data[3]), (made[2], made[3])
 
@@ -110,10 +110,10 @@ class ScoreNet:
 
 
 class Product(Scoring):
-    """The ensemble: the product of two systems' scores, where one below 0 counts as 0.
+    """The ensemble: the product of two systems' scores, in which negative ones are 0.
 
     Raises:
-        CaffeError: they tell different numbers of classes apart.
+        CaffeError: their numbers of classes differ.
     """
 
     def __init__(self, first: Scoring, second: Scoring) -> None:
@@ -131,7 +131,7 @@ class Refined:
     """A system with a dense CRF over its maps. The segmentation's ``maps`` are the CRF's probabilities.
 
     Args:
-        setting: DeconvNet's without. device: where the CRF runs.
+        setting: default: DeconvNet's. device: of the CRF.
     """
 
     def __init__(

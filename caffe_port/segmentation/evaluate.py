@@ -1,7 +1,8 @@
-"""How good segmentations are, as the PASCAL VOC devkit counts it.
+"""Scores of segmentations as in the PASCAL VOC devkit.
 
-Pixels of all pictures together are counted by their true and their given label; those whose true label is 255 are left
-out. A class's score is intersection over union: pixels that rightly have it by those that have or should have it.
+Pixels of all pictures together are counted by true and predicted label, without those whose true label is 255. A
+class's score is intersection over union: correctly predicted pixels divided by those that have or should have the
+class.
 
 Source: VOCevalseg.m of the VOC 2012 devkit.
 """
@@ -27,21 +28,21 @@ _SHORT |= {"person": "prsn", "pottedplant": "plnt", "tvmonitor": "tv"}
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names as the head of the paper's table 2 has them."""
+    """Names in the header of the paper's table 2."""
     return [_SHORT.get(name, name) for name in names]
 
 
 def confusion(result: Array, truth: Array, classes: int, where: str = "result") -> Array:
-    """Pixels by true label (rows) and given label (columns), int64 (classes, classes); the background is a class.
+    """Pixels by true label (rows) and predicted label (columns), int64 (classes, classes); the background is a class.
 
     Args:
-        result, truth: labels, uint8 (height, width). where: whose they are, for errors.
+        result, truth: labels, uint8 (height, width). where: the picture, for errors.
 
     Raises:
         ShapeError: they differ in size. CaffeError: a label beyond the classes.
     """
     if result.shape != truth.shape:
-        raise ShapeError(where, f"a mask of {_size(result)}", expected=f"{_size(truth)} as the truth")
+        raise ShapeError(where, f"a mask of {_size(result)}", expected=f"{_size(truth)} as the true mask")
     counted = truth != IGNORED
     for mask, what in ((result, "a label"), (truth[counted], "a true label")):
         if mask.size and mask.max() >= classes:
@@ -73,33 +74,34 @@ class Scores:
 
     @property
     def mean(self) -> float:
-        """The mean of the classes' scores; those without one do not count. nan where no pixel counts."""
+        """The mean of the classes' scores; without those that have none. nan if there is none."""
         iou = self.iou
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """The share of pixels that are right."""
+        """The share of correct pixels."""
         total = int(self.counts.sum())
         return float(np.trace(self.counts)) / total if total else float("nan")
 
     @property
     def shares(self) -> Array:
-        """Each row of the counts as shares of it, float64: where a class's pixels went. A row without pixels is 0."""
+        """Each row of the counts as shares of it, float64: the predictions for a class's pixels. A row without
+        pixels is 0."""
         total = self.counts.sum(1, keepdims=True)
         return self.counts / np.maximum(total, 1)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One picture's part: its name and its scores, whose mean is over the classes that it has or is given."""
+    """One picture: its name and its scores, whose mean is over its true and predicted classes."""
 
     name: str
     scores: Scores
 
 
 def score(name: str, results: Path, truths: Path, classes: int) -> Scored:
-    """The scores of ``results/NAME.png`` beside ``truths/NAME.png``.
+    """The scores of ``results/NAME.png`` against ``truths/NAME.png``.
 
     Raises:
         CaffeError: one of them is missing or does not fit.
@@ -109,7 +111,7 @@ def score(name: str, results: Path, truths: Path, classes: int) -> Scored:
 
 
 def masks_in(folder: Path, names: Path | None = None) -> list[str]:
-    """The names of the masks to count: those that the list ``names`` holds, one a line, or else all of the folder's.
+    """The names of the masks to score: those in the list ``names``, one a line, or else all of the folder.
 
     Raises:
         FileError: the folder or the list is missing or empty.
@@ -123,12 +125,12 @@ def masks_in(folder: Path, names: Path | None = None) -> list[str]:
     else:
         raise FileError(str(names), "no such file")
     if not found:
-        raise FileError(str(names or folder), "no masks", expected="NAME.png" if names is None else "a name a line")
+        raise FileError(str(names or folder), "no masks", expected="NAME.png" if names is None else "one name a line")
     return found
 
 
 def markdown(rows: Sequence[tuple[str, Scores]], names: Sequence[str] = ("background", *CLASSES)) -> str:
-    """Systems and their scores in percent as a Markdown table in the shape of the paper's table 2."""
+    """Systems and their scores in percent as a Markdown table in the form of the paper's table 2."""
     head = ["Models", *short_names(names), "mean"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines += ["| " + " | ".join([system, *percents(scores)]) + " |" for system, scores in rows]

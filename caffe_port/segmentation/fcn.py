@@ -17,28 +17,29 @@ from caffe_port.segmentation.ensembles import ScoreNet, Scoring
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import as_input, checked, prepare
 
-__all__ = ["FITS", "Plain", "resized"]
+__all__ = ["FITS", "FullyConvolutional", "resized"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FITS = ("pad", "resize")
 
 
-class Plain(Scoring):
+class FullyConvolutional(Scoring):
     """Segments with a net that scores a whole picture at once.
 
-    Scores coarser than the input are interpolated bilinearly: the first and the last lie on the input's first and last
-    pixel where the sides are so (8n + 1 pixels, n + 1 scores: DeepLab's), else as ``imresize`` has it.
+    Scores coarser than the input are interpolated bilinearly: with aligned corners if the sides are 8n + 1 pixels for n
+        + 1
+    scores (DeepLab's), else as in ``imresize``.
 
     Args:
-        net: as :class:`ScoreNet` wants it.
-        fit: "pad": zeros right and below, after the mean is subtracted, up to the net's input; the input grows with
-            larger pictures, which FCN-8s' released program refused. "resize": the picture is made square and resized to
-            the input as DecoupledNet's, the scores are resized back, bilinearly. Without, "pad" for nets with a score
-            for each pixel or for the first, the last and every nth, "resize" for others.
+        net: as for :class:`ScoreNet`.
+        fit: "pad": zeros at the right and below, after the mean is subtracted, up to the net's input; the input grows
+            with larger pictures, for which FCN-8s' released program raises an error. "resize": the picture is padded to
+            a square and resized to the input as DecoupledNet's, the scores are resized back, bilinearly. Default: "pad"
+            for nets with a score for each pixel or for the first, the last and every nth, "resize" for others.
 
     Raises:
-        DefinitionError: the net is another one. CaffeError: no such fit.
+        DefinitionError: the net is not such a net. CaffeError: no such fit.
     """
 
     def __init__(self, net: Net, *, fit: str | None = None) -> None:
@@ -59,7 +60,7 @@ class Plain(Scoring):
         return resized(self._fine(prepare(picture, self._run.size[0])), side, side)[:, :height, :width]
 
     def _padded(self, picture: Array) -> Array:
-        """The picture in the upper left of an input that the net takes."""
+        """The picture in the upper left of an input of a size that the net accepts."""
         data = as_input(checked(picture).astype(np.float64))
         more = []
         for side, coarse, wanted in zip(self._run.size, self._run.coarse, data.shape[2:], strict=True):
@@ -79,13 +80,13 @@ class Plain(Scoring):
 
 
 def _on_corners(side: int, coarse: int) -> bool:
-    """Whether the first and the last of the scores lie on the first and the last pixel: an even number from each to the
-    next, which no side allows whose scores lie in the middle of as many pixels each."""
+    """Whether the first and the last score coincide with the first and the last pixel: their distances are even, which
+    is impossible if each score is the centre of equally many pixels."""
     return 1 < coarse < side and (side - 1) % (2 * (coarse - 1)) == 0
 
 
 def resized(scores: Array, height: int, width: int) -> Array:
-    """Scores (n, ...) at another size, float32 (n, height, width), as MATLAB's bilinear ``imresize`` gives them."""
+    """Scores (n, ...) at another size, float32 (n, height, width), as with MATLAB's bilinear ``imresize``."""
     if scores.shape[1:] == (height, width):
         return scores
     return imresize(scores.transpose(1, 2, 0), (height, width), "bilinear").transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""A folder laid out as PASCAL VOC's: JPEGImages, SegmentationClass, ImageSets."""
+"""A folder in PASCAL VOC's layout: JPEGImages, SegmentationClass, ImageSets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 PHOTOGRAPHS, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets"
 LABELS_FILE = "labels.txt"
-"""In the lists' folder: a line for each picture, its name and its classes by theirs."""
+"""In the lists' folder: a line for each picture with its name and the names of its classes."""
 CLASSES_FILE = "classes.txt"
-"""In the folder, where the classes are not VOC's: a line for each."""
+"""In the folder, if the classes are not VOC's: a line for each."""
 
 
 def listed(path: Path) -> list[str]:
@@ -42,13 +42,13 @@ def listed(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Folder:
-    """Pictures by name, which is a file's without its ending.
+    """Pictures by name, which is a file's without its extension.
 
     Args:
         root: the folder.
 
     Raises:
-        FileError: it is not there, or holds no JPEGImages.
+        FileError: it is missing, or has no JPEGImages.
     """
 
     root: Path
@@ -62,7 +62,7 @@ class Folder:
         """The classes' names, of labels 1 and up: those of ``classes.txt``, else VOC's.
 
         Raises:
-            FormatError: more than 254 names, the same twice, or one with white space.
+            FormatError: more than 254 names, a duplicate, or one with white space.
         """
         path = self.root / CLASSES_FILE
         if not path.is_file():
@@ -86,10 +86,10 @@ class Folder:
 
     @cached_property
     def labelled(self) -> dict[str, tuple[int, ...]]:
-        """The labels of the pictures that ImageSets/labels.txt names; none without that file.
+        """The labels of the pictures in ImageSets/labels.txt; none without that file.
 
         Raises:
-            FormatError: it names a class that is none.
+            FormatError: it names an unknown class.
         """
         path = self.root / LISTS / LABELS_FILE
         if not path.is_file():
@@ -113,10 +113,12 @@ class Folder:
         """The picture's file.
 
         Raises:
-            FileError: there is none. FormatError: the name holds a blank, which lists cannot.
+            FileError: there is none. FormatError: the name contains a blank, which lists cannot represent.
         """
         if len(name.split()) != 1:
-            raise FormatError(repr(name), "a blank", expected="names of pictures without them: lists part words by it")
+            raise FormatError(
+                repr(name), "a blank", expected="picture names without blanks, which separate words in lists"
+            )
         for ending in (*PICTURES, *map(str.upper, PICTURES)):
             path = self.root / PHOTOGRAPHS / f"{name}{ending}"
             if path.is_file():
@@ -126,14 +128,14 @@ class Folder:
         )
 
     def mask(self, name: str) -> Path:
-        """The mask's file, whether it is there or not."""
+        """The mask's file, which may be missing."""
         return self.root / MASKS / f"{name}.png"
 
     def size(self, name: str) -> tuple[int, int]:
-        """The picture's (height, width), by its head.
+        """The picture's (height, width), from its header.
 
         Raises:
-            FileError: there is none. FormatError: it is no picture.
+            FileError: there is none. FormatError: it is not a picture.
         """
         with opened_picture(self.photograph(name)) as picture:
             return picture.height, picture.width

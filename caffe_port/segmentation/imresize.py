@@ -1,8 +1,8 @@
-"""MATLAB's ``imresize``, number for number: the released inference resizes pictures and score maps with it.
+"""MATLAB's ``imresize``, with equal results: the released inference resizes pictures and score maps with it.
 
-No other library's resizing equals it. When it shrinks, the kernel is widened by the factor (antialiasing); beyond an
-edge it reads the array mirrored, the edge's pixel twice; the axis that shrinks most comes first, and its result is
-rounded to the array's type before the other's turn.
+Other libraries give other results. When it shrinks, the kernel is widened by the factor (antialiasing); beyond an
+edge the array is mirrored, with the edge's pixel twice; the axis that shrinks most is resized first, and its result is
+rounded to the array's type before the other.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def imresize(array: Array, size: Sequence[int] | float, method: str = "bicubic",
 
 
 def _weights(before: int, after: int, factor: float, method: str, antialias: bool) -> csr_array:
-    """What each of ``before`` pixels counts in each of ``after``: float64 (after, before), rows of sum 1."""
+    """The weight of each of ``before`` pixels in each of ``after``: float64 (after, before), rows of sum 1."""
     from scipy.sparse import csr_array
 
     kernel, width = _KERNELS[method]
     squeeze = factor if antialias and factor < 1 else 1.0
-    # Pixels are unit intervals around 1, 2, ...; centre is where a new one lies among the old ones.
+    # Pixels are unit intervals around 1, 2, ...; centre is a new one's position among the old ones.
     centre = np.arange(1, after + 1) / factor + 0.5 * (1 - 1 / factor)
     left = np.floor(centre - width / squeeze / 2)
     reach = left[:, None] + np.arange(ceil(width / squeeze) + 2)
@@ -91,4 +91,4 @@ def _cubic(x: Array) -> Array:
 
 
 _KERNELS: dict[str, tuple[Callable[[Array], Array], int]] = {"bicubic": (_cubic, 4), "bilinear": (_triangle, 2)}
-"""Each kernel with the width in which it is not 0."""
+"""Each kernel with the width of its support."""

@@ -1,9 +1,9 @@
-"""From a picture to its segmentation: the released procedure, and the same with nothing computed twice.
+"""DecoupledNet's inference: the released procedure, and a faster one without repeated computation.
 
 As released, the whole net runs once for the classes' scores, once with the scores of all classes found for the
-background's map, and once for each class found, with its score alone, for that class's map: :class:`PassByPass`.
-:class:`Segmenter` computes what depends on the picture only once, and all that follows in one batch; with one class
-found the background's pass is that class's, and with none there is nothing to tell apart. The labels are the same.
+background's map, and once for each class found, with only its score, for that class's map: :class:`PassByPass`.
+:class:`Segmenter` runs the part that depends only on the picture once, and the rest in one batch; with one class found
+the background's pass is that class's, and with none no further pass is needed. The labels are the same.
 
 Source: DecoupledNet_inference.m, preprocess_image.m; section 4.3 of the paper, last paragraph.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from caffe_port.errors import DefinitionError, ShapeError
 from caffe_port.net import Net
 from caffe_port.segmentation.imresize import imresize
-from caffe_port.segmentation.two_stage import Staged
+from caffe_port.segmentation.two_stage import TwoStage
 from caffe_port.segmentation.voc import MEAN
 
 __all__ = [
@@ -39,10 +39,10 @@ __all__ = [
 Array = np.ndarray[Any, np.dtype[Any]]
 
 THRESHOLD = 0.5
-"""A class is in the picture if its score is above this."""
+"""A class is found if its score is above this."""
 
 DEPLOY = "prototxt/decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
-"""A net to segment with."""
+"""A net for inference."""
 
 DATA, MASKED = "data", "cls-score-masked"
 SCORES, SEGMENTED = "cls-score-avg-sigmoid", "seg-score"
@@ -50,12 +50,12 @@ SCORES, SEGMENTED = "cls-score-avg-sigmoid", "seg-score"
 
 @dataclass(frozen=True)
 class Maps:
-    """What the passes give, at the net's size.
+    """The results of the passes, at the net's size.
 
     Attributes:
         scores: of every class, float32 (classes,), 0 to 1.
         labels: 0, the background, and those (from 1) of the classes found.
-        maps: of these labels, float32 (len(labels), size, size); over each pixel their sum is 1.
+        maps: of these labels, float32 (len(labels), size, size); their sum at each pixel is 1.
     """
 
     scores: Array
@@ -69,8 +69,8 @@ class Segmentation:
 
     Attributes:
         pixels: each pixel's label, uint8 (height, width).
-        scores, labels: as :class:`Maps` has them.
-        maps: float32 (len(labels), height, width). Bicubic interpolation overshoots: values lie around 0 to 1.
+        scores, labels: as in :class:`Maps`.
+        maps: float32 (len(labels), height, width). Bicubic interpolation overshoots: values may exceed 0 to 1 slightly.
         found: the labels (from 1) of the classes in the picture.
     """
 
@@ -90,16 +90,16 @@ class Segmenter:
         threshold: the score above which a class is found.
 
     Raises:
-        DefinitionError: the net is another one.
+        DefinitionError: the net is not such a net.
     """
 
     least = 1e-5
-    """What a map is at least where a CRF takes its logarithm: bicubic interpolation undershoots 0."""
+    """Lower bound of a map before a CRF takes its logarithm: bicubic interpolation undershoots 0."""
 
     def __init__(self, net: Net, *, threshold: float = THRESHOLD) -> None:
         self.net, self.threshold = net, threshold
         self.size, self.classes = _check(net)
-        self._staged = Staged(net, [MASKED])
+        self._staged = TwoStage(net, [MASKED])
 
     def __call__(self, picture: Array) -> Segmentation:
         """Segment a picture of any size, uint8 RGB (height, width, 3)."""
@@ -192,22 +192,22 @@ def checked(picture: Array) -> Array:
 
 
 def as_input(pixels: Array) -> Array:
-    """Pixels (height, width, 3), red first, as VGG's nets take them: float32 (1, 3, height, width), minus the mean."""
+    """Pixels (height, width, 3), red first, as VGG's nets' input: float32 (1, 3, height, width), minus the mean."""
     return np.ascontiguousarray((pixels[:, :, ::-1] - MEAN).transpose(2, 0, 1), dtype=np.float32)[None]
 
 
 def _selections(scores: Tensor, found: list[int]) -> Tensor:
-    """What goes into ``cls-score-masked``, (1 + classes found, classes, 1, 1): all scores found, then each alone."""
+    """The values of ``cls-score-masked``, (1 + classes found, classes, 1, 1): all scores found, then each alone."""
     alone = torch.zeros(len(found), len(scores)).to(scores)
     alone[range(len(found)), found] = scores[found]
     return torch.cat([alone.sum(0, keepdim=True), alone])[:, :, None, None]
 
 
 def _combined(scores: Tensor, found: list[int], segmented: Tensor) -> Maps:
-    """The maps out of the passes' two channels: the first pass's background, each class's foreground.
+    """The maps from the passes' two channels: the first pass's background, each class's foreground.
 
     Args:
-        segmented: ``seg-score`` of the background's pass and of each class's; of a single class's the one is both.
+        segmented: ``seg-score`` of the background's pass and of each class's; for a single class one pass is both.
     """
     shares = segmented.softmax(1).numpy(force=True)
     foregrounds = shares[len(shares) - len(found) :, 1]
@@ -222,5 +222,5 @@ def _combined(scores: Tensor, found: list[int], segmented: Tensor) -> Maps:
 def enlarge(maps: Array, height: int, width: int) -> Array:
     """Maps of the padded square at the size of the picture in it: (n, size, size) to (n, height, width)."""
     side = max(height, width)
-    # MATLAB holds what comes from Caffe with x as its first axis, and resizes that first.
+    # In MATLAB Caffe's blobs have x as the first axis, which is resized first.
     return np.stack([imresize(one.T, (side, side))[:width, :height].T for one in maps])

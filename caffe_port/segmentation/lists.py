@@ -1,6 +1,7 @@
 """The lists that the data layers of the published definitions read, made from a folder of pictures and masks.
 
-They were released without the program that made them; section 5 of the paper and DeconvNet's paper say what it did.
+They were released without the program that made them; it is described in section 5 of the paper and in DeconvNet's
+paper.
 """
 
 from __future__ import annotations
@@ -30,37 +31,37 @@ Watch = Callable[[Sequence[str], str], Iterable[str]]
 
 FULL = "Full"
 LEVELS = (FULL, "25", "10", "5")
-"""Levels of strong annotation: all pictures, or so many for each class."""
+"""Levels of strong annotation: all pictures, or a number for each class."""
 _OBJECTS, _WEAK = "VOC_OBJECT", "ImageLabels"
-"""Folders of pictures beside the user's, of single objects and of masks that stand for image-level labels."""
+"""Further folders of pictures: of single objects, and of masks that represent image-level labels."""
 _TILE = (37, 41)
-"""Sides of the pattern of labels that stands for an image-level label: prime, so that no resizing steps over one."""
+"""Sides of the label pattern that represents an image-level label: prime, so that no resizing skips a label."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """How many pictures have strong annotations: FULL, a number for each class, or any name with a list of its own."""
+    """How many pictures have strong annotations: FULL, a number for each class, or any name with a list."""
 
     name: str
     list: str = ""
 
     @property
     def suffix(self) -> str:
-        """The suffix of lists for levels that the published definitions do not name."""
+        """The suffix of lists for levels without published definitions."""
         return "" if self.name == FULL else f"_{self.name}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make.
+    """Settings of the lists.
 
     Attributes:
         train, val: lists of the folder.
         levels: of strong annotation.
-        crops: N_p, crops for each subset of a picture's classes. drawn: the share of random ones among them, at least.
+        crops: N_p, crops for each subset of a picture's classes. drawn: the smallest share of random ones among them.
         proposals: for each picture, in DeconvNet's second stage.
-        deconvnet: whether to make the lists of its two stages.
-        masks_as_labels: the classification net learns the classes that a crop's mask shows, not those of its picture.
+        deconvnet: whether to write the lists of its two stages.
+        masks_as_labels: train the classification net on the classes in a crop's mask, not on those of its picture.
         label_dim: numbers in a vector of classes; as many as there are classes for 0.
         model: a structured forest's file. seed: of choices and random boxes.
     """
@@ -80,7 +81,7 @@ class Plan:
 
 @dataclass
 class Prepared:
-    """What was written: lines by list, and remarks on the data: remark -> the pictures or classes concerned."""
+    """The written lines by list, and remarks on the data: remark -> the pictures or classes concerned."""
 
     lines: dict[str, int] = field(default_factory=dict)
     remarks: dict[str, list[str]] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class Prepared:
             self.remarks[what] = whom
 
     def warnings(self) -> list[str]:
-        """A line for each remark: how many it is on, and the first of them."""
+        """A line for each remark: the number of pictures or classes, and the first of them."""
         return [
             f"{what}: {len(whom)} ({', '.join(whom[:3])}{', ...' if len(whom) > 3 else ''})"
             for what, whom in self.remarks.items()
@@ -98,14 +99,14 @@ class Prepared:
 
 
 class Surveyed(NamedTuple):
-    """A picture's (height, width), and the classes that its mask shows; None without one."""
+    """A picture's (height, width), and the classes in its mask; None without one."""
 
     size: tuple[int, int]
     shown: tuple[int, ...] | None
 
 
 class Cuts(NamedTuple):
-    """Where crops of single objects go: the folder's final name, and where it is meanwhile."""
+    """The folder of crops of single objects: its final and its temporary name."""
 
     name: str
     folder: Path
@@ -128,15 +129,15 @@ def prepare(
     overwrite: bool = False,
     watch: Watch = lambda names, what: names,
 ) -> Prepared:
-    """Writes all lists under ``output``, whose folder VOC2012 leads to the pictures; all of them or none.
+    """Writes all lists under ``output``, whose folder VOC2012 links to the pictures; all of them or none.
 
-    The same folder, plan and program make the same files, with any number of workers.
+    Equal folders and plans give equal files, with any number of workers.
 
     Args:
-        watch: called with names and what is done with them; gives the names, one by one as they are done.
+        watch: called with names and a description of the work; yields the names as they are done.
 
     Raises:
-        FileError: something is missing, or there already. FormatError, ShapeError, CaffeError: a picture, mask or list
+        FileError: a file is missing, or exists already. FormatError, ShapeError, CaffeError: a picture, mask or list
             is wrong, or no picture is left for a list.
     """
     made = Prepared()
@@ -181,7 +182,7 @@ def prepare(
 
 
 def _paths(plan: Plan) -> list[str]:
-    """Every list that a plan makes."""
+    """Every list of a plan."""
     paths = [
         name
         for level in plan.levels
@@ -206,7 +207,7 @@ def _survey(folder: Folder, name: str) -> Surveyed:
 
 
 def _labels(folder: Folder, survey: Mapping[str, Surveyed], made: Prepared) -> dict[str, tuple[int, ...]]:
-    """The image-level labels: those that the folder's file gives, else those of the mask."""
+    """The image-level labels: those of the folder's file, else those of the mask."""
     labels = {}
     for name, (_, shown) in survey.items():
         given = folder.labelled.get(name, shown)
@@ -216,7 +217,7 @@ def _labels(folder: Folder, survey: Mapping[str, Surveyed], made: Prepared) -> d
             )
         labels[name] = given
     differ = [name for name, (_, shown) in survey.items() if shown is not None and shown != labels[name]]
-    made.remark("pictures whose masks show other classes than ImageSets/labels.txt says", differ)
+    made.remark("pictures whose masks have other classes than ImageSets/labels.txt", differ)
     made.remark("pictures without a class", [name for name, given in labels.items() if not given])
     return labels
 
@@ -275,7 +276,7 @@ class _Weak:
                 self.written.add(name)
                 write_labels(self._place / f"{name}.png", pattern(self.labels[name], height, width))
         elif not mask.is_file():
-            raise FileError(str(mask), "no such mask", remedy="leave out --masks-as-labels")
+            raise FileError(str(mask), "no such mask", remedy="omit --masks-as-labels")
         return f"/{PHOTOGRAPHS}/{self.folder.photograph(name).name} /{place}/{name}.png 0 0 {width - 1} {height - 1}"
 
 
@@ -285,7 +286,7 @@ def _masks(folder: Folder, path: str, names: Iterable[str], out: Outputs) -> Non
 
 
 def pattern(labels: Sequence[int], height: int, width: int) -> Array:
-    """Masks that carry only image-level labels: every crop contains all of them."""
+    """Masks that represent image-level labels: every crop contains all of them."""
     choice = np.random.default_rng(0).integers(0, max(len(labels), 1), _TILE)
     tile = np.array(labels or (0,), np.uint8)[choice]
     return np.tile(tile, (-(-height // _TILE[0]), -(-width // _TILE[1])))[:height, :width]
@@ -325,7 +326,7 @@ def _pixels(
 
 
 def _balanced(lines: Sequence[tuple[int, str]]) -> list[str]:
-    """Every class's lines again and again until it has as many as the one with most (DeconvNet's paper, 5.1)."""
+    """Repeats every class's lines until all have as many as the most frequent class (DeconvNet's paper, 5.1)."""
     by_class: dict[int, list[str]] = {}
     for label, line in lines:
         by_class.setdefault(label, []).append(line)
@@ -367,7 +368,7 @@ def _vector(chosen: Iterable[int], dim: int) -> str:
 
 
 def _cut(cuts: Cuts, stem: str, picture: Array, it: Object, alone: Array) -> tuple[int, str]:
-    """Writes an object's crop and its mask, and gives their line."""
+    """Writes an object's crop and its mask, and returns their line."""
     from PIL import Image
 
     x1, y1, x2, y2 = it.box

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class _Failed(NamedTuple):
-    """An error of the family, whose arguments would not come through by themselves."""
+    """A CaffeError in a form that can be pickled."""
 
     kind: type[CaffeError]
     where: str
@@ -29,7 +29,7 @@ class _Failed(NamedTuple):
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -40,7 +40,7 @@ def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) 
     ``if __name__ == "__main__":``.
 
     Raises:
-        CaffeError: what a call raised, at its place.
+        CaffeError: raised by a call, when its result is due.
     """
     if min(workers, len(things)) <= 1:
         yield from map(function, things)
@@ -58,7 +58,7 @@ def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) 
 
 
 def _quiet() -> None:
-    """Ctrl-C ends the process that waits for this one; and one thread each is enough."""
+    """Ignores Ctrl-C, which the parent process handles; uses one thread."""
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,6 +1,7 @@
-"""Boxes that may hold objects: EdgeBox proposals, and boxes drawn at random around a given one.
+"""Boxes that may contain objects: EdgeBox proposals, and random boxes around a given one.
 
-Source: Zitnick and Dollár, "Edge Boxes: Locating Object Proposals from Edges", 2014, which OpenCV has; its edges come
+Source: Zitnick and Dollár, "Edge Boxes: Locating Object Proposals from Edges", 2014, implemented in OpenCV; its edges
+    come
 from a structured forest (Dollár and Zitnick, 2013), whose trained file is not part of OpenCV.
 """
 
@@ -21,25 +22,25 @@ Boxes = Array
 """int64 (boxes, 4): x1, y1, x2, y2, the last two inclusive."""
 
 _STRONG = 99
-"""The percentile of gradients that counts as a full edge."""
+"""The percentile of gradients that is mapped to a full edge."""
 _BLUR = 3 / 500
 """Deviation of the blur before gradients are taken, as a share of the longer side."""
 _SMALLEST = 1 / 200
-"""The least share of a picture's area that a proposal has."""
+"""The smallest share of a picture's area for a proposal."""
 
 
 def edge_boxes(picture: Array, count: int, model: str | Path | None = None) -> tuple[Boxes, Array]:
     """The best proposals, best first, and their scores. The same picture gives the same ones.
 
     Args:
-        picture: uint8 RGB (height, width, 3). count: at most so many.
-        model: a structured forest's file (OpenCV's ``model.yml.gz``); edges are gradients without.
+        picture: uint8 RGB (height, width, 3). count: their largest number.
+        model: a structured forest's file (OpenCV's ``model.yml.gz``); without it edges are gradients.
 
     Returns:
         Boxes inside the picture; float32 (boxes,).
 
     Raises:
-        FileError: no such model. FormatError: it is none.
+        FileError: no such model. FormatError: it is not one.
     """
     import cv2
 
@@ -56,7 +57,7 @@ def edge_boxes(picture: Array, count: int, model: str | Path | None = None) -> t
 
 
 def edge_map(picture: Array, model: str | Path | None = None) -> tuple[Array, Array]:
-    """How much of an edge each pixel is, 0 to 1 and thinned, and the direction across it, 0 to pi; both float32.
+    """Each pixel's edge strength, 0 to 1 and thinned, and the direction across the edge, 0 to pi; both float32.
 
     Args:
         picture, model: as for :func:`edge_boxes`.
@@ -83,14 +84,14 @@ def forest(path: str) -> Any:
     """A structured forest, read once.
 
     Raises:
-        FileError: no such file. FormatError: it is none.
+        FileError: no such file. FormatError: it is not one.
     """
     import cv2
 
     if not Path(path).is_file():
         raise FileError(path, "no such file", expected="a structured forest (OpenCV's model.yml.gz)")
     try:
-        # Checked first: OpenCV divides by a number of the file, and the process ends if that is 0.
+        # Checked first: OpenCV divides by a number of the file, and the process crashes if that is 0.
         trees = cv2.FileStorage(path, cv2.FILE_STORAGE_READ).getNode("childs")
         if not trees.empty():
             return cv2.ximgproc.createStructuredEdgeDetection(path)
@@ -111,10 +112,10 @@ def _thinned(edges: Array, across: Array, down: Array) -> Array:
 
 
 def random_boxes(rng: np.random.Generator, inside: Array, size: tuple[int, int], count: int) -> Boxes:
-    """Boxes in a picture around a smaller one, each side drawn evenly from where it can lie.
+    """Random boxes in a picture around a smaller one, each side drawn uniformly from its possible positions.
 
     Args:
-        inside: the box (x1, y1, x2, y2) that each holds. size: the picture's (height, width).
+        inside: the box (x1, y1, x2, y2) that each contains. size: the picture's (height, width).
     """
     x1, y1, x2, y2 = inside
     height, width = size
@@ -123,7 +124,8 @@ def random_boxes(rng: np.random.Generator, inside: Array, size: tuple[int, int],
 
 
 def enlarged(boxes: Boxes, factor: float, size: tuple[int, int] | None = None) -> Boxes:
-    """Boxes with sides ``factor`` times as long around the same middle, cut at a picture's (height, width) if given."""
+    """Boxes with sides ``factor`` times as long around the same centre, clipped to a picture's (height, width) if
+    given."""
     grow = (boxes[:, 2:] - boxes[:, :2] + 1) * (factor - 1) / 2
     wide = np.concatenate([np.floor(boxes[:, :2] - grow), np.ceil(boxes[:, 2:] + grow)], 1).astype(np.int64)
     return wide if size is None else wide.clip(0, [size[1] - 1, size[0] - 1] * 2)

@@ -1,7 +1,7 @@
-"""A data set that a program draws: textured shapes in clutter, laid out as PASCAL VOC, to try everything on.
+"""A synthetic data set: textured shapes in clutter, in PASCAL VOC's layout, for trials.
 
-A class has a shape, a pattern, and a hue that it keeps to loosely. A picture has some objects of any scale, which hide
-parts of each other, among lines and blobs that are no class.
+A class has a shape, a pattern, and an approximate hue. A picture has some objects of any scale, which occlude parts of
+each other, among lines and blobs that belong to no class.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _FINE = 2
 _ASPECTS = (1.0, 4 / 3, 3 / 4)
 _OBJECTS = (1, 4)
 _SCALES = (0.13, 0.34)
-"""An object's radius as a share of the longer side, drawn evenly by its logarithm."""
+"""An object's radius as a share of the longer side, with a uniformly drawn logarithm."""
 _SEEN = 0.35
-"""The least share of an object that others leave to be seen."""
+"""The smallest visible share of an object."""
 _TRIES = 20
 _COUNTS = {"train": "images", "val": "val"}
-"""Which number of a set says how many pictures its lists have."""
+"""The field of a set with the number of pictures of each list."""
 
 
 def _star(points: int, inner: float) -> Array:
@@ -96,18 +96,18 @@ _PATTERNS: list[Callable[[Array, Array], Array]] = [
     lambda u, v: (np.sin(7 * v + 2 * np.abs(np.mod(2 * u, 2) - 1) * 3) > 0) * 1.0,
     lambda u, v: (np.sin(9 * (u + v)) > 0.3) * 1.0,
 ]
-"""From 0 to 1 by the place on a shape."""
+"""A value from 0 to 1 by the position on a shape."""
 
 
 @dataclass(frozen=True)
 class ShapeSet:
-    """What to draw.
+    """The settings of a data set.
 
     Attributes:
         images: for training. val: others, for validation. classes: the first of SHAPES. size: of the longer side.
 
     Raises:
-        CaffeError: a number that cannot be.
+        CaffeError: an invalid number.
     """
 
     images: int
@@ -140,15 +140,15 @@ def make_shapes(
     overwrite: bool = False,
     watch: Watch = lambda names, what: names,
 ) -> None:
-    """Draws the set into a folder laid out as VOC's, which appears whole or not at all.
+    """Draws the set into a folder in VOC's layout, atomically.
 
-    The same set comes out of the same numbers, with any number of workers.
+    Equal settings give equal sets, with any number of workers.
 
     Args:
-        watch: called with names and what is done with them; gives the names, one by one as they are done.
+        watch: called with names and a description of the work; yields the names as they are done.
 
     Raises:
-        FileError: the folder is there already, or cannot be made.
+        FileError: the folder exists, or cannot be created.
     """
     names = [f"{split}_{i:06}" for split in ("train", "val") for i in range(getattr(drawn, _COUNTS[split]))]
     with replacing(output, overwrite) as folder:
@@ -170,7 +170,7 @@ def _text(path: Path, lines: Iterable[str]) -> None:
 
 
 def _write(folder: Path, drawn: ShapeSet, name: str) -> tuple[int, ...]:
-    """Draws a picture and its mask, and gives its labels."""
+    """Draws a picture and its mask, and returns its labels."""
     from PIL import Image
 
     split, number = name.split("_")
@@ -212,7 +212,7 @@ def draw(drawn: ShapeSet, rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Clouds of two or three colours, with blobs and lines that are no class; float32 RGB from 0 to 1."""
+    """Clouds of two or three colours, with blobs and lines of no class; float32 RGB from 0 to 1."""
     import cv2
 
     canvas = np.empty((height, width, 3), np.float32)

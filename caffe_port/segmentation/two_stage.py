@@ -1,4 +1,4 @@
-"""A net run in two stages: once what some of its inputs have no part in, then the rest for many values of these."""
+"""Runs a net in two stages: once the part independent of some inputs, then the rest for many values of these."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from caffe_port.graph import dependents
 from caffe_port.layers.base import Shape
 from caffe_port.net import Net
 
-__all__ = ["Begun", "Staged"]
+__all__ = ["Begun", "TwoStage"]
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What the first stage gave.
+    """The results of the first stage.
 
     Attributes:
-        tops: the net's outputs that are known by now.
+        tops: the net's outputs that are already computed.
         shapes: of the inputs. carried: the blobs that the second stage reads.
     """
 
@@ -29,13 +29,13 @@ class Begun:
     carried: dict[str, Tensor]
 
 
-class Staged:
+class TwoStage:
     """Runs ``net`` without gradients in two stages.
 
-    The numbers are those that ``net(**all_inputs)`` gives for one row after the other.
+    The results equal those of ``net(**all_inputs)`` for each row.
 
     Args:
-        later: the inputs that the second stage gets.
+        later: the inputs of the second stage.
 
     Raises:
         CaffeError: the net has no such input.
@@ -76,7 +76,7 @@ class Staged:
         """The second stage, with any number of rows (axis 0); the first stage's only row goes with each of them.
 
         Returns:
-            The outputs that the first stage left open.
+            The outputs that the first stage did not compute.
 
         Raises:
             CaffeError: an input is missing or unknown. ShapeError: another number of rows than the first stage's,
@@ -86,7 +86,9 @@ class Staged:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         rows = max(shape[0] for shape in shapes.values())
         if any(shape[0] not in (1, rows) for shape in begun.shapes.values()):
-            raise ShapeError("second stage", f"{rows} rows", expected="those of the first, which had more than one")
+            raise ShapeError(
+                "second stage", f"{rows} rows", expected="as many as the first stage had, which are several"
+            )
         self.net.reshape_for({**{name: (rows, *shape[1:]) for name, shape in begun.shapes.items()}, **shapes})
         carried = {name: blob.expand(self.net.shapes[name]) for name, blob in begun.carried.items()}
         blobs = self.net.run_nodes({**carried, **inputs}, self._second, self._unknown)

@@ -36,17 +36,17 @@ CLASSES = (
 """Classes 1 to 20; 0 is the background."""
 
 IGNORED = 255
-"""The label of pixels that count nowhere: outlines and difficult objects."""
+"""The label of ignored pixels: outlines and difficult objects."""
 
 MEAN = (104.00698793, 116.66876762, 122.67891434)
-"""Blue, green, red: what VGG-16 and all nets made of it subtract."""
+"""Blue, green, red: the mean that VGG-16 and all nets based on it subtract."""
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-"""File name endings of pictures."""
+"""File name extensions of pictures."""
 
 
 def class_names(count: int) -> tuple[str, ...]:
-    """Names for labels 0 to ``count``: VOC's if there are 20 classes beside the background, else their numbers."""
+    """Names for labels 0 to ``count``: VOC's if there are 20 classes and the background, else their numbers."""
     return ("background", *(CLASSES if count == len(CLASSES) else map(str, range(1, count + 1))))
 
 
@@ -63,7 +63,7 @@ def read_palette(path: str | Path) -> Array:
     """The colours of a PNG with a palette, uint8 (256, 3); those that it lacks are black.
 
     Raises:
-        FileError: it is not there. FormatError: it is no picture, or has no palette.
+        FileError: it is missing. FormatError: it is not a picture, or has no palette.
     """
     with opened_picture(path) as picture:
         given = picture.getpalette("RGB") if picture.mode == "P" else None
@@ -75,7 +75,7 @@ def read_palette(path: str | Path) -> Array:
 def read_picture(path: str | Path) -> Array:
     """A picture as it is stored, uint8 RGB (height, width, 3); grey ones and palettes are converted.
 
-    As MATLAB's imread it does not turn the picture as its EXIF data may ask.
+    As in MATLAB's imread, EXIF orientation is ignored.
 
     Raises:
         FileError: it is not there. FormatError: it cannot be read, or has more than 8 bits a channel.
@@ -87,7 +87,7 @@ def read_picture(path: str | Path) -> Array:
 
 
 def read_labels(path: str | Path) -> Array:
-    """A mask's labels, uint8 (height, width): a palette's indices, grey values, or which of VOC's colours pixels have.
+    """A mask's labels, uint8 (height, width): a palette's indices, grey values, or VOC's colours.
 
     Raises:
         FileError: it is not there. FormatError: it cannot be read, or has other colours than VOC's palette.
@@ -102,7 +102,7 @@ def read_labels(path: str | Path) -> Array:
 
 
 def _labels_of_colours(picture: Array, path: str) -> Array:
-    """The labels that VOC's palette gives these colours, uint8 (height, width)."""
+    """The labels of these colours in VOC's palette, uint8 (height, width)."""
     codes = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     known = palette().astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     order = np.argsort(known, kind="stable")
@@ -124,10 +124,10 @@ def write_labels(path: str | Path, labels: Array, colours: Array | None = None, 
     """Writes a mask as VOC does, a PNG with a palette; atomically.
 
     Args:
-        labels: uint8 (height, width). colours: uint8 (256, 3), VOC's without.
+        labels: uint8 (height, width). colours: uint8 (256, 3), default: VOC's.
 
     Raises:
-        FileError: the file exists already or cannot be written.
+        FileError: the file exists or cannot be written.
     """
     from PIL import Image
 
@@ -138,16 +138,16 @@ def write_labels(path: str | Path, labels: Array, colours: Array | None = None, 
 
 
 def overlaid(picture: Array, labels: Array, colours: Array, *, strength: float = 0.6) -> Array:
-    """The picture with its labels' colours over it, uint8 (height, width, 3); the background stays as it is."""
+    """The picture with its labels' colours over it, uint8 (height, width, 3); the background is unchanged."""
     mixed = (1 - strength) * picture + strength * colours[labels]
     return np.where((labels > 0)[..., None], mixed + 0.5, picture).astype(np.uint8)
 
 
 def pictures_in(paths: Iterable[str | Path]) -> list[Path]:
-    """The files named, and of every folder named its pictures in order of their names.
+    """The given files, and of every given folder its pictures in order of their names.
 
     Raises:
-        FileError: one is not there, or a folder holds no picture.
+        FileError: one is missing, or a folder has no picture.
     """
     found: list[Path] = []
     for path in map(Path, paths):

@@ -1,4 +1,5 @@
-"""Records of layers that BVLC Caffe 1.0 lacks and several forks have, known everywhere because nothing clashes.
+"""Records of layers that BVLC Caffe 1.0 lacks and several forks have, registered for all dialects because no name
+clashes.
 
 Source: the files that caffe_port/layers/additions.py and yolo.py name.
 """
@@ -15,7 +16,7 @@ __all__ = ["DepthwiseConvolution", "Detections", "Mul", "ReLU6", "Reorg", "Squee
 
 
 class DepthwiseConvolution(Convolution):
-    """As many groups as channels; of ``ConvolutionDepthwise`` without being told."""
+    """As many groups as channels; ``ConvolutionDepthwise`` has them by default."""
 
     def setup(self, *shapes: Shape) -> None:
         channels = shapes[0][self.axis(self.p.axis, shapes[0])]
@@ -41,7 +42,7 @@ class ReLU6(Neuron):
 
 @record("Axpy", None, BVLC)
 class Axpy(Spec):
-    """A factor for each channel, what it multiplies, what is added."""
+    """A factor for each channel, the factor's operand, and a summand."""
 
     bottoms = (3, 3)
     reads_bottoms = (0, 1)
@@ -54,7 +55,7 @@ class Axpy(Spec):
 
 @record("Mul", "mul_param", BVLC)
 class Mul(Spec):
-    """A second bottom or a blob, each axis of 1 laid over the other's."""
+    """A second bottom or a parameter; axes of length 1 broadcast."""
 
     bottoms = (1, 2)
     in_place = False
@@ -103,7 +104,7 @@ class Pad(Spec):
 
 @record("ShuffleChannel", "shuffle_channel_param", BVLC)
 class ShuffleChannel(Spec):
-    """Channels of several groups, dealt out."""
+    """Channels of several groups, interleaved."""
 
     in_place = False
     reads = ("group",)
@@ -219,7 +220,7 @@ class Yolov3DetectionOutput(Detections):
         self.refuse(
             len(self.mask) < n * self.boxes or max(self.mask, default=0) * 2 + 1 >= len(self.biases),
             f"mask {self.mask} with {len(self.biases)} biases",
-            expected=f"{self.boxes} for each bottom, of biases that are there",
+            expected=f"{self.boxes} for each bottom, below the number of biases",
         )
         self.refuse(self.gaussian, "gaussian_box", expected="boxes without their uncertainty")
 

@@ -1,7 +1,7 @@
-"""What is known of a layer without computing anything: its record. Needs no torch.
+"""Records: the facts about layer types. Needs no torch.
 
-A record says of a layer type what its definition may hold and which blobs and shapes follow from it. The layers, the
-converters, shape inference and the documentation all read it here. Most of it is data::
+A record describes what a layer type's definition may contain and which blobs and shapes follow from it. The layers, the
+converters, shape inference and the documentation all use it. Most of it is data::
 
     define("Power", Neuron, "power_param", reads=("power", "scale", "shift"))
 
@@ -18,8 +18,8 @@ What is computed from the parameters and the bottoms' shapes is two methods, ``s
         def reshape(self, x):
             return [(x[0], self.num_output)]
 
-A layer (:class:`caffe_port.layers.Layer`) is a record that also computes. A fork's records stand in a module of its
-own; importing that registers them.
+A layer (:class:`caffe_port.layers.Layer`) is a record that also computes. A fork's records are in a separate module;
+importing that registers them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ NO_EFFECT = {
 }
 """Fields of a net and its layers that are read and change nothing here, and why."""
 
-# What the net itself reads of a layer's message.
+# The fields of a layer's message that the net reads.
 _NET_FIELDS = (
     *("name", "type", "bottom", "top", "phase", "include", "exclude", "loss_weight", "propagate_down", "blobs"),
     *("param", "blob_share_mode", "blobs_lr", "weight_decay"),
@@ -98,7 +98,7 @@ class Blob(NamedTuple):
         name: its name in a state dict.
         rank: its number of axes, to which the leading ones of a legacy shape are dropped; None: as stored.
         filler: the field of the parameter block that holds its filler; "": filled with 0.
-        default: what it is filled with where that field is not set.
+        default: the filler where that field is not set.
         when: whether a layer (a :class:`Spec`) has it, asked before its shapes are known; None: always.
         learned: False for a statistic that the layer itself keeps.
     """
@@ -139,27 +139,27 @@ class Spec:
     """All parameter blobs that a layer of the type can have. A plugin may leave it empty and call :meth:`blob`."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Attributes that take their value from a field of the parameter block: "FIELD", or "ATTRIBUTE=FIELD" where they
-    have another name; of an enum it is the value's name. With a "?" behind, it is None where the field is not set."""
+    have another name; of an enum it is the value's name. With a "?" appended, it is None where the field is not set."""
     ignores: ClassVar[tuple[str, ...]] = ()
     """Fields of the parameter block that make no difference here."""
     loss: ClassVar[bool] = False
-    """A loss: its first top has weight 1 unless told otherwise, and is made when the definition names none."""
+    """A loss: its first top has weight 1 by default, and exists even if the definition names none."""
     labels: tuple[int, ...] = ()
     """Bottoms that no gradient reaches (labels, switches)."""
     in_place: ClassVar[bool] = True
     """Whether its top may be its bottom."""
     reads_bottoms: tuple[int, ...] = ()
-    """Bottoms whose numbers Caffe's backward pass reads where they lie, written over or not."""
+    """Bottoms whose current values Caffe's backward pass reads, even if they were overwritten."""
     reads_tops: tuple[int, ...] = ()
-    """Tops of which the same holds."""
+    """Tops to which the same applies."""
     reads_signs: bool = False
-    """Whether of these bottoms it asks only if a number is above 0."""
+    """Whether it only tests if values of these bottoms are above 0."""
     keeps_signs: bool = False
-    """Whether in place it leaves above 0 what was, and no other, wherever its own gradient is not 0."""
+    """Whether in place exactly the values above 0 remain above 0, wherever its gradient is not 0."""
     shares_memory: bool = False
-    """Whether in Caffe the tops lie in the first bottom's memory."""
+    """Whether in Caffe the tops share the first bottom's memory."""
     spoils_diffs: bool = False
-    """Whether in place, where top and bottom have one diff, backward writes over what it has yet to read."""
+    """Whether in place, where top and bottom have one diff, backward overwrites values that it reads later."""
     clears_data: bool = False
     """Whether its backward pass sets its bottoms' data to 0."""
     aligned: ClassVar[tuple[str, ...]] = ()
@@ -167,18 +167,18 @@ class Spec:
     by_phase: ClassVar[bool] = False
     """Whether it computes something else in TRAIN than in TEST."""
     told: ClassVar[bool] = True
-    """Whether a definition tells its blobs and shapes; a Python layer's are known to its code alone."""
+    """Whether the definition determines its blobs and shapes; a Python layer's are known only to its code."""
     data_shaped: ClassVar[bool] = False
-    """Whether the tops' shapes depend on the bottoms' numbers; ``reshape`` then gives the largest."""
+    """Whether the tops' shapes depend on the bottoms' values; ``reshape`` then gives the largest."""
     aligns: bool = False
     """Whether the net calls :meth:`align` with the coordinate map between the bottoms."""
     exports: ClassVar[set[str]] = set()
-    """Where layers of the type can be exported to; exporters add themselves."""
+    """The formats to which layers of the type can be exported; exporters add themselves."""
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """What ``reads`` and ``setup`` set; of a layer also its blobs."""
+            """Attributes set by ``reads`` and ``setup``; of a layer also its blobs."""
 
     def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
         super().__init__()
@@ -205,24 +205,24 @@ class Spec:
                 known = not read.endswith("?") or self.p.has(field)
                 setattr(self, name or field, self.p.value(field) if known else None)
 
-    # -- what a record says --------------------------------------------------------------------------------------------
+    # -- for records to override ---------------------------------------------------------------------------------------
 
     def setup(self, *shapes: Shape) -> None:
         """Check the parameters and make the blobs, given the shapes of the bottoms.
 
         Raises:
-            LayerError: parameters that cannot be. ShapeError: shapes that cannot be.
+            LayerError: invalid parameters. ShapeError: invalid shapes.
         """
 
     def reshape(self, *shapes: Shape) -> Sequence[Shape]:
-        """The tops' shapes; without it, the first bottom's. Raises :class:`ShapeError` for shapes that cannot be."""
+        """The tops' shapes; by default the first bottom's. Raises :class:`ShapeError` for invalid shapes."""
         return [shapes[0]] * self.n_tops
 
     def top_shapes(self, *shapes: Shape) -> Sequence[Shape]:
-        """:meth:`reshape`, whose shapes a blob of Caffe's can have.
+        """:meth:`reshape`, with a check of the limits of Caffe's blobs.
 
         Raises:
-            ShapeError: they cannot.
+            ShapeError: a shape exceeds them.
         """
         tops = self.reshape(*shapes)
         for i, shape in enumerate(tops):
@@ -231,7 +231,7 @@ class Spec:
         return tops
 
     def check_size(self, what: str, shape: Shape) -> None:
-        """Refuses a shape that no blob can have, whatever the machine (blob.cpp, Reshape).
+        """Raises for a shape beyond the limits of Caffe's blobs (blob.cpp, Reshape).
 
         Raises:
             ShapeError: it has a negative axis, more than 32 axes, or more than 2**31 - 1 numbers.
@@ -242,24 +242,25 @@ class Spec:
         count = prod(shape)
         if is_known(shape) and count > _MOST_NUMBERS:
             found = f"{what} of shape {tuple(shape)}, {count:,} numbers or {4 * count:,} bytes"
-            raise self.shape_error(found, expected=f"at most {_MOST_NUMBERS:,} numbers, as a blob of Caffe's has")
+            raise self.shape_error(found, expected=f"at most {_MOST_NUMBERS:,} numbers, the limit of Caffe's blobs")
 
     def coord_map(self) -> CoordMap | None:
         """The coordinate map from the first bottom to the top; None if the dialect defines none."""
         return identity_map() if set(self.aligned).intersection(self.dialect.lineage) else None
 
     def align(self, offset: tuple[int, int]) -> None:
-        """Take the offset (rows, columns) of the second bottom in the first."""
+        """Set the offset (rows, columns) of the second bottom in the first."""
         raise NotImplementedError
 
     def uses(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
-        """How often a pass multiplies by each number of the weights (blobs of two axes or more)."""
+        """The number of multiplications by each weight in a pass (blobs of two axes or more)."""
         return 0
 
-    # -- what it uses --------------------------------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------------------------------------
 
     def make_blobs(self, *shapes: Shape) -> None:
-        """Make the parameter blobs that this layer has, given the shapes of all ``blob_specs``; the others are None."""
+        """Create the parameter blobs that this layer has, given the shapes of all ``blob_specs``; the others are
+        None."""
         for blob, shape in zip(self.blob_specs, shapes, strict=True):
             if blob in self.blobs_here():
                 filler = getattr(self.p, blob.filler) if blob.filler else None
@@ -271,14 +272,14 @@ class Spec:
                 self.p.skip(blob.filler)
 
     def blobs_here(self) -> tuple[Blob, ...]:
-        """Those of ``blob_specs`` that this layer has by its parameters and its number of bottoms."""
+        """Those of ``blob_specs`` that this layer has, given its parameters and its number of bottoms."""
         return tuple(blob for blob in self.blob_specs if blob.when is None or blob.when(self))
 
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
-        """Make the next parameter blob.
+        """Create the next parameter blob.
 
         Args:
-            name: what it is called in the state dict.
+            name: its name in the state dict.
             shape: Caffe's shape, without the leading ones of the old four-axis form.
             filler: the filler's message; None is a constant 0.
             learned: False for a statistic that the layer itself keeps (a buffer).
@@ -301,7 +302,7 @@ class Spec:
         return axis % len(shape)
 
     def four_axes(self, x: Shape) -> None:
-        """Refuses a bottom that is not (num, channels, height, width)."""
+        """Raises for a bottom that is not (num, channels, height, width)."""
         self.refuse_shape(len(x) != 4, f"a bottom of shape {x}", expected="4 axes: num, channels, height, width")
 
     def refuse(self, wrong: Any, found: str, *, expected: str = "", remedy: str = "") -> None:
@@ -323,13 +324,13 @@ class Spec:
         return ShapeError(f"{self.where}: layer {self.name} ({self.type})", found, expected=expected, remedy=remedy)
 
     def check_fields(self) -> list[str]:
-        """Other layer types' blocks, which Caffe ignores here; raises for a set field that nobody read."""
+        """Other layer types' blocks, which Caffe ignores here; raises for a set field that no code has read."""
         ignored = []
         for path in self.fields.unread():
             if "." not in path and path.endswith("_param") and path != self.param:
                 ignored.append(path)
             else:
-                raise self.error(f"field {path} is set, and this layer does not know it")
+                raise self.error(f"field {path} is set, which this layer does not have")
         return ignored
 
 
@@ -342,7 +343,7 @@ class Table(dict[str, dict[str, C]]):
     """Classes by layer type and dialect."""
 
     def add(self, cls: C, where: str, *, replace: bool = False) -> None:
-        """Enter a class for its type and dialects.
+        """Register a class for its type and dialects.
 
         Raises:
             DefinitionError: a dialect is not known, or has one already and it is not to ``replace`` that.
@@ -353,7 +354,9 @@ class Table(dict[str, dict[str, C]]):
                 raise DefinitionError(where, f"dialect {name!r}", expected=f"some of {', '.join(DIALECTS)}")
             if name in of_type and not replace:
                 raise DefinitionError(
-                    where, f"already registered by {of_type[name].__qualname__}", remedy="replace=True takes its place"
+                    where,
+                    f"already registered by {of_type[name].__qualname__}",
+                    remedy="pass replace=True to replace it",
                 )
         of_type.update(dict.fromkeys(cls.dialects, cls))
 
@@ -377,11 +380,11 @@ def record(
     Args:
         type_name: the ``type`` of a prototxt's ``layer`` ("Convolution").
         param: the field of LayerParameter that holds its parameters.
-        dialects: the Caffes that have it; those made from them have it too, unless they register one of their own.
-        replace: take the place of the record of the same type and dialects.
+        dialects: the Caffes that have it; those derived from them have it too, unless they register their own.
+        replace: replaces the record of the same type and dialects.
 
     Raises:
-        DefinitionError: there is one for that type and dialect already, or a dialect is not known.
+        DefinitionError: one exists for that type and dialect, or a dialect is unknown.
     """
 
     def register(cls: C) -> C:
@@ -409,7 +412,7 @@ def kind(message: Any, dialect: Dialect) -> str:
 
 
 def without_effect(definition: Any, others: Iterable[str]) -> list[str]:
-    """What to say of a net's fields that are read without effect, once each, and of the ``others``' of other types."""
+    """Messages about a net's fields without effect, once each, and about the ``others``, of other layer types."""
     net = definition.net
     fields = {field.name for message in (net, *net.layer) for field, _ in message.ListFields()}
     readers = (message.data_param for message in net.layer if message.HasField("data_param"))
@@ -420,5 +423,5 @@ def without_effect(definition: Any, others: Iterable[str]) -> list[str]:
 
 
 def records_of(type_name: str) -> Iterable[type[Spec]]:
-    """The records of a type in all dialects, for files that do not tell their dialect; one each."""
+    """The records of a type in all dialects, for files that do not determine their dialect; one each."""
     return dict.fromkeys(RECORDS.get(type_name, {}).values())

@@ -9,16 +9,16 @@ from typing import Any
 __all__ = ["CoordMap", "centre", "compose", "filter_map", "identity_map", "inverse"]
 
 CoordMap = tuple[tuple[Any, Any], ...]
-"""For each spatial axis (scale, shift): what lies at t in the bottom lies at scale * t + shift in the top."""
+"""For each spatial axis (scale, shift): position t of the bottom is scale * t + shift in the top."""
 
 
 def identity_map(axes: int = 2) -> CoordMap:
-    """The map of a layer that keeps every pixel where it is."""
+    """The identity map."""
     return ((Fraction(1), Fraction(0)),) * axes
 
 
 def centre(stride: Any, kernel: Any, pad: Any) -> tuple[Any, Any]:
-    """(scale, shift) of the centre of window t: it lies at scale * t + shift. Numbers, or arrays of them."""
+    """(scale, shift) of the centre of window t, which is at scale * t + shift. Numbers, or arrays of them."""
     return stride, (kernel - 1) / 2 - pad
 
 
@@ -36,5 +36,5 @@ def compose(left: CoordMap, right: CoordMap) -> CoordMap:
 
 
 def inverse(m: CoordMap) -> CoordMap:
-    """The map that undoes ``m``."""
+    """The inverse of ``m``."""
     return tuple((1 / a, -b / a) for a, b in m)

@@ -23,7 +23,7 @@ class Interp(Spec):
     def setup(self, x: Shape) -> None:
         p = self.p
         self.cut = -p.pad_beg, -p.pad_end
-        self.refuse(min(self.cut) < 0, f"pad_beg {p.pad_beg}, pad_end {p.pad_end}", expected="0 or less: pads cut off")
+        self.refuse(min(self.cut) < 0, f"pad_beg {p.pad_beg}, pad_end {p.pad_end}", expected="0 or less: pads crop")
         shrinks, zooms = p.has("shrink_factor"), p.has("zoom_factor")
         self.shrink = p.shrink_factor if shrinks else 1
         self.zoom = p.zoom_factor if zooms else 1

@@ -15,7 +15,7 @@ __all__ = ["LRN", "MVN", "Affine", "BatchNorm", "Dropout", "Eltwise", "PReLU", "
 
 
 class Neuron(Spec):
-    """One bottom, one top of the same shape, each number by itself."""
+    """One bottom, one top of the same shape, elementwise."""
 
     aligned = BOTH
 
@@ -74,12 +74,12 @@ class PReLU(Neuron):
     def setup(self, x: Shape) -> None:
         self.refuse_shape(len(x) < 2, f"a bottom of shape {x}", expected="2 axes or more")
         self.make_blobs(() if self.p.channel_shared else (x[1],))
-        self.reads_bottoms = () if self.works_in_place else (0,)  # in place it has a copy
+        self.reads_bottoms = () if self.works_in_place else (0,)  # in place it keeps a copy
 
 
 class _Exponential(Neuron):
     def log_base(self) -> float:
-        """The natural logarithm of ``base``; a base of -1 stands for e."""
+        """The natural logarithm of ``base``; a base of -1 means e."""
         base = self.p.base
         if base == -1:
             return 1.0
@@ -111,7 +111,7 @@ class Log(_Exponential):
 
 
 class Dropout(Neuron):
-    """Something in TRAIN, nothing in TEST."""
+    """Active in TRAIN, the identity in TEST."""
 
     by_phase = keeps_signs = True
     reads: ClassVar[tuple[str, ...]] = ("ratio=dropout_ratio",)
@@ -153,7 +153,7 @@ class Eltwise(Spec):
 
 
 class Affine(Spec):
-    """A parameter over the axes from ``axis`` on, or a second bottom laid there."""
+    """A parameter over the axes from ``axis`` on, or a second bottom broadcast from there."""
 
     bottoms = (1, 2)
     aligned = BVLC
@@ -166,7 +166,7 @@ class Affine(Spec):
             self.operand_shape = other
             self.p.skip("num_axes", "filler")
         self.make_blobs(*[self.operand_shape] * len(self.blob_specs))
-        if self.type == "Scale":  # which in place has a copy of its bottom
+        if self.type == "Scale":  # which in place keeps a copy of its bottom
             self.reads_bottoms = tuple(range(self.works_in_place, self.n_bottoms))
 
     def over(self, x: Shape) -> Shape:
@@ -182,7 +182,7 @@ class Affine(Spec):
         axis = self.axis(self.from_axis, x) if other else 0
         self.refuse_shape(
             x[axis : axis + len(other)] != other,
-            f"{other} laid over {x} from axis {axis} on",
+            f"{other} broadcast over {x} from axis {axis} on",
             expected="equal numbers on these axes",
         )
         return [x]
@@ -242,7 +242,7 @@ class BatchNorm(Spec):
     ignores = ("engine",)
 
     def scales(self) -> bool:
-        """Whether it is NVCaffe's, with a scale and a shift of its own."""
+        """Whether it is NVCaffe's, with scale and shift parameters."""
         return bool(self.p.scale_bias or self.p.has("scale_filler") or self.p.has("bias_filler"))
 
     def setup(self, x: Shape) -> None:
@@ -251,7 +251,7 @@ class BatchNorm(Spec):
             self.refuse(
                 spec.message.lr_mult != 0,
                 f"a param with lr_mult {spec.lr_mult}",
-                expected="lr_mult: 0: nobody learns statistics",
+                expected="lr_mult: 0, as statistics are not learned",
             )
         self.refuse_shape(len(x) < 2, f"a bottom of shape {x}", expected="2 axes or more")
         self.channels = x[1]

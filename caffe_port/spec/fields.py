@@ -1,4 +1,4 @@
-"""Reading a layer's message so that no set field goes unnoticed."""
+"""Reading a layer's message with a check that every set field is read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ __all__ = ["Fields"]
 
 
 class Fields:
-    """A protobuf message whose reads are counted.
+    """A protobuf message that records which fields are read.
 
     ``fields.num_output`` gives the value (the schema's default when unset), a nested message as :class:`Fields`, a
-    repeated field as a list. ``has(name)`` asks whether an optional field is set, and counts as reading it.
-    :meth:`unread` names every field that is set and that nobody asked for: such a field would be a silent difference
-    from Caffe.
+    repeated field as a list. ``has(name)`` returns whether an optional field is set, and counts as reading it.
+    :meth:`unread` lists every set field that no code has read, which would be a silent difference from Caffe.
     """
 
     def __init__(self, message: Any, path: str = "") -> None:
@@ -49,11 +48,11 @@ class Fields:
         return self._message.DESCRIPTOR.fields_by_name[name].enum_type.values_by_number[number].name
 
     def value(self, name: str) -> Any:
-        """What field ``name`` holds; of an enum the value's name."""
+        """The value of field ``name``; of an enum the value's name."""
         return self.enum(name) if self._message.DESCRIPTOR.fields_by_name[name].enum_type else getattr(self, name)
 
     def skip(self, *names: str) -> None:
-        """Mark fields as read that make no difference here (``engine``, say)."""
+        """Mark fields as read that have no effect here, such as ``engine``."""
         self._read.update(names)
 
     def blank(self, **fields: Any) -> Any:
@@ -68,7 +67,7 @@ class Fields:
         return self._message
 
     def unread(self) -> Iterator[str]:
-        """The paths of all set fields that nobody read."""
+        """The paths of all set fields that were not read."""
         for field, _ in self._message.ListFields():
             path = f"{self._path}.{field.name}" if self._path else field.name
             if field.name not in self._read:

@@ -1,6 +1,6 @@
-"""Shapes, parameters and multiply-adds of a net by arithmetic alone: no torch, no data, no memory for its numbers.
+"""Shapes, parameters and multiply-adds of a net, computed without torch, data or memory for its values.
 
-What depends on files that are not read here is unknown, as dimensions that print as "?": see
+Dimensions that depend on data files are unknown and print as "?": see
 :mod:`caffe_port.spec.unknown`.
 """
 
@@ -23,7 +23,7 @@ class LayerShapes:
     """A layer and the shapes around it.
 
     Attributes:
-        message: its LayerParameter. where: its place. spec: its record; None if its blobs cannot be known, because its
+        message: its LayerParameter. where: its place. spec: its record; None if its blobs are unknown, because its
             type has no record, or because they depend on shapes that are not known.
         bottoms, tops: the blobs' shapes. params: name to shape of its parameter blobs in Caffe's order.
         macs: multiply-adds of a forward pass with the weights.
@@ -49,9 +49,9 @@ class Inferred:
     """A net's shapes.
 
     Attributes:
-        layers: in running order.
+        layers: in order of execution.
         blobs: name to shape; of a blob that is written in place its last one.
-        unknown: the types of layers that no record tells of, and so unknown tops and parameters.
+        unknown: the types of layers without a record, whose tops and parameters are unknown.
     """
 
     layers: list[LayerShapes] = field(default_factory=list)
@@ -63,10 +63,10 @@ def infer(definition: Any, *, check: bool = True) -> Inferred:
     """All shapes of a net (a :class:`caffe_port.schema.Definition`).
 
     Args:
-        check: refuse shapes that cannot be; else what follows from them is unknown.
+        check: raise for invalid shapes; else shapes that depend on them are unknown.
 
     Raises:
-        LayerError, ShapeError: what the layers refuse, too, as far as all shapes are known.
+        LayerError, ShapeError: as from the layers, where all shapes are known.
     """
     found = Inferred()
     owned: set[str] = set()
@@ -95,7 +95,7 @@ def infer(definition: Any, *, check: bool = True) -> Inferred:
 
 
 def blob_shape(shape: Shape, dialect: Any) -> Shape:
-    """The blob's shape: always four axes in noh, where what is missing follows (blob.hpp)."""
+    """The blob's shape: always four axes in noh, with trailing ones added (blob.hpp)."""
     return (*shape, *(1,) * (4 - len(shape))) if dialect.legacy_shapes else tuple(shape)
 
 

@@ -1,4 +1,4 @@
-"""Losses, accuracies, and DeepLab's layers for image-level labels: what they compare and the shapes they give.
+"""Losses, accuracies, and DeepLab's layers for image-level labels: their bottoms and the shapes of their tops.
 
 Source: the layers' own files in Caffe, which caffe_port/layers/loss.py, logistic_loss.py, distance_loss.py,
 accuracy.py and deeplab_wssl.py name.
@@ -18,8 +18,8 @@ class Loss(Spec):
     """A loss over predictions and labels, divided as ``loss_param`` says.
 
     Attributes:
-        ignore: the label that counts for nothing, or None.
-        normalization: FULL, VALID, BATCH_SIZE, NONE or PRE_FIXED, which is by ``fixed``.
+        ignore: the label that is ignored, or None.
+        normalization: FULL, VALID, BATCH_SIZE, NONE or PRE_FIXED, which divides by ``fixed``.
     """
 
     bottoms = (2, 2)
@@ -52,7 +52,7 @@ class SoftmaxLoss(Loss):
         self.over = 1
 
     def classes(self, channels: int) -> int:
-        """How many classes so many channels stand for."""
+        """The number of classes for this number of channels."""
         return channels
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
@@ -114,7 +114,7 @@ class InfogainLoss(Loss):
     tops = (1, 2)
     labels = (1, 2)
     matrix_shape: Shape = ()
-    """Of the matrix in a file, once that has been read."""
+    """The shape of the matrix in a file, once that has been read."""
 
     def setup(self, x: Shape, label: Shape, matrix: Shape | None = None) -> None:
         self.from_probabilities = self.dialect.infogain_takes_probabilities
@@ -138,7 +138,7 @@ class InfogainLoss(Loss):
         self.p.skip("source")
 
     def classes(self, x: Shape) -> int:
-        """How many classes scores of shape ``x`` are for."""
+        """The number of classes of scores of shape ``x``."""
         return prod(x[1:]) if self.from_probabilities else x[self.over]
 
     def reshape(self, x: Shape, label: Shape, matrix: Shape | None = None) -> list[Shape]:
@@ -202,7 +202,7 @@ class Accuracy(Spec):
             self.by_item and self.n_tops == 2,
             "2 tops",
             expected="1 top",
-            remedy="accuracies of classes are bvlc's: --dialect bvlc",
+            remedy="accuracies by class need --dialect bvlc",
         )
         self.over = 1 if self.by_item else self.axis(p.axis, x)
         self.ignore = p.ignore_label if not self.by_item and p.has("ignore_label") else None
@@ -212,7 +212,7 @@ class Accuracy(Spec):
         self.refuse_shape(
             prod(label) * classes != prod(x),
             f"scores {x} with labels {label}",
-            expected="a label for each place among the classes",
+            expected="a label for each position, without the class axis",
         )
         self.refuse(self.top_k > classes, f"top_k {self.top_k}", expected=f"no more than the {classes} classes")
         return [(), (classes,)][: self.n_tops]
@@ -270,7 +270,7 @@ class UniqueLabel(Spec):
 
 
 class Biased(Spec):
-    """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels that each image shows."""
+    """Scores (num, channels, height, width), and (num, labels, 1, 1) of the channels present in each image."""
 
     bottoms = (2, 2)
 

@@ -1,4 +1,4 @@
-"""Layers whose weights are matrices: inner products, look-ups and recurrence.
+"""Layers whose weights are matrices: inner products, embeddings and recurrence.
 
 Source: inner_product_layer.cpp, embed_layer.cpp, recurrent_layer.cpp, lstm_layer.cpp, lstm_unit_layer.cpp,
 rnn_layer.cpp. The names of the recurrent layers' blobs are the parameter names of the net that they unroll.
@@ -33,7 +33,7 @@ class InnerProduct(Spec):
     def reshape(self, x: Shape) -> list[Shape]:
         self.refuse_shape(
             prod(x[self.from_axis :]) != self.length,
-            f"{prod(x[self.from_axis :])} numbers an item in a bottom of shape {x}",
+            f"{prod(x[self.from_axis :])} values for each item in a bottom of shape {x}",
             expected=f"{self.length}, as the weights have",
         )
         return [(*x[: self.from_axis], self.num_output)]
@@ -93,13 +93,13 @@ class Recurrent(Spec):
     reads = ("size=num_output", "exposes=expose_hidden")
     ignores = ("debug_info",)
     states: ClassVar[tuple[str, ...]]
-    """What is handed from step to step, in the order of the exposed bottoms and tops."""
+    """The states passed from step to step, in the order of the exposed bottoms and tops."""
     gates: ClassVar[int]
     """Rows of the input's and the state's weights, as a multiple of num_output."""
 
     @property
     def exposed(self) -> int:
-        """How many states are bottoms and tops."""
+        """The number of states that are bottoms and tops."""
         return len(self.states) * self.exposes
 
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
@@ -137,7 +137,7 @@ class Recurrent(Spec):
             self.refuse_shape(
                 prod(shape[lead:]) != self.blob_shapes[name][1],
                 f"{shape}",
-                expected=f"{self.blob_shapes[name][1]} numbers an item, as {name} has",
+                expected=f"{self.blob_shapes[name][1]} values for each item, as {name} has",
             )
         return [(*x[:2], self.size)] + [state] * len(exposed)
 

@@ -1,4 +1,4 @@
-"""Records of the R-CNN forks' layers, and of the Python modules that this port has as layers.
+"""Records of the R-CNN forks' layers, and of the Python modules that are layers in this port.
 
 Source: the files that caffe_port/layers/rcnn.py and rcnn_python.py name.
 """
@@ -37,7 +37,7 @@ class OverRois(Spec):
     in_place = False
 
     def check(self, x: Shape, rois: Shape) -> None:
-        """Refuses bottoms of other shapes."""
+        """Raises for bottoms of other shapes."""
         if len(x) != 4 or len(rois) < 2 or rois[1] != 5 or any(n != 1 for n in rois[2:]):
             raise self.shape_error(f"bottoms of shapes {x} and {rois}", expected="(N, C, H, W) and (R, 5)")
 
@@ -60,7 +60,7 @@ class ROIPooling(OverRois):
 
 @record("PSROIPooling", "psroi_pooling_param", _RCNN)
 class PSROIPooling(OverRois):
-    """Every bin of ``group_size`` x ``group_size`` has channels of its own."""
+    """Every bin of ``group_size`` x ``group_size`` has separate channels."""
 
     reads = ("scale=spatial_scale", "classes=output_dim", "side=group_size")
 
@@ -110,8 +110,8 @@ class SmoothL1Loss(_Smooth):
             self.read_loss_param("VALID")
             if self.n_bottoms == 4 or self.p.has("sigma"):
                 raise self.error(
-                    "sigma or four bottoms beside what R-FCN's has: three bottoms, two tops or loss_param",
-                    expected="the one or the other",
+                    "sigma or four bottoms (Fast R-CNN's) with three bottoms, two tops or loss_param (R-FCN's)",
+                    expected="one form",
                 )
         self.sigma = self.p.sigma
         if self.sigma <= 0:
@@ -123,7 +123,7 @@ class SmoothL1Loss(_Smooth):
 
 @record("SmoothL1LossOHEM", None, _RCNN)
 class SmoothL1LossOHEM(_Smooth):
-    """A second top for each item's own loss."""
+    """A second top for each item's loss."""
 
     bottoms = (2, 3)
     labels = (2,)
@@ -138,7 +138,7 @@ class SmoothL1LossOHEM(_Smooth):
 
 @record("SoftmaxWithLossOHEM", "softmax_param", _RCNN)
 class SoftmaxWithLossOHEM(SoftmaxWithLoss):
-    """A second top for the probabilities, a third for each pixel's own loss."""
+    """A second top for the probabilities, a third for each pixel's loss."""
 
     tops = (1, 3)
 
@@ -178,7 +178,7 @@ class ScaledDropout(Dropout):
 
 
 class _Module(Spec):
-    """A layer that py-faster-rcnn wrote in Python. Shapes are those at set-up; each pass gives its own."""
+    """A Python layer of py-faster-rcnn. Shapes are those at set-up; each pass may give others."""
 
     data_shaped = True
 
@@ -206,7 +206,7 @@ class Proposal(_Module):
 
 @_module("rpn.anchor_target_layer.AnchorTargetLayer")
 class AnchorTarget(_Module):
-    """Scores, boxes (G, 5), image size and scale, and the picture, which is not looked at."""
+    """Scores, boxes (G, 5), image size and scale, and the picture, which is not used."""
 
     bottoms = (3, 4)
     tops = (4, 4)

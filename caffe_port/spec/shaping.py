@@ -1,4 +1,4 @@
-"""Layers that move numbers, or pick or count some of them: the shapes they give.
+"""Layers that move, select or count values: the shapes of their tops.
 
 Source: split_layer.cpp, silence_layer.cpp, concat_layer.cpp, slice_layer.cpp, tile_layer.cpp, flatten_layer.cpp,
 reshape_layer.cpp, crop_layer.cpp (both programs); reduction_layer.cpp, batch_reindex_layer.cpp, filter_layer.cpp,
@@ -20,17 +20,17 @@ define("Silence", Spec, bottoms=(1, None), tops=(0, 0))
 
 
 class AlongAxis(Spec):
-    """Cuts or joins along ``axis``, or along what an older field names."""
+    """Splits or concatenates along ``axis``, or along the axis of an older field."""
 
     in_place = False
 
     def read_axis(self, older: str, x: Shape) -> int:
-        """The axis that ``axis``, or an older field, names."""
+        """The axis of ``axis`` or of an older field."""
         self.refuse(
             self.dialect.axes_by_dim and getattr(self.p, older) > 1,
             f"{older} {getattr(self.p, older)}",
             expected="0 or 1",
-            remedy="--dialect bvlc has all axes",
+            remedy="other axes need --dialect bvlc",
         )
         if self.dialect.axes_by_dim or self.p.has(older):
             self.refuse(
@@ -79,7 +79,7 @@ class Slice(AlongAxis):
         return [(*x[: self.along], n, *x[self.along + 1 :]) for n in self.lengths(x)]
 
     def lengths(self, x: Shape) -> list[int]:
-        """How much of the axis each top gets."""
+        """The length of each top along the axis."""
         n = x[self.along]
         if not self.points:
             self.refuse_shape(
@@ -134,7 +134,7 @@ class Reshape(Spec):
         )
 
     def asked(self, x: Shape) -> list[int]:
-        """The shape that a bottom of shape ``x`` takes, with a -1 for what is left over."""
+        """The shape that a bottom of shape ``x`` takes, with a -1 for the inferred axis."""
         axis, n = self.from_axis, self.num_axes
         start = axis if axis >= 0 else len(x) + axis + 1
         end = len(x) if n == -1 else start + n
@@ -173,7 +173,7 @@ class Reshape(Spec):
 
 @record("Crop", "crop_param")
 class Crop(Spec):
-    """The part of the first bottom that lies over the second.
+    """The part of the first bottom that coincides with the second.
 
     bvlc: from ``axis`` on, at ``offset``. noh: height and width, at the offset that the coordinate maps of the layers
     between the two bottoms give; it has no parameters, and the net calls :meth:`align` with that offset.
@@ -197,7 +197,7 @@ class Crop(Spec):
             self.offset = (self.offset or [0]) * axes
 
     def align(self, offset: tuple[int, int]) -> None:
-        """Set the offset (rows, columns) that the net's geometry gives."""
+        """Set the offset (rows, columns) from the net's coordinate maps."""
         self.offset = list(offset)
 
     def reshape(self, x: Shape, size: Shape) -> list[Shape]:
@@ -235,7 +235,9 @@ class BatchReindex(Spec):
 
     def reshape(self, x: Shape, index: Shape) -> list[Shape]:
         self.refuse_shape(
-            len(index) != 1 or not x, f"bottoms of shapes {x} and {index}", expected="items, and a row of their numbers"
+            len(index) != 1 or not x,
+            f"bottoms of shapes {x} and {index}",
+            expected="items, and a vector of their indices",
         )
         return [(*index, *x[1:])]
 

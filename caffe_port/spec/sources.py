@@ -1,4 +1,4 @@
-"""Layers without bottoms, and those that write: what their definitions tell of their tops' shapes.
+"""Layers without bottoms, and those that write: the shapes of their tops as far as definitions determine them.
 
 Source: input_layer.cpp, parameter_layer.hpp, dummy_data_layer.cpp, memory_data_layer.cpp, hdf5_data_layer.cpp,
 hdf5_output_layer.cpp, data_layer.cpp, image_data_layer.cpp, window_data_layer.cpp (both programs); the fork's own as
@@ -22,7 +22,7 @@ class Source(Spec):
     tops: ClassVar[tuple[int, int | None]] = (1, None)
 
     def each(self, what: str, given: list) -> list:
-        """``given`` for every top: one for all, or one each."""
+        """``given`` for every top: one value for all, or one for each."""
         self.refuse(
             len(given) not in (1, self.n_tops),
             f"{len(given)} {what} for {self.n_tops} tops",
@@ -85,10 +85,10 @@ class MemoryData(Source):
 
 
 class FromFiles(Source):
-    """Data whose files tell their shapes; the definition may too."""
+    """Data whose shapes come from files, or partly from the definition."""
 
     def told(self, channels: int, sides: tuple[int, int] = (UNKNOWN, UNKNOWN)) -> Shape:
-        """(batch, channels, height, width), cropped if so ordered."""
+        """(batch, channels, height, width), with the crop's size if there is one."""
         crop = self.fields.transform_param.crop_size
         return (self.p.batch_size, channels, *((crop, crop) if crop else sides))
 
@@ -137,7 +137,7 @@ class ImageData(Data):
 
 
 class Masks(ImageData):
-    """Pictures or boxes of them, the labels of their pixels, and a third thing."""
+    """Pictures or boxes of them, the labels of their pixels, and a third top."""
 
     tops = (1, 3)
 

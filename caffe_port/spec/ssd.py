@@ -20,7 +20,7 @@ def _single(number: float) -> float:
 
 
 def full(shape: Shape) -> Shape:
-    """A shape of at most four axes with ones behind, as ``num()`` to ``width()`` tell it."""
+    """A shape of at most four axes with trailing ones, as from ``num()`` to ``width()``."""
     return (*shape, 1, 1, 1, 1)[:4]
 
 
@@ -33,7 +33,7 @@ class Permute(Spec):
         self.order = (*listed, *(i for i in range(len(x)) if i not in listed))
         self.shares_memory = self.order == tuple(range(len(x)))
         moves = not self.shares_memory and self.fields.bottom == self.fields.top
-        self.refuse(moves, "a top that is its bottom", expected="another name: it would write over what it reads")
+        self.refuse(moves, "a top that is its bottom", expected="another name: the layer would overwrite its input")
 
     def reshape(self, x: Shape) -> list[Shape]:
         n = len(self.order)
@@ -85,7 +85,7 @@ class PriorBox(Spec):
         """Boxes in a cell."""
 
     def _ratios(self, given: list[float]) -> tuple[float, ...]:
-        """Width by height of the boxes that are no squares, in single precision; each of ``given`` once."""
+        """Width by height of the boxes other than squares, in single precision; each of ``given`` once."""
         one = 1.0
         ratios = [one]
         for ratio in map(_single, given):
@@ -95,7 +95,7 @@ class PriorBox(Spec):
         return tuple(r for r in ratios if abs(_single(r - one)) >= 1e-6)
 
     def _pair(self, both: str, height: str, width: str) -> Any:
-        """(height, width) of what is given once for both, or for each; None where it is not given."""
+        """(height, width) of a field that is given once for both, or for each; None where it is not given."""
         p = self.p
         one, apart = p.has(both), p.has(height) or p.has(width)
         if not one and not apart:
@@ -215,7 +215,7 @@ class SmoothL1Loss(Loss):
 class MultiBoxLoss(_OfPriors, Loss):
     bottoms = (4, 4)
     labels = (2, 3)
-    reads_bottoms = ()  # it has copies
+    reads_bottoms = ()  # it keeps copies
     reads = (
         *("mining=mining_type", "agnostic=map_object_to_agnostic", "loc_weight", "code=code_type", "sample_size"),
         *("encoded=encode_variance_in_target", "from_priors=use_prior_for_matching", "difficult=use_difficult_gt"),
@@ -232,7 +232,7 @@ class MultiBoxLoss(_OfPriors, Loss):
             p.has("do_neg_mining") and p.do_neg_mining != (self.mining != "NONE"),
             f"do_neg_mining {str(p.do_neg_mining).lower()} with mining_type {self.mining}",
             expected="one that agrees",
-            remedy="leave do_neg_mining out: mining_type took its place",
+            remedy="remove do_neg_mining, which mining_type replaces",
         )
         apart = self.mining != "NONE" and not self.one_place
         found = f"mining_type {self.mining} without share_location"

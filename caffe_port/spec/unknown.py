@@ -1,4 +1,4 @@
-"""Dimensions that a definition does not tell: those of data whose files are not read."""
+"""Dimensions that a definition does not determine: those of data whose files are not read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["UNKNOWN", "is_known", "unknown_shape"]
 
 
 class _Unknown(int):
-    """A number that nobody knows; so is what is computed from it. It equals every number and is as large as any."""
+    """An unknown number, and results computed from it. It compares equal to, and not below, every number."""
 
     def _unknown(self, *_: Any) -> _Unknown:
         return self
@@ -36,10 +36,10 @@ UNKNOWN = _Unknown(1)
 
 
 def unknown_shape(axes: int = 4) -> tuple[int, ...]:
-    """A shape of which only the number of axes is known."""
+    """A shape with a known number of axes only."""
     return (UNKNOWN,) * axes
 
 
 def is_known(shape: tuple[int, ...]) -> bool:
-    """Whether all of a shape's numbers are known."""
+    """Whether all of a shape's dimensions are known."""
     return not any(n is UNKNOWN for n in shape)

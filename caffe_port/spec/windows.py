@@ -18,10 +18,10 @@ __all__ = ["SPP", "Convolution", "Deconvolution", "Im2col", "Pooling", "Unpoolin
 def pooled_length(
     n: int, kernel: int, stride: int, pad: int, *, padded: bool, ceil: bool = True, behind: int | None = None
 ) -> int:
-    """How many windows Caffe lays over ``n`` pixels (pooling_layer.cpp, Reshape).
+    """The number of Caffe's windows over ``n`` pixels (pooling_layer.cpp, Reshape).
 
-    One window fewer where the last would start in the padding; Caffe asks that only when some axis is padded. There may
-    be another padding ``behind``.
+    One window fewer where the last would start in the padding; Caffe checks that only if some axis is padded. The
+    padding at the end may differ, ``behind``.
     """
     steps = n + pad + (pad if behind is None else behind) - kernel
     count = (-(-steps // stride) if ceil else steps // stride) + 1
@@ -32,7 +32,7 @@ class Windows(Spec):
     """Layers over windows: reading ``kernel_size``, ``stride``, ``pad`` and ``dilation``, with their older forms."""
 
     def read_windows(self, x: Shape) -> None:
-        """The windows over the axes of ``x`` behind ``axis``, as a ``convolution_param`` has them."""
+        """The windows over the axes of ``x`` after ``axis``, from a ``convolution_param``."""
         self.channel_axis = self.axis(self.p.axis, x)
         axes = len(x) - self.channel_axis - 1
         self.kernel, self.stride = self.spatial("kernel_size", axes, None), self.spatial("stride", axes, 1)
@@ -61,12 +61,10 @@ class Windows(Spec):
         return tuple(values) if len(values) == axes else tuple(values) * axes
 
     def holes(self, axes: int) -> tuple[int, ...]:
-        """``dilation``, or ``hole`` as DeepLab calls it (deeplab-public: conv_layer.cpp); 1 without."""
+        """``dilation``, or DeepLab's name ``hole`` (deeplab-public: conv_layer.cpp); 1 by default."""
         if not (self.p.has("hole") or self.p.has("hole_h") or self.p.has("hole_w")):
             return self.spatial("dilation", axes, 1)
-        self.refuse(
-            self.p.dilation or axes != 2, f"hole, with {axes} spatial axes", expected="2, and no dilation beside it"
-        )
+        self.refuse(self.p.dilation or axes != 2, f"hole, with {axes} spatial axes", expected="2, without dilation")
         return self.pair("hole")
 
     def sides(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
@@ -80,7 +78,7 @@ class Windows(Spec):
         return sides
 
     def pair(self, name: str) -> tuple[int, int]:
-        """An optional window field with ``_h``/``_w`` forms, as pooling has them (pooling_layer.cpp, LayerSetUp)."""
+        """An optional window field with ``_h``/``_w`` forms, as in pooling (pooling_layer.cpp, LayerSetUp)."""
         p, short = self.p, name.removesuffix("_size")
         h, w = f"{short}_h", f"{short}_w"
         self.refuse(
@@ -92,7 +90,7 @@ class Windows(Spec):
         return (getattr(p, h), getattr(p, w)) if p.has(h) else (getattr(p, name),) * 2
 
     def lengths(self, sides: Sequence[int]) -> tuple[int, ...]:
-        """How many windows lie along each spatial axis."""
+        """The number of windows along each spatial axis."""
         windows = zip(sides, self.kernel, self.stride, self.pad, self.dilation, strict=True)
         return tuple(max((n + 2 * p - (k - 1) * d - 1) // s + 1, 0) for n, k, s, p, d in windows)
 
@@ -260,7 +258,7 @@ class Pooling(Windows):
         return height, width
 
     def pooled(self, sides: Sequence[int], kernel: tuple[int, int]) -> tuple[int, ...]:
-        """How many windows lie along height and width."""
+        """The number of windows along height and width."""
         padded = any((*self.pad, *self.behind))
         windows = zip(sides, kernel, self.stride, self.pad, self.behind, strict=True)
         height, width = (

@@ -264,7 +264,7 @@ def _system(arguments: argparse.Namespace) -> System:
     from caffe_port.segmentation.crf import SETTINGS
     from caffe_port.segmentation.deconvnet import PROPOSALS, ProposalSegmenter
     from caffe_port.segmentation.ensembles import Product, Refined, kind_of
-    from caffe_port.segmentation.fcn import Plain
+    from caffe_port.segmentation.fcn import FullyConvolutional
     from caffe_port.segmentation.inference import THRESHOLD, PassByPass, Segmenter
 
     device, options = device_of(arguments.device), read_options(arguments)
@@ -281,7 +281,7 @@ def _system(arguments: argparse.Namespace) -> System:
         system: System = kind(nets[0], threshold=THRESHOLD if arguments.threshold is None else arguments.threshold)
     else:
         first, *others = (
-            Plain(net, fit=arguments.fit)
+            FullyConvolutional(net, fit=arguments.fit)
             if kind == "plain"
             else ProposalSegmenter(
                 net,

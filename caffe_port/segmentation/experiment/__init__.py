@@ -1,7 +1,7 @@
 """Table 1 of the paper for any data: every system at every level of strong annotations.
 
-``python -m caffe_port.segmentation.experiment`` plans steps, each a command that anybody can run by hand, runs them,
-and reports. What is done stays done, and a training that was killed goes on where its last snapshot is.
+``python -m caffe_port.segmentation.experiment`` plans steps, each a command that can also be run by hand, runs them,
+and reports. Finished steps are not repeated, and an interrupted training continues from its last snapshot.
 """
 
 from caffe_port.segmentation.experiment.plan import SYSTEMS, Cell, Plan, plan

@@ -1,4 +1,4 @@
-"""python -m caffe_port.segmentation.experiment: the paper's Table 1 on a folder of pictures, or on drawn ones."""
+"""python -m caffe_port.segmentation.experiment: the paper's Table 1 on a folder of pictures, or on a drawn data set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from caffe_port.tools.cli import Parser, run
 __all__ = ["main"]
 
 _DRAWN = {"quick": (1000, 100, 5, 96), "full": (4000, 400, 8, 128)}
-"""Of each recipe's shapes: pictures to learn from, to validate on, classes, pixels of the longer side."""
+"""Of each recipe's data set: pictures for training, for validation, classes, pixels of the longer side."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -35,20 +35,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         example="--quick --levels 5 --systems decouplednet --plan",
     )
     add = parser.add_argument
-    add("folder", metavar="FOLDER", nargs="?", help="pictures laid out as VOC's; default: a set that is drawn")
+    add("folder", metavar="FOLDER", nargs="?", help="pictures in VOC's layout; default: a drawn data set")
     add("-o", "--output", metavar="OUT", default="experiment", help="default: %(default)s")
     add("--quick", action="store_true", help="small nets and few iterations: minutes on two cores")
     add("--levels", nargs="+", default=list(LEVELS), metavar="LEVEL", help="of Full 25 10 5; 25:LIST names pictures")
     add("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, metavar="S", help=f"of {' '.join(SYSTEMS)}")
-    add("--width", metavar="W", help="of the nets, beside the published ones; default: 1/8")
+    add("--width", metavar="W", help="of the nets, relative to the published ones; default: 1/8")
     add("--input-size", type=int, metavar="N", help="height and width of the nets' input; default: 64 quick, 96 full")
-    add("--effort", type=float, default=1.0, metavar="F", help="times as many iterations; default: 1")
+    add("--effort", type=float, default=1.0, metavar="F", help="factor on the iterations; default: 1")
     add("--threshold", type=float, default=0.5, metavar="S", help="score above which DecoupledNet finds a class; 0.5")
     parser.add_device()
-    add("--jobs", type=int, default=usable_cores(), metavar="N", help="commands at a time; default: one a core")
+    add("--jobs", type=int, default=usable_cores(), metavar="N", help="commands at a time; default: one for each core")
     add("--seed", type=int, default=1, metavar="N", help="of everything; default: %(default)s")
     add("--plan", action="store_true", help="print the commands and run none")
-    add("--report", action="store_true", help="run none; write the report of what is done")
+    add("--report", action="store_true", help="run none; write the report of finished steps")
     parser.add_quiet("print the table only")
     run(_experiment, parser, argv)
 
@@ -92,7 +92,7 @@ def _experiment(arguments: argparse.Namespace) -> None:
     typed = [word for word in sys.argv[1:] if word not in ("--report", "-q", "--quiet")]
     facts = [
         ("command", f"`{shlex.join(['python', '-m', 'caffe_port.segmentation.experiment', *typed])}`"),
-        ("pictures", f"{images} to learn from, {val} to validate on, {classes} classes"),
+        ("pictures", f"{images} for training, {val} for validation, {classes} classes"),
         ("nets", f"width {recipe.width}, input {recipe.size} x {recipe.size}, batches of {recipe.batch}"),
         ("iterations", ", ".join(f"{name} {it.iterations}" for name, it in recipe.trainings.items())),
         ("a class is found", f"with a score above {arguments.threshold}"),

@@ -1,4 +1,4 @@
-"""From a folder of pictures to the steps of every cell of the table."""
+"""Plans the steps of every cell of the table for a folder of pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SYSTEMS = {
     "deconvnet": "DeconvNet",
     "wssl": "WSSL",
 }
-"""Systems by the names of their steps, as the paper calls them."""
+"""The paper's names of the systems, by the names of their steps."""
 
 LEVELS = dict(zip(lists.LEVELS, range(2, 6), strict=True))
 """Levels of strong annotation, and the numbers of DecoupledNet's files for them."""
@@ -28,7 +28,8 @@ VAL = "val"
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table: the step whose confusion counts it is from. ``same_as`` names the system whose it is."""
+    """One number of the table: the step with its confusion counts. ``same_as`` names the system with which it is
+    identical."""
 
     level: str
     system: str
@@ -38,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps, each after what it needs, and the cells."""
+    """All steps, each after those that it needs, and the cells."""
 
     cells: list[Cell]
     steps: list[Step] = field(default_factory=list)
@@ -57,13 +58,13 @@ def plan(
     device: str = "cpu",
     threshold: float = 0.5,
 ) -> Plan:
-    """The steps that fill the table.
+    """The steps that produce the table.
 
     Args:
-        folder: laid out as VOC's, or the options of ``make_shapes`` that draw one.
-        output: where everything goes.
+        folder: in VOC's layout, or the options of ``make_shapes`` that draw one.
+        output: the folder of all results.
         classes: of the folder, without the background.
-        levels: those of LEVELS; ``lists`` has them as ``prepare --levels`` wants them, where that differs.
+        levels: those of LEVELS; ``lists`` has them in the form of ``prepare --levels``, where that differs.
         threshold: the score above which DecoupledNet finds a class.
     """
     made = _Maker(folder, output, recipe, classes, list(lists or levels), seed, device, threshold)
@@ -72,7 +73,7 @@ def plan(
 
 
 class _Maker:
-    """Makes steps once each, by name."""
+    """Creates each step once, by name."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class _Maker:
             self.steps.append(step)
         return step
 
-    # -- what cells share ----------------------------------------------------------------------------------------------
+    # -- shared by cells -----------------------------------------------------------------------------------------------
 
     def prepared(self) -> Step:
         recipe = self.recipe
@@ -117,7 +118,7 @@ class _Maker:
         return self.step("lists", words, self.data, "cls_imgset/train.txt")
 
     def nets(self, level: str) -> Step:
-        """The definitions whose lists are of a level's strong pictures; lists.FULL has all there are."""
+        """The definitions with the lists of a level's strong pictures; lists.FULL has all."""
         recipe, name = self.recipe, "nets" if level == lists.FULL else f"nets-{level}"
         words = ["-m", "caffe_port.tools.build", "-f", "-q", "-o", self.output / name]
         words += ["--width", recipe.width, "--input-size", recipe.size]
@@ -138,7 +139,7 @@ class _Maker:
         return self.step(name, words, (weights,), "inference.caffemodel")
 
     def scored(self, name: str, net: Path, weights: Step, *options: object) -> Step:
-        """The validation pictures segmented and their masks counted."""
+        """Segments the validation pictures and counts their masks."""
         masks = self.output / f"{name}-masks"
         words = ["-m", "caffe_port.tools.segment", self.folder, "--list", VAL, "--prototxt", net]
         words += ["--weights", weights.makes, "-o", masks, "--device", self.device, *options, "-f"]
@@ -156,7 +157,7 @@ class _Maker:
         return Cell(level, system, getattr(self, system.replace("-str", "_str"))(level))
 
     def classifier(self, level: str = "") -> Step:
-        """The classification net without BN, from all image-level labels, or from a level's strong pictures alone."""
+        """The classification net without BN, from all image-level labels, or only from a level's strong pictures."""
         name, recipe, nets = "classifier", "classifier", self.nets(lists.FULL)
         if level:
             name, recipe, nets = f"classifier-str-{level}", "classifier-str", self.nets(level)
@@ -195,12 +196,12 @@ class _Maker:
         measured = nets / "DeconvNet_make_bn_layer_testable.prototxt"
         folded = self.folded(f"deconvnet-{level}-folded", measured, before[-1])
         deploy = nets / "DeconvNet_inference_deploy.prototxt"
-        # The release's shift by a pixel is nothing in large pictures, and something in small ones.
+        # The release's shift by a pixel is negligible in large pictures, but not in small ones.
         options = ("--proposals", self.recipe.proposals, "--aligned")
         return self.scored(f"deconvnet-{level}", deploy, folded, *options)
 
     def wssl(self, level: str) -> Step:
-        """Large field of view; at Full there is nothing weak to learn from."""
+        """Large field of view; at Full there are no weak annotations."""
         nets, name = self.nets(level).makes.parents[1] / "wssl", f"wssl-{level}"
         kind = "strong" if level == lists.FULL else "semi"
         words = ["-m", "caffe_port.solver", nets / f"train_large_fov_{kind}_solver.prototxt"]

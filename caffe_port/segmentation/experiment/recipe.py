@@ -1,4 +1,4 @@
-"""How large the nets of an experiment are and how long they learn."""
+"""Sizes of an experiment's nets, and lengths of their trainings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ __all__ = ["RECIPES", "Recipe", "Training"]
 
 @dataclass(frozen=True)
 class Training:
-    """What a training has in place of its released solver's.
+    """Settings of a training that replace those of its released solver.
 
     Attributes:
-        iterations: of one batch each. rate: to begin with; a tenth of it after ``stepped`` of the iterations.
+        iterations: of one batch each. rate: the initial rate; a tenth of it after the share ``stepped`` of the
+            iterations.
     """
 
     iterations: int
@@ -23,8 +24,8 @@ class Training:
     def settings(self, seed: int) -> dict[str, object]:
         """Fields of a SolverParameter.
 
-        One pass an iteration, for the fork's BN learns from the last pass only (docs/nets.md). Test nets stay silent:
-        scores are counted at the end, on masks.
+        One pass an iteration, because the fork's BN learns only from the last pass (docs/nets.md). Test nets do not
+        run: scores are computed at the end, from masks.
         """
         return {
             "max_iter": self.iterations,
@@ -45,8 +46,8 @@ class Recipe:
     """The setting of all cells of a table.
 
     Attributes:
-        width: of every net beside the published ones, which are 1. size: of the nets' inputs. batch: images in one;
-            WSSL has as many weak ones beside as many strong ones.
+        width: of every net relative to the published ones. size: of the nets' inputs. batch: images in one; WSSL has
+            as many weak ones as strong ones.
         crops: for each subset of a picture's classes. proposals: of DeconvNet, for training and for each picture.
         passes: over which BN's statistics are averaged, of 16 images.
         trainings: by name: "classifier", "classifier-str", "decouplednet", "decouplednet-str", "deconvnet-1",

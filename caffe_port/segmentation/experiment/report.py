@@ -1,4 +1,4 @@
-"""What came out: tables as Markdown and CSV, every cell's commands, curves and a plot over the annotations."""
+"""The results: tables as Markdown and CSV, every cell's commands, curves and a plot over the annotations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]], *, s
     Only finished steps are reported; "-" marks the others.
 
     Args:
-        facts: what the whole table has in common, to stand above it.
+        facts: settings of the whole table, printed above it.
     """
     output = runner.output
     scores = {(c.level, c.system): read_scores(c.step.makes) for c in plan.cells if runner.done(c.step)}
@@ -96,7 +96,7 @@ def _facts(facts: Sequence[tuple[str, object]]) -> str:
 
 def _notes(cells: Sequence[Cell]) -> str:
     lines = [
-        f"- {SYSTEMS[c.system]} at {c.level} is {SYSTEMS[c.same_as]}: both learn from the same pictures then.\n"
+        f"- {SYSTEMS[c.system]} at {c.level} is {SYSTEMS[c.same_as]}: both are trained on the same pictures.\n"
         for c in cells
         if c.same_as
     ]
@@ -104,7 +104,7 @@ def _notes(cells: Sequence[Cell]) -> str:
 
 
 def _commands(plan: Plan, runner: Runner) -> str:
-    """The commands of every cell; those that several cells share come once, before them."""
+    """The commands of every cell; those shared by several cells are listed once, before them."""
     users: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         if not cell.same_as:

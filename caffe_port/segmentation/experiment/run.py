@@ -1,4 +1,4 @@
-"""Runs steps in parallel, each in its own process, and records which are done."""
+"""Runs steps in parallel, each in a process, and records which are done."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _POLL_SECONDS = 0.1
 
 @dataclass
 class Runner:
-    """Runs what is not done yet.
+    """Runs the steps that are not done.
 
-    A step's record is a file in the folder ``steps`` beside its log. A step whose command, or that of one before it, is
-    different from the record's is run again after its folder is removed. An interrupted one is run again in its folder.
+    A step's record is a file in the folder ``steps`` with its log. A step whose command, or that of an earlier one,
+    differs from the record's is run again after its folder is removed. An interrupted one is run again in its folder.
 
     Attributes:
-        output: the experiment's folder. jobs: steps at a time. quiet: no bar. told: of each step when it has ended, and
-            how many seconds it took.
+        output: the experiment's folder. jobs: steps at a time. quiet: no bar. told: called with each finished step and
+            its duration in seconds.
     """
 
     output: Path
@@ -44,10 +44,10 @@ class Runner:
     _running: dict[Step, tuple[subprocess.Popen[bytes], float]] = field(default_factory=dict)
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Run all steps, each after what it needs.
+        """Run all steps, each after those that it needs.
 
         Raises:
-            CaffeError: a step failed; the others that ran are ended first. KeyboardInterrupt: after all have ended.
+            CaffeError: a step failed; the other running ones are ended first. KeyboardInterrupt: after all have ended.
         """
         from tqdm import tqdm
 
@@ -71,7 +71,7 @@ class Runner:
         return bool(record.get("seconds")) and record["key"] == step.key and step.makes.exists()
 
     def record(self, step: Step) -> dict[str, Any]:
-        """What is remembered of a step: ``key`` and ``command``; ``seconds`` once it is done. Nothing if it is new."""
+        """A step's record: ``key`` and ``command``; ``seconds`` once it is done. Empty if it is new."""
         path = self._path(step, "json")
         try:
             known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ class Runner:
             file.write(json.dumps({"key": step.key, "command": step.command, **facts}, indent=1).encode())
 
     def _start(self, waiting: list[Step]) -> None:
-        """Start those that can be."""
+        """Start the steps whose requirements are done."""
         pending = {step.name for step in (*waiting, *self._running)}
         for step in [*waiting]:
             if len(self._running) >= self.jobs:
@@ -109,13 +109,13 @@ class Runner:
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         variables = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         with self._path(step, "log").open("ab") as log:
-            # Its own session: only this process gets Ctrl-C, and passes it on once.
+            # In a new session: only this process gets Ctrl-C, and passes it on once.
             return subprocess.Popen(
                 step.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
             )
 
     def _collect(self) -> int:
-        """Take note of the steps that have ended; how many.
+        """Record the steps that have ended; returns their number.
 
         Raises:
             CaffeError: one failed.
@@ -138,9 +138,9 @@ class Runner:
         return len(ended)
 
     def _end(self) -> None:
-        """Ask all that runs to stop, which trainings do with a snapshot, and wait.
+        """Stop all running steps, which trainings do with a snapshot, and wait.
 
-        SIGTERM, for a process started in a shell's background ignores SIGINT, as do those that it starts.
+        By SIGTERM, because a process started in a shell's background, and its children, ignore SIGINT.
         """
         for process, _ in self._running.values():
             with contextlib.suppress(ProcessLookupError):
@@ -156,7 +156,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, so that no other run uses it.
 
     Raises:
-        FileError: somebody does, or the folder cannot be made.
+        FileError: another run uses it, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

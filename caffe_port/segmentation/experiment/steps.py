@@ -1,4 +1,4 @@
-"""A step: one command, what it needs, what it makes."""
+"""A step: one command, its inputs and its result."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Step:
 
     Attributes:
         name: of the step, and of its folder. words: of the command, after ``python``.
-        needs: the steps whose results it reads. makes: a file that is there when it is done.
-        curve: where a training writes its losses, if it is one.
+        needs: the steps whose results it reads. makes: a file that exists when it is done.
+        curve: a training's file of losses, if it is one.
     """
 
     name: str
@@ -30,23 +30,23 @@ class Step:
 
     @property
     def command(self) -> str:
-        """As one would type it."""
+        """The command as typed in a shell."""
         return shlex.join(["python", *self.words])
 
     @property
     def argv(self) -> list[str]:
-        """As it is run, from any folder."""
+        """The command as it is run, from any folder."""
         return [sys.executable, *self.words]
 
     @property
     def key(self) -> str:
-        """A digest of the command and those of all steps before it."""
+        """A digest of the commands of this and all earlier steps."""
         known = json.dumps([self.words, [step.key for step in self.needs]])
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     @property
     def chain(self) -> list[Step]:
-        """The steps that lead here, this one last, each once and after what it needs."""
+        """This step, last, and all that it needs, each once and after its own needs."""
         chain: list[Step] = []
         for before in self.needs:
             chain += [step for step in before.chain if step not in chain]

@@ -1,4 +1,4 @@
-"""DecoupledNet as one would write it in PyTorch from the paper: the yardstick of forward.py and training.py."""
+"""DecoupledNet written directly in PyTorch from the paper: the baseline of forward.py and training.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 STAGES = (2, 2, 3, 3, 3)
 FROZEN = ("conv", "fc6.", "fc7.", "cls-", "fc7-bp", "fc6-bp")
-"""How the names of the classification network's parameters begin."""
+"""The prefix of the classification network's parameter names."""
 
 
 class DecoupledNet(nn.Module):
@@ -49,7 +49,7 @@ class DecoupledNet(nn.Module):
         fc6 = F.relu(F.conv2d(x, *self._of("fc6")))
         fc7 = F.relu(F.conv2d(fc6, *self._of("fc7")))
         score = F.conv2d(fc7, *self._of("cls-score-voc"))
-        if not self.learn:  # the deploy net gives the label scores too
+        if not self.learn:  # the deploy net also outputs the label scores
             torch.sigmoid(F.avg_pool2d(score, score.shape[2]))
         best, where = F.max_pool2d(score, score.shape[2], return_indices=True)
         torch.sigmoid(best)

@@ -1,10 +1,10 @@
-"""SSD300 of VGG-16 at full width, its 21 classes and DetectionOutput with it, beside OpenCV's Caffe importer.
+"""SSD300 of VGG-16 at full width, with 21 classes and DetectionOutput, compared with OpenCV's Caffe importer.
 
     python benchmarks/detect.py [--rounds 9] [--threads 2] [--confident]
 
-One picture at a time, in processes of their own that take turns, round by round. Weights are random. With them every
-class has its 400 candidates, the most that DetectionOutput can have to do; --confident makes the scores of all but a
-few priors small, as a trained net's are.
+One picture at a time, in separate processes that alternate, round by round. Weights are random. With them every class
+has its 400 candidates, the most work for DetectionOutput; --confident makes the scores of all but a few priors small,
+as in a trained net.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def make(folder: Path, *, confident: bool) -> None:
 
 
 def run(name: str, folder: Path, threads: int):
-    """A function that runs the net once and gives its detections."""
+    """A function that runs the net once and returns its detections."""
     files, x = (str(folder / "net.prototxt"), str(folder / "net.caffemodel")), np.load(folder / "x.npy")
     if name == "opencv":
         import cv2

@@ -61,7 +61,7 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
 
 
 def objects(loc: Tensor, conf: Tensor, prior: Tensor) -> Tensor:
-    """Class by class the boxes above 0.01, at most 400, thinned one after the other; of all at most 200."""
+    """For each class the boxes above 0.01, at most 400, with sequential suppression; of all at most 200."""
     priors, variances = prior.view(2, -1, 4)
     centre, size = (priors[:, :2] + priors[:, 2:]) / 2, priors[:, 2:] - priors[:, :2]
     scaled = loc.view(-1, 4) * variances
@@ -84,7 +84,7 @@ def objects(loc: Tensor, conf: Tensor, prior: Tensor) -> Tensor:
 
 
 def multibox(loc: Tensor, conf: Tensor, prior: Tensor, truth: Tensor) -> Tensor:
-    """Matching, hard negatives, and the two losses, as a PyTorch user writes them."""
+    """Matching, hard negatives, and the two losses, as written directly in PyTorch."""
     (priors, variances), loss, matches = prior.view(2, -1, 4), loc.new_zeros(()), 0
     centre, size = (priors[:, :2] + priors[:, 2:]) / 2, priors[:, 2:] - priors[:, :2]
     for i in range(len(loc)):

@@ -78,7 +78,7 @@ print(time.time() - start)
 
 @dataclass
 class Task:
-    """One command; ``against`` names the task that a ratio is taken to."""
+    """One command; ``against`` names the baseline of the ratio."""
 
     name: str
     command: list[str]
@@ -108,7 +108,7 @@ def weights_of(prototxt: Path, path: Path) -> Path:
     rng = np.random.default_rng(1)
 
     class Blobs(list):
-        """Made when asked for, so that no more than one layer is in memory."""
+        """Created on access, so that only one layer is in memory."""
 
         def __getitem__(self, index):
             wanted = shapes.get(definition.net.layer[index].name, [])
@@ -153,7 +153,7 @@ def watch(pid: int, most: dict[str, int]) -> None:
 
 
 def tasks(args: argparse.Namespace, folder: Path) -> list[Task]:
-    """What is measured; makes the weight files."""
+    """The tasks to measure; writes the weight files."""
     deploy, small = ROOT / DECOUPLEDNET, ROOT / CLASSIFICATION
     full = weights_of(deploy, folder / "decouplednet.caffemodel")
     cls = weights_of(small, folder / "classification.caffemodel")
@@ -235,7 +235,7 @@ def report(found: list[Task]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
-    parser.add_argument("--folder", help="where to put 6 GB for a while (default: the system's temporary folder)")
+    parser.add_argument("--folder", help="folder for 6 GB of temporary files (default: the system's temporary folder)")
     parser.add_argument("--only", help="only tasks whose name holds this word")
     parser.add_argument("--fork", help="the folder of a built HyeonwooNoh/caffe, to be timed too")
     parser.add_argument("--fork-python", default="python3", help="the Python that its pycaffe was built for")

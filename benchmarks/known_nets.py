@@ -1,10 +1,10 @@
-"""Which public definitions build: of the files of a list, found below a folder by their contents.
+"""Counts which public definitions build: the files of a list, found below a folder by their contents.
 
     python benchmarks/known_nets.py FOLDER LIST.tsv [--verbose] [--seconds 20]
 
 LIST has lines "md5, tab, name". A definition that is fully known (``caffe-port info``) is built, in TEST, or in TRAIN
-where it has no net in TEST, in a process of its own that may take so many seconds and 12 GB. One that does not build
-must say why in one line; a file that it lacks (data, weights, a Python module of its own) counts apart.
+where it has no net in TEST, in a separate process limited to these seconds and 12 GB. One that does not build must give
+the reason in one line; nets that lack a file (data, weights, a Python module) are counted separately.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from caffe_port.errors import CaffeError
 from caffe_port.tools.summary import summarize
 
 ABSENT = ("(looked for", "no such file", "it runs the code of Python module", "to allow that: allow_writes")
-"""What errors about a file that is not there say, or about what only its owner may allow."""
+"""Texts of errors about missing files or missing permissions."""
 
 
 def build(path: str) -> tuple[str, str]:
-    """How it went ("built", "absent", "refused", "crashed", "unknown", "solver"), and what was said."""
+    """The result ("built", "absent", "refused", "crashed", "unknown", "solver"), and the message."""
     try:
         found = summarize(path)
         if found.unknown or found.kind == "unreadable":
@@ -41,7 +41,7 @@ def build(path: str) -> tuple[str, str]:
         return ("absent" if any(word in said for word in ABSENT) else "refused"), said
     except MemoryError:
         return "crashed", "out of memory"
-    except Exception as error:  # whatever it is, it is not one clear line
+    except Exception as error:  # any other error is not one clear line
         return "crashed", f"{type(error).__name__}: {error}"
     return "built", ""
 
@@ -55,7 +55,7 @@ def _work(path: str, pipe) -> None:
 
 
 def tried(path: str, seconds: float) -> tuple[str, str]:
-    """:func:`build` in a process of its own."""
+    """:func:`build` in a separate process."""
     ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_work, args=(path, theirs))
     process.start()

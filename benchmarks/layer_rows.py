@@ -1,7 +1,7 @@
-"""What benchmarks/layers.py runs: every layer at a realistic size, and the same arithmetic in plain PyTorch.
+"""The rows of benchmarks/layers.py: every layer at a realistic size, and the same arithmetic in plain PyTorch.
 
 A row's ``plain`` takes the layer's bottoms and then its blobs, as the layer has them (labels are numbers of floating
-point), and is what one would write without Caffe in mind.
+point), and is written as usual in PyTorch.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def ones_and_zeros(shape: Shape) -> Tensor:
 
 
 def below(n: int) -> Hold:
-    """Whole numbers from 0 to n - 1: labels, places."""
+    """Integers from 0 to n - 1: labels, indices."""
     return lambda shape: torch.randint(0, n, shape).float()
 
 
 def sequences(shape: Shape) -> Tensor:
-    """Marks of streams that all begin with the batch and go on to its end."""
+    """Marks of streams that all begin with the batch and continue to its end."""
     marks = torch.ones(shape)
     marks[0] = 0
     return marks
 
 
 def switches(shape: Shape) -> Tensor:
-    """Of a 2 x 2 pooling without overlap."""
+    """Switches of a 2 x 2 pooling without overlap."""
     n, c, h, w = shape
     return F.max_pool2d(torch.randn(n, c, 2 * h, 2 * w), 2, return_indices=True)[1].float()
 
@@ -54,9 +54,9 @@ class Row:
     """A layer at one size.
 
     Attributes:
-        body: its parameters as prototxt. shapes: its bottoms'. holds: what makes each bottom's numbers, the last one
-            for all that follow. blobs: the same for blobs by name; weights of unit gain otherwise.
-        plain: bottoms and blobs to tops. note: what limits it, if neither memory nor multiplications.
+        body: its parameters as prototxt. shapes: its bottoms'. holds: generates each bottom's values, the last one for
+            all that follow. blobs: the same for blobs by name; weights of unit gain otherwise.
+        plain: bottoms and blobs to tops. note: its limit, if neither memory nor multiplications.
         draws: it is random, so that only the mean magnitudes can be compared.
         backward: whether it has a gradient. view: it copies nothing.
     """
@@ -432,15 +432,15 @@ ROWS = [
 ]
 
 LEFT_OUT = {
-    "AdaptiveBiasChannel": "an E-step of WSSL: torch has nothing to set beside it",
-    "BiasChannel": "an E-step of WSSL: torch has nothing to set beside it",
+    "AdaptiveBiasChannel": "an E-step of WSSL: torch has no equivalent",
+    "BiasChannel": "an E-step of WSSL: torch has no equivalent",
     "UniqueLabel": "labels for the E-steps of WSSL",
     "Data layers": "they wait for files; their pictures are decoded and resized by OpenCV",
     "DummyData": "benchmarks/draws.py times its draws",
     "HDF5Output": "it writes a file",
     "Input": "nothing happens in it",
-    "Parameter": "it hands out its blob",
-    "Python": "it is its user's",
+    "Parameter": "it returns its blob",
+    "Python": "its code is the user's",
     "Silence": "nothing happens in it",
 }
-"""Types without a row, and why."""
+"""Types without a row, with the reason."""

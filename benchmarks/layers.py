@@ -1,21 +1,21 @@
-"""Every layer at a realistic size beside the same arithmetic in plain PyTorch, and beside OpenCV's Caffe importer.
+"""Every layer at a realistic size, compared with the same arithmetic in plain PyTorch and with OpenCV's Caffe importer.
 
     python benchmarks/layers.py [--rounds 15] [--threads 2] [--only WORD] [--markdown] [--cpu-time]
 
 A row is a net of one layer (benchmarks/layer_rows.py, fork_rows.py, detection_rows.py). Values and gradients are
-checked to be plain PyTorch's before anything is timed. Then, round by round, each contestant in turn, every time after
+checked against plain PyTorch's before anything is timed. Then, round by round, each benchmark in turn, every time after
 a run that is not counted:
 
     forward   the layer and the plain function without gradients
     both      forward and backward: the gradients of every bottom that has one and of every parameter
-    net       the whole net without gradients, as its user runs it; and OpenCV, where it can read the net
+    net       the whole net without gradients, as users run it; and OpenCV, where it can read the net
 
 A ratio is ours by plain, the median of the rounds' ratios and, in brackets, that of the fastest runs. A measurement for
-which threads had to wait for a processor is repeated up to four times, and the least disturbed counts. ``floor`` is
-what the forward pass cannot do without: a copy of as many bytes as it reads and writes, or its multiplications at the
-speed of a large matrix product.
+which threads had to wait for a processor is repeated up to four times, and the least disturbed is used. ``floor`` is
+the lower bound of the forward pass: a copy of as many bytes as it reads and writes, or its multiplications at the speed
+of a large matrix product.
 
-``--cpu-time`` counts the processor's time instead of the clock's, on one thread: for a machine that others use, too.
+``--cpu-time`` counts the processor's time instead of the clock's, on one thread: for a machine with other load.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ Run = Callable[[], Any]
 Clock = Callable[[], float]
 
 SHORTEST = 1e-3
-"""Seconds that a measurement takes at least: shorter work is repeated within it."""
+"""The shortest measurement in seconds: shorter work is repeated within it."""
 
 TOLERANCE = 1e-3
-"""Of the largest number: how far values and gradients may be from plain PyTorch's."""
+"""Bounds of the differences of values and gradients from plain PyTorch's, as a share of the largest value."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Contestant:
     disturbed: int = 0
 
     def calibrate(self) -> None:
-        """Warm up and find how often to run within one measurement."""
+        """Warm up and determine the number of runs in one measurement."""
         for _ in range(3):
             self.run()
         self.times = max(1, round(SHORTEST / max(self.once(), 1e-9)))
@@ -104,7 +104,7 @@ def waiting() -> float:
         return 0.0
 
 
-# -- what is run -------------------------------------------------------------------------------------------------------
+# -- the nets ----------------------------------------------------------------------------------------------------------
 
 
 def prototxt(row: Row) -> str:
@@ -135,7 +135,7 @@ def no_gradients(run: Run) -> Run:
 
 
 def differ(ours: Sequence[Tensor], theirs: Sequence[Tensor], *, draws: bool) -> float:
-    """How far apart numbers are, by their largest; of drawn ones, how far their mean magnitudes are, by a hundred."""
+    """The difference divided by the largest value; of random values, of their mean magnitudes, divided by 100."""
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if draws:
@@ -147,7 +147,7 @@ def differ(ours: Sequence[Tensor], theirs: Sequence[Tensor], *, draws: bool) -> 
 
 
 class Benchmark:
-    """One row: its net, what it is given, and the runs by name ("ours forward", "plain both", "OpenCV" ...).
+    """One row: its net, its inputs, and the runs by name ("ours forward", "plain both", "OpenCV" ...).
 
     Raises:
         SystemExit: the layer and the plain function disagree.
@@ -223,7 +223,7 @@ def unit_gain(shape: tuple[int, ...]) -> Tensor:
 
 
 def opencv(net: Any, text: str, arrays: dict[str, Any], threads: int) -> Run | None:
-    """A forward pass in OpenCV, or None where it is not there, cannot read the net or gives another shape."""
+    """A forward pass in OpenCV, or None if it is not installed, cannot read the net or gives another shape."""
     try:
         import cv2
     except ImportError:
@@ -247,7 +247,7 @@ def opencv(net: Any, text: str, arrays: dict[str, Any], threads: int) -> Run | N
             return None
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- the report --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -266,7 +266,7 @@ class Result:
         return statistics.median(x / y for x, y in zip(first, second, strict=True)), min(first) / min(second)
 
     def cells(self, speed: float) -> list[str]:
-        """The row of the table; ``speed`` is what products reach, in operations a second."""
+        """The row of the table; ``speed`` is that of large products, in operations per second."""
         cells = [self.row.type, described(self.row)]
         for kind in ("forward", "both"):
             ratio = self.ratio(f"ours {kind}", f"plain {kind}")
@@ -282,7 +282,7 @@ class Result:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits, three places at most."""
+    """Three significant digits, at most three decimals."""
     ms = seconds * 1e3
     return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}"
 
@@ -313,7 +313,7 @@ def compete(row: Row, rounds: int, threads: int, clock: Clock) -> Result:
         for contestant in times.values() if i % 2 == 0 else reversed(times.values()):
             contestant.measure()
     for contestant in times.values():
-        contestant.run = bool  # its memory goes
+        contestant.run = bool  # frees its memory
     return Result(row, times, flops)
 
 
@@ -357,14 +357,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="default 15")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="default 2")
-    parser.add_argument("--only", default="", help="only types whose name holds this word")
-    parser.add_argument("--markdown", action="store_true", help="the table as docs/speed.md has it")
+    parser.add_argument("--only", default="", help="only types whose name contains this word")
+    parser.add_argument("--markdown", action="store_true", help="the table in the form of docs/speed.md")
     parser.add_argument("--cpu-time", action="store_true", help="count the processor's time, on one thread")
     args = parser.parse_args()
     if args.cpu_time:
         args.threads = 1
     torch.set_num_threads(args.threads)
-    keep_memory(low_memory=False)  # for all contestants, as every run of a net would
+    keep_memory(low_memory=False)  # for all benchmarks, as every run of a net sets it
     clock = time.process_time if args.cpu_time else time.perf_counter
     speed = ceiling(clock)
     every = [*layer_rows.ROWS, *fork_rows.ROWS, *detection_rows.ROWS]

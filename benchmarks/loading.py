@@ -1,10 +1,10 @@
-"""What reading data costs a training step: pictures from disk beside the same step with its data standing still.
+"""The cost of reading data in a training step: pictures from disk, compared with the same step on constant data.
 
     python benchmarks/loading.py [--nets small,1/8] [--side 500] [--steps 8] [--rounds 5] [--threads 2]
 
-Pictures and masks are drawn, and stored as JPEG and PNG. For every net three take turns, round by round, each in a
-process of its own: steps whose data layer reads, steps whose data layer gives the same batch again and again, and the
-data layer alone. Printed are the best round's milliseconds of a step or a batch, the ratio of the best and the median
+Pictures and masks are drawn, and stored as JPEG and PNG. For every net three alternate, round by round, each in a
+separate process: steps whose data layer reads, steps whose data layer repeats one batch, and the data layer alone.
+ Printed are the best round's milliseconds of a step or a batch, the ratio of the best and the median
 of the rounds' ratios, and how much of the data layer's time does not show in a step. The nets are
 docs/examples/small.prototxt ("small") and DecoupledNet's training net at a width (such as 1/8).
 """
@@ -84,7 +84,7 @@ def serve(way: str, solver_path: str, args: argparse.Namespace) -> None:
         for _ in range(args.steps):
             step()
         print((time.perf_counter() - start) * 1e3 / args.steps, flush=True)
-        layer.ahead._job.join()  # what it works on now must not take time from the next one's turn
+        layer.ahead._job.join()  # its current job must not overlap the next measurement
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Whether the tests notice: changes one fact at a time in a bare copy of the repository and runs the tests about it.
+"""Mutation tests: changes one fact at a time in a bare copy of the repository and runs the tests about it.
 
     python benchmarks/mutants.py                    every mutant; takes about an hour
     python benchmarks/mutants.py flags              only flags of dialects; or: facts, constants
-    python benchmarks/mutants.py --sample 50        so many of each kind, evenly chosen
+    python benchmarks/mutants.py --sample 50        this number of each kind, evenly chosen
 
 A mutant is a flag of a dialect that is flipped, a fact of a layer's record that is another, or the first constant of a
-layer's code that is another. It is caught if a test fails or takes too long. The copy holds what git tracks, so that
-nothing but a clone is needed and nothing but a clone helps.
+layer's code that is another. It is caught if a test fails or takes too long. The copy contains the files that git
+tracks, so that it equals a clone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 240
-"""Seconds that the tests of one mutant may take."""
+"""The time limit of one mutant's tests in seconds."""
 
 FLAG_TESTS = ["tests/test_dialect_flags.py", "tests/test_dialects.py"]
 FACT_TESTS = [
@@ -45,10 +45,10 @@ FACTS = {
     *("bottoms", "tops", "labels", "in_place", "loss", "blob_specs", "reads", "aligned", "states", "gates"),
     *("transposed", "data_shaped", "told", "reads_bottoms", "reads_tops", "spoils_diffs"),
 }
-"""Facts of a record. Those that nothing but documentation reads (``by_phase``) or that only pass over a field
-(``ignores``) are left out."""
+"""Facts of a record. Without those that only documentation reads (``by_phase``) or that only skip a field
+(``ignores``)."""
 CASES = 12
-"""Reference cases of a layer type that are run at most."""
+"""The largest number of reference cases run for a layer type."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Mutant:
         return f"{self.path}:{self.line} {self.owner}: {self.old} -> {self.new}"
 
 
-# -- which there are ---------------------------------------------------------------------------------------------------
+# -- the mutants -------------------------------------------------------------------------------------------------------
 
 
 def changed(value: Any) -> str | None:
-    """Another value in place of a constant, as source."""
+    """Another value for a constant, as source."""
     if isinstance(value, bool):
         return str(not value)
     if isinstance(value, int):
@@ -156,11 +156,11 @@ def first_constants() -> Iterator[Mutant]:
                 yield from source.mutant("constants", numbers[0], node.name)
 
 
-# -- whether they are caught -------------------------------------------------------------------------------------------
+# -- running the tests -------------------------------------------------------------------------------------------------
 
 
 def types_of(owner: str) -> set[str]:
-    """The layer types that a class, or a class it is a base of, stands for."""
+    """The layer types of a class and of its subclasses."""
     from caffe_port import layers
     from caffe_port.spec import RECORDS
 
@@ -172,7 +172,7 @@ def types_of(owner: str) -> set[str]:
 
 
 def tests_of(mutant: Mutant, copy: Path) -> list[str]:
-    """The tests about a mutant, those first that are likeliest to fail."""
+    """The tests about a mutant, those most likely to fail first."""
     if mutant.kind == "flags":
         return FLAG_TESTS
     kinds, nodes = types_of(mutant.owner), []
@@ -187,7 +187,7 @@ def tests_of(mutant: Mutant, copy: Path) -> list[str]:
 
 
 def run_tests(mutant: Mutant, copy: Path, answer: Any) -> None:
-    """In a process of its own: the exit status of the tests."""
+    """In a separate process: the exit status of the tests."""
     import pytest
 
     os.chdir(copy)
@@ -200,13 +200,13 @@ def run_tests(mutant: Mutant, copy: Path, answer: Any) -> None:
     try:
         tests = tests_of(mutant, copy)
     except BaseException:
-        answer.put(1)  # it cannot even be imported
+        answer.put(1)  # the import fails
         return
     answer.put(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])))
 
 
 def caught(mutant: Mutant, copy: Path) -> bool:
-    """Whether a test fails, or none ends within the limit."""
+    """Whether a test fails or exceeds the time limit."""
     path = copy / mutant.path
     whole = path.read_bytes()
     end = mutant.start + len(mutant.old.encode())
@@ -225,7 +225,7 @@ def caught(mutant: Mutant, copy: Path) -> bool:
 
 
 def bare_copy(folder: Path) -> None:
-    """What git tracks, as it lies here."""
+    """The files that git tracks, in their present state."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.split("\0"):
         if name and (ROOT / name).is_file():
@@ -239,7 +239,7 @@ KINDS = {"flags": flags, "facts": facts, "constants": first_constants}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all")
-    parser.add_argument("--sample", type=int, metavar="N", help="so many mutants of each kind")
+    parser.add_argument("--sample", type=int, metavar="N", help="this number of mutants of each kind")
     arguments = parser.parse_args()
     import torch
 

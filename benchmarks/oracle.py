@@ -4,7 +4,7 @@
 
 Checks the numbers in tests/reference without building a Caffe: each case gets the stored inputs, parameters and diffs,
 runs forward and backward in that Caffe, and is compared with the stored numbers and with ours, within the bounds of the
-tests. Ends with status 1 if a case differs or is refused that ``KNOWN`` does not list, or one that it lists does not.
+tests. Exits with 1 if a case differs or fails that ``KNOWN`` does not list, or if one that it lists does not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from caffe_port.tools.compare import Comparison, compare  # noqa: E402
 from caffe_port.tools.replay import ours, prepare  # noqa: E402
 
 _BACKWARD = ("diff/", "pdiff/")
-_BATCHNORM = "BatchNorm normalises by the stored statistics, and does not update them, where BVLC takes the batch's"
+_BATCHNORM = "BatchNorm normalises by the stored statistics, and does not update them, where BVLC uses the batch's"
 _CLIP = "there is no Clip"
 KNOWN = {
     **dict.fromkeys(["batchnorm_scale_inplace", "batchnorm_train", "batchnorm_train_maf"], _BATCHNORM),
@@ -38,7 +38,7 @@ KNOWN = {
     "clip": _CLIP,
     "clip_at_integers": _CLIP,
 }
-"""Cases in which kendryte-caffe differs from BVLC Caffe 1.0, and why."""
+"""Cases in which kendryte-caffe differs from BVLC Caffe 1.0, with the reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(suite: str, python: str) -> int:
-    """Run a suite and print what was found; how many cases differ unexpectedly, or unexpectedly do not."""
+    """Run a suite and print the results; returns the number of cases that unexpectedly differ or do not."""
     wanted = cases(suite, "bvlc")
     worst, equal, unexpected = {"stored": [0.0, 0.0], "ours": [0.0, 0.0]}, 0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def check(suite: str, python: str) -> int:
 
 
 def note(worst: dict[str, list[float]], case: Case, found: dict[str, list[Comparison]]) -> None:
-    """Keep the largest errors, forward and backward, of arrays that are not noise in real Caffe itself."""
+    """Keep the largest errors, forward and backward, of arrays that are not noise in real Caffe."""
     noise = case.reference.noise
     for name, some in found.items():
         for c in some:
@@ -93,7 +93,7 @@ def note(worst: dict[str, list[float]], case: Case, found: dict[str, list[Compar
 
 
 def run(wanted: list[Case], python: str, folder: Path) -> dict[str, str]:
-    """Let the other Python run the cases into ``folder``; why each failed, "" where it did not."""
+    """Run the cases with the other Python, into ``folder``; returns the error of each, "" for none."""
     entries = [
         {
             "name": case.name,

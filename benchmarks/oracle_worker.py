@@ -1,7 +1,7 @@
-"""Runs reference cases in whatever Caffe this Python has: ``python oracle_worker.py CASES OUT``, for oracle.py.
+"""Runs reference cases in this Python's Caffe: ``python oracle_worker.py CASES OUT``, for oracle.py.
 
 CASES is a JSON list of {"name", "prototxt" (text), "npz", "phase", "forwards"}. Writes OUT/NAME.npz with the keys that
-the case's .npz compares, and OUT/log.json: for each name why there is none. A case runs in a fork of its own, since
+the case's .npz compares, and OUT/log.json: for each name the error, if any. A case runs in a forked process, because
 Caffe ends the process when a CHECK fails. Needs Python 3.6 or later, numpy and pycaffe.
 """
 
@@ -63,7 +63,7 @@ def blob(net, name):
 
 
 def forked(caffe, case, out):
-    """The case in a fork; what went wrong, in a line, or ""."""
+    """Runs the case in a forked process; returns the error in a line, or ""."""
     with tempfile.TemporaryFile() as errors:
         child = os.fork()
         if not child:

@@ -2,11 +2,11 @@
 
     python benchmarks/segment.py [--width 1/1] [--classes 1,3] [--rounds 7] [--threads 2] [--fork DIR] [--cpu]
 
-Times a picture's passes through the net and the maps made of them, without reading and resizing; pass by pass, these
-are L + 2 for L classes found. The ways run in turn, round by round, the fork in a process of its own. Medians are
+Times a picture's passes through the net and the maps computed from them, without reading and resizing; pass by pass,
+these are L + 2 for L classes found. The variants alternate, round by round, the fork in a separate process. Medians are
 printed, and the median of the rounds' ratios. ``--fork`` is the folder of a built HyeonwooNoh/caffe; OPENBLAS_CORETYPE
-decides which kernels its BLAS uses; a BLAS that does not know the processor takes its slowest. On a machine with other
-work ``--cpu --threads 1`` counts processor time.
+selects the kernels of its BLAS; a BLAS uses its slowest for unknown processors. On a machine with other
+load ``--cpu --threads 1`` counts processor time.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ Way = Callable[[int], float]
 
 
 def ours(prototxt: str, weights: str, clock: Callable[[], float]) -> dict[str, Way]:
-    """Both ways of this program, on one net."""
+    """Both variants of this program, on one net."""
     import torch
 
     from caffe_port.net import Net
     from caffe_port.segmentation.inference import PassByPass, Segmenter
 
     net = Net(prototxt, weights)
-    picture = torch.randn(1, 3, SIDE, SIDE).numpy()  # faint, so that random weights give scores that differ
+    picture = torch.randn(1, 3, SIDE, SIDE).numpy()  # small values, so that random weights give different scores
     scores = sorted(Segmenter(net).maps(picture).scores, reverse=True)
 
     def way(kind: type[Segmenter]) -> Way:
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def report(ways: dict[str, Way], classes: int, args: argparse.Namespace) -> None:
-    for way in ways.values():  # the first run in a size pays for memory and prepared weights
+    for way in ways.values():  # the first run of a size includes allocation and packing of weights
         way(classes)
     rounds = [{name: way(classes) for name, way in ways.items()} for _ in range(args.rounds)]
     print(f"\n{classes} classes found, {SIDE}x{SIDE}, width {args.width}, fp32, {args.threads} threads")

@@ -3,10 +3,10 @@
     python benchmarks/training.py [--width 1/1] [--rounds 5] [--batch 4] [--threads 2] [--fork DIR] [--cpu]
 
 A step is a forward and a backward pass of a batch at 320x320 and the update, the classification layers frozen. The
-three run in turn, round by round, in processes of their own; medians, ratios and each one's peak memory are printed.
-The data stands still: what reading it costs is in benchmarks of its own. ``--fork`` is the folder of a built
-HyeonwooNoh/caffe; OPENBLAS_CORETYPE decides which kernels its BLAS uses; a BLAS that does not know the processor takes
-its slowest. On a machine with other work ``--cpu --threads 1`` counts processor time.
+three alternate, round by round, in separate processes; medians, ratios and each one's peak memory are printed. The
+data is constant: benchmarks/loading.py measures reading. ``--fork`` is the folder of a built
+HyeonwooNoh/caffe; OPENBLAS_CORETYPE selects the kernels of its BLAS; a BLAS uses its slowest for unknown processors.
+On a machine with other load ``--cpu --threads 1`` counts processor time.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SOLVER = """net: "{net}" base_lr: 0.01 lr_policy: "fixed" momentum: 0.9 weight_d
 display: 0 snapshot_prefix: "none" solver_mode: CPU random_seed: 1
 """
 GMAC = 590 / 4
-"""Of an image in a step at full width: forward of everything, backward of what learns."""
+"""GMAC for an image in a step at full width: forward of all layers, backward of those in training."""
 
 
 def batch(size: int) -> dict[str, object]:
-    """The same numbers for everybody."""
+    """The same batch for all baselines."""
     import numpy as np
 
     draw = np.random.RandomState(0)
@@ -66,7 +66,7 @@ def serve_port(folder: str, weights: str, args: argparse.Namespace) -> None:
 
 
 def serve_hand(folder: str, weights: str, args: argparse.Namespace) -> None:
-    os.environ["CAFFE_PORT_KEEP_MEMORY"] = "0"  # what our own net asks of the C library would be its rival's gain too
+    os.environ["CAFFE_PORT_KEEP_MEMORY"] = "0"  # our net's allocator setting would also speed up the baseline
     import torch
     from torch.nn import functional as F
 

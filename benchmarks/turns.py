@@ -1,4 +1,4 @@
-"""Baselines that take turns: each in a process of its own, asked for one run after the other, round by round."""
+"""Runs baselines alternately: each in a separate process, one run after the other, round by round."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _peak() -> float:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This environment, with so many threads for everybody and the logs of all Caffes off."""
+    """This environment with the number of threads set for all baselines and the logs of all Caffes off."""
     return {
         **os.environ,
         "GLOG_minloglevel": "2",
@@ -49,7 +49,7 @@ def environment(threads: int) -> dict[str, str]:
 def take_turns(
     commands: Mapping[str, list[str]], *, rounds: int, warm: int, threads: int, cwd: Path
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of each rival in each round after ``warm`` untimed ones, and the peak memory of each in MB.
+    """Milliseconds of each baseline in each round after ``warm`` untimed ones, and the peak memory of each in MB.
 
     A command is a process that answers lines as :func:`serve` does (the memory may be missing).
     """

@@ -1,20 +1,20 @@
 #!/usr/bin/env python
 """Writes a reference of a net: what *this* Caffe computes for it, to compare another Caffe with.
 
-Run it with the Python that has your Caffe's pycaffe (2.7 or 3), of any age; it needs nothing but that and numpy 1.10:
+Run it with the Python that has your Caffe's pycaffe (2.7 or 3), of any age; it needs only that and numpy 1.10:
 
     PYTHONPATH=~/caffe/python python dump_reference.py net.prototxt model.caffemodel -o reference.npz
     python dump_reference.py net.prototxt model.caffemodel --caffe ~/caffe/python --input data=image.npy --backward
 
-Then, where caffe_port is:
+Then, with caffe_port installed:
 
     python -m caffe_port.tools.parity net.prototxt model.caffemodel reference.npz
 
-The keys of the file: in/BLOB what was put in; out/BLOB every blob after one forward pass, of a large one instead
+The keys of the file: in/BLOB the inputs; out/BLOB every blob after one forward pass, of a large one instead
 sample/BLOB (4096 of its values) and moments/BLOB (mean, deviation, least, largest); switch/BLOB the switches of a 2x2
 pooling of stride 2, as 2 * dy + dx inside each window; after/LAYER/I a parameter that the forward pass changed. With
---backward also seed/BLOB, the diff that outputs were given, pdiff/LAYER/I of the parameters, and if the definition says
-force_backward diff/BLOB of the inputs. With --params also param/LAYER/I, so that no weight file is needed beside it.
+--backward also seed/BLOB, the outputs' diffs, pdiff/LAYER/I of the parameters, and if the definition has
+force_backward diff/BLOB of the inputs. With --params also param/LAYER/I, so that no separate weight file is needed.
 """
 
 from __future__ import print_function
@@ -38,15 +38,15 @@ DUMMY = (
 
 
 class InputError(Exception):
-    """A wrong input, said in one line."""
+    """A wrong input; the message is one line."""
 
 
-# ---- the many pycaffes
+# ---- versions of pycaffe
 
 
 def import_caffe(folder):
     """The caffe module, from ``folder`` if one is given."""
-    os.environ.setdefault("GLOG_minloglevel", "2")  # fatal errors still show
+    os.environ.setdefault("GLOG_minloglevel", "2")  # fatal errors are still logged
     if folder:
         sys.path.insert(0, folder)
     try:
@@ -57,7 +57,7 @@ def import_caffe(folder):
 
 
 def open_net(caffe, prototxt, weights, phase):
-    """The net in that phase, on the CPU, whatever this pycaffe's way is.
+    """The net in that phase, on the CPU, for any version of pycaffe.
 
     Since 2015 the phase belongs to a net. Before, it belonged to the process, was set by a function of the module or of
     any net, and was TRAIN at first; a net drops the other phase's layers when it is built, so it has to be set before.
@@ -83,7 +83,7 @@ def any_net(caffe):
         os.remove(name)
 
 
-# ---- what goes in
+# ---- inputs
 
 
 def read_inputs(given):
@@ -103,7 +103,7 @@ def read_inputs(given):
 
 
 def fill_inputs(net, arrays, seed):
-    """Put the arrays, and random numbers where there is none, into the input blobs; returns what was put in."""
+    """Fill the input blobs with the arrays, or with random numbers; returns the values."""
     unknown = sorted(set(arrays) - set(net.inputs))
     if unknown:
         raise InputError("no input %s; this net's are: %s" % (unknown[0], ", ".join(net.inputs) or "none"))
@@ -126,14 +126,14 @@ def fill_inputs(net, arrays, seed):
     return result
 
 
-# ---- what comes out
+# ---- results
 
 
 def window_switches(data):
     """Positions inside their windows, if ``data`` holds the switches of a 2x2 pooling of stride 2; else None.
 
-    A switch is y * W + x of the pooled plane, whose width W is not known here: 2w, or 2w - 1 if an odd number was
-    rounded up, or 2w + 1 if it was rounded down. Only the true one puts every switch into its own window.
+    A switch is y * W + x of the pooled plane, whose width W is unknown here: 2w, or 2w - 1 if an odd number was
+    rounded up, or 2w + 1 if it was rounded down. Only the true one places every switch in its window.
     """
     if data.ndim != 4 or data.shape[2] * data.shape[3] < 2:
         return None
@@ -169,7 +169,7 @@ def parameters(net):
 
 
 def forward(net, record, whole, keep_params):
-    """One forward pass; what it computed and which parameters it changed."""
+    """One forward pass; returns its results and the parameters that it changed."""
     before = {key: blob.data.copy() for key, blob in parameters(net) if keep_params or blob.data.size <= whole}
     if keep_params:
         record.update(("param/" + key, array) for key, array in before.items())
@@ -183,13 +183,14 @@ def forward(net, record, whole, keep_params):
 
 
 def forces_backward(prototxt):
-    """Whether the definition asks for the diffs of its inputs; without, Caffe leaves other things there."""
+    """Whether the definition requests the diffs of its inputs; otherwise Caffe leaves undefined values there."""
     with open(prototxt) as file:
         return re.search(r"^[^#\n]*\bforce_backward\s*:\s*(true|t|1)\b", file.read(), re.M | re.I) is not None
 
 
 def backward(net, record, seed, inputs):
-    """One backward pass from the losses, and random diffs of the other outputs; returns what is too large to keep."""
+    """One backward pass from the losses, and random diffs of the other outputs; returns the keys that are too large
+    to store."""
     random = np.random.RandomState(seed + 1)
     for name in net.outputs:
         diff = net.blobs[name].diff
@@ -211,7 +212,7 @@ def backward(net, record, seed, inputs):
 
 
 def check_output(path, force):
-    """Refuse what could not be written before the work is done."""
+    """Raise before the work if the file cannot be written."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.exists(path) and not force:
         raise InputError("%s: exists already; pass -f to overwrite it" % path)
@@ -220,7 +221,7 @@ def check_output(path, force):
 
 
 def write(path, record):
-    """The whole file or nothing."""
+    """Writes the file atomically."""
     folder, name = os.path.split(os.path.abspath(path))
     handle, temporary = tempfile.mkstemp(prefix="." + name + ".", suffix=".tmp", dir=folder)
     try:
@@ -245,13 +246,13 @@ def run(arguments):
     caffe = import_caffe(arguments.caffe)
     net = open_net(caffe, arguments.prototxt, arguments.weights, arguments.phase)
     if not net.inputs:
-        print("note: the net has no inputs but reads its own data, which the other Caffe will have to read too")
+        print("note: the net has no inputs but reads data files, which the other Caffe must read too")
     record = {"in/" + name: value for name, value in fill_inputs(net, arrays, arguments.seed).items()}
     forward(net, record, arguments.whole, arguments.params)
     if arguments.backward:
         inputs = net.inputs if forces_backward(arguments.prototxt) else []
         for key in backward(net, record, arguments.seed, inputs):
-            print("note: %s has more than %d values and was left out" % (key, LARGEST_DIFF))
+            print("note: %s has more than %d values and was omitted" % (key, LARGEST_DIFF))
     write(output, record)
     print("wrote %s: %d arrays, %d bytes" % (output, len(record), os.path.getsize(output)))
     print(
@@ -263,7 +264,7 @@ def run(arguments):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prototxt")
-    parser.add_argument("weights", nargs="?", help="without, the net's fillers draw the parameters: add --params")
+    parser.add_argument("weights", nargs="?", help="without it, the net's fillers draw the parameters: add --params")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: the prototxt's name with .npz")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
     parser.add_argument("--caffe", metavar="DIR", help="the folder `python` of your Caffe")
@@ -273,7 +274,7 @@ def main(argv=None):
         metavar="BLOB=FILE.npy",
         action="append",
         default=[],
-        help="an input blob's array, of the net's shape; random numbers without",
+        help="an input blob's array, of the net's shape; default: random numbers",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the random numbers; default: 1")
     parser.add_argument(

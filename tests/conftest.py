@@ -1,4 +1,4 @@
-"""Where the numbers of real Caffe lie."""
+"""The folder of real Caffe's numbers."""
 
 from __future__ import annotations
 

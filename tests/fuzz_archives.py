@@ -86,7 +86,7 @@ def _entry(value: Any) -> str:
 
 
 def zip_up(rng: Random, path: Path, members: list[tuple[str, bytes]]) -> None:
-    """The archive, with members dropped, doubled, renamed, emptied or packed otherwise, and headers that lie."""
+    """The archive, with members dropped, doubled, renamed, emptied or compressed otherwise, and wrong headers."""
     if rng.random() < 0.6:
         i = rng.randrange(len(members))
         name, content = members[i]

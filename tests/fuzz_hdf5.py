@@ -13,7 +13,7 @@ from weight_reading import read_state, read_weights
 
 SHAPES = ((), (0,), (1,), (3,), (3, 4), (1, 1, 3, 4), (0, 10**6), (10**12,), (2**31,), (10**6, 10**6), (1,) * 32)
 REFUSED = (ValueError, TypeError, OSError, RuntimeError, KeyError)
-"""What h5py says where a file cannot hold such a thing."""
+"""h5py's errors for objects that a file cannot hold."""
 TYPES = ("<f4", "<f8", "<f2", ">f4", "<i4", "<i8", "u1", "S5", "<c8", "O", "?", "V7")
 
 

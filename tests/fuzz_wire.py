@@ -26,7 +26,7 @@ def varint(value: int) -> bytes:
 
 
 def encode(fields: list[Field], rng: Random | None = None) -> bytes:
-    """The message; with ``rng``, lengths lie now and then."""
+    """The message; with ``rng``, some lengths are wrong."""
     out = []
     for number, wire, value in fields:
         out.append(varint(number << 3 | wire))

@@ -94,7 +94,7 @@ def register(*readers: Reader) -> None:
 
 
 def load() -> None:
-    """Import every module of rows: ``fuzz_*.py`` beside this one."""
+    """Import every module of rows: ``fuzz_*.py`` in this folder."""
     for path in sorted(Path(__file__).parent.glob("fuzz_*.py")):
         importlib.import_module(path.stem)
 

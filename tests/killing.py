@@ -136,7 +136,7 @@ def furnish(place: Path) -> None:
 
 
 class Diary(Log):
-    """Appends the numbers that a run tells to a file, which a kill cannot take back."""
+    """Appends the numbers that a run logs to a file, which a kill does not remove."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).open("a"))  # noqa: SIM115
@@ -168,7 +168,7 @@ def train(net: str, folder: Path, iterations: int = 16, seed: int = 5, *, anew: 
 
 
 def killed_before(event: int, *, of: int) -> None:
-    """Die before the ``event``-th thing that writing the snapshot of iteration ``of`` does to the folder."""
+    """Exit before the ``event``-th change of the folder while the snapshot of iteration ``of`` is written."""
     write, left = Snapshots.write, [0]
 
     def hook(name: str, arguments: tuple[Any, ...]) -> None:
@@ -189,7 +189,7 @@ def killed_before(event: int, *, of: int) -> None:
 
 
 def forked(order: dict[str, Any]) -> dict[str, Any]:
-    """Train in a fork as ``order`` says, or in several, one a rank; how it ended."""
+    """Train in a forked process with ``order``, or in several, one for each rank; returns how it ended."""
     group = order.get("group", {"WORLD_SIZE": "1"})
     children = [child(order, group | {"RANK": str(rank)}) for rank in range(int(group["WORLD_SIZE"]))]
     if "after" in order:

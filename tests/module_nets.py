@@ -1,4 +1,4 @@
-"""The net of the tests of torch's conventions, and the same by hand in plain torch."""
+"""The net of the tests of torch's conventions, and the same in plain torch."""
 
 from __future__ import annotations
 

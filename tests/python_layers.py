@@ -34,7 +34,7 @@ class Affine(caffe_port.Layer):
 
 
 class Distance(caffe_port.Layer):
-    """Half the squared distance of two bottoms, for each item; a loss if the definition says so."""
+    """Half the squared distance of two bottoms, for each item; a loss if the definition sets it."""
 
     def setup(self, bottom: Any, top: Any) -> None:
         if len(bottom) != 2:
@@ -55,7 +55,7 @@ class Distance(caffe_port.Layer):
 
 
 class Source(caffe_port.Layer):
-    """Counts up, one number more in every pass; says its phase."""
+    """Counts its passes and outputs its phase."""
 
     def setup(self, bottom: Any, top: Any) -> None:
         self.passes = 0
@@ -100,7 +100,7 @@ class Watcher(caffe_port.Layer):
 
 
 class Faulty(caffe_port.Layer):
-    """Raises where its param_str says."""
+    """Raises in the method that its param_str names."""
 
     def setup(self, bottom: Any, top: Any) -> None:
         self.fail("setup")

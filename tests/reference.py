@@ -43,7 +43,7 @@ class Case:
 
 
 def folder(suite: str) -> Path | None:
-    """Where a suite lies: the whole one if it is there, else its embedded part."""
+    """The folder of a suite: the complete one if it exists, else its embedded part."""
     for root in (SHARED / "reference", EMBEDDED):
         if (root / suite).is_dir():
             return root / suite
@@ -58,7 +58,7 @@ def _noise(suite: str) -> dict[str, dict[str, float]]:
 
 
 def _definition(where: Path, name: str, entry: dict[str, Any]) -> str:
-    """A case's prototxt: beside its numbers, or embedded as text or as what our own builder is to build."""
+    """A case's prototxt: a file with its numbers, or embedded as text or as arguments of our builder."""
     if "built" in entry:
         return with_inputs(**entry["built"], phase=entry["phase"], name=name)
     return entry.get("prototxt") or str(where / f"{name}.prototxt")

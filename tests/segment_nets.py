@@ -31,7 +31,7 @@ layers { name: "seg"  type: CONVOLUTION  bottom: "both"  top: "seg-score"
 
 
 def tiny(seed: int = 0) -> Net:
-    """The tiny net with numbers that tell pixels and classes apart."""
+    """The tiny net with parameters for which pixels and classes give different scores."""
     net = Net(TINY)
     rng = np.random.RandomState(seed)
     for name, parameter in net.state_dict().items():

@@ -56,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def solve(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs the command: its status and what it said on stderr."""
+    """Runs the command; returns its status and its stderr."""
 
     def run(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
@@ -74,9 +74,9 @@ def at(iteration: int, does: Callable[[], Any], monkeypatch: pytest.MonkeyPatch)
     """Arguments with which ``does`` is called once, when so many iterations are done."""
     left = [does]
 
-    def hear(records: Records, solver: Solver, done: Iteration) -> None:
+    def record(records: Records, solver: Solver, done: Iteration) -> None:
         if solver.iter == iteration and left:
             left.pop()()
 
-    monkeypatch.setattr(Records, "on_iteration", hear)
+    monkeypatch.setattr(Records, "on_iteration", record)
     return ["--log-dir", "heard"]

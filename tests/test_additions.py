@@ -69,7 +69,7 @@ def test_pooling_with_a_pad_for_each_side(kind: str, pads: tuple[int, int, int, 
 
 
 def test_round_mode_goes_before_ceil_mode() -> None:
-    """As the fork that has both says."""
+    """As in the fork that has both."""
     layer = "type: 'Pooling' pooling_param { kernel_size: 2 stride: 2 ceil_mode: true round_mode: FLOOR }"
     assert run(layer, numbers(1, 1, 5, 5)).shape == (1, 1, 2, 2)
 

@@ -1,4 +1,4 @@
-"""caffe-port: Caffe's own command with Caffe's flags and outputs, and a door to the other commands."""
+"""caffe-port: Caffe's own command with Caffe's flags and outputs, and the entry point of the other commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Loss: 4.22192
 acc = 0.166667
 loss = 2.11096 (* 2 = 4.22192 loss)
 """
-"""What BVLC Caffe says of two batches; with the loss weight 1 that it had, its loss was 2.11096."""
+"""BVLC Caffe's output for two batches; with the loss weight 1 that it had, its loss was 2.11096."""
 
 Run = Callable[..., tuple[int, str, str]]
 

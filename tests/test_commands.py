@@ -1,4 +1,4 @@
-"""caffe-port as a whole: the list of commands, their shared options, the examples of their help, completion."""
+"""caffe-port: the list of commands, their shared options, the examples of their help, completion."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
     ],
 )
 def test_completion(line: str, expected: set[str], tmp_path: Path) -> None:
-    """What a shell is told, as argcomplete's protocol has it: the line in the environment, words on descriptor 8."""
+    """The answer to a shell by argcomplete's protocol: the line in the environment, words on descriptor 8."""
     pytest.importorskip("argcomplete")
     out = tmp_path / "words"
     environment = {

@@ -1,4 +1,4 @@
-"""The converters against a net: training nets without their data, types that nobody knows, layers of plugins."""
+"""The converters' check against a net: training nets without their data, unknown types, layers of plugins."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_a_blob_that_a_layer_lacks_is_refused(here: Path, capsys: pytest.Capture
     assert "conv: expected weight, bias, as a Convolution has, found blobs running" in capsys.readouterr().err
 
 
-# -- what is said ------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
 def test_list_writes_nothing(here: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""The dense CRF beside its authors' program, and beside sums over all pairs of pixels.
+"""The dense CRF compared with its authors' program and with sums over all pairs of pixels.
 
 ``reference/crf/densecrf.npz`` holds what ``DenseCRF2D::inference`` of Krähenbühl's densecrf gives, in the copy that
 johannesu/meanfield-matlab carries (222c877), which the released DeconvNet calls. Its keys: normalization, then weight

@@ -48,7 +48,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working directory holds nothing: what is found lies beside the definition."""
+    """The working directory is empty: files are found next to the definition."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
 
@@ -167,7 +167,7 @@ def restore(net: Net, saved: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_resuming_is_exact(case: Case, drawn: Path) -> None:
-    """Five passes are two, a snapshot, and three of another net; the batch made ahead is nobody's yet."""
+    """Five passes are two, a snapshot, and three of another net; the prefetched batch is not used yet."""
     net = build_net(case, "TRAIN", drawn)
     list(passes(net, 2))
     saved = snapshot(net)

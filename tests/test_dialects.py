@@ -1,4 +1,4 @@
-"""Dialects: made from one another, recognised, with layers and messages of their own; an example in one file."""
+"""Dialects: derivation, detection, their layers and messages; an example in one file."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_layers_of_two_caffes_make_one_net() -> None:
 
 
 def test_the_example_is_a_dialect_in_one_file() -> None:
-    """In a process of its own: it registers a dialect."""
+    """In a separate process, because it registers a dialect."""
     run = (
         "import torch, caffe_port\nfrom caffe_port.schema.plugins import load_plugin\n"
         "load_plugin('docs/examples/small_fork.py')\n"

@@ -1,4 +1,4 @@
-"""What the documents say is so: their commands run, their tables are current, their links lead somewhere.
+"""The documents are correct: their commands run, their tables are current, their links exist.
 
 A fenced block whose first line ends in ``run`` is run, in a folder with ``net.prototxt``, ``model.caffemodel`` and
 ``reference.npz``, and with a slim DecoupledNet: ``deploy.prototxt``, ``trained.caffemodel``, ``inference.caffemodel``.

@@ -1,4 +1,4 @@
-"""Systems beside DecoupledNet: DeconvNet over windows, plain nets, the ensemble, the CRF, and the command for them."""
+"""Systems other than DecoupledNet: DeconvNet over windows, fully convolutional nets, ensemble, CRF, their command."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_windows_in_batches_and_one_by_one(batch: int, deconvnet: Net) -> None:
 
 
 def test_nothing_shown_is_background() -> None:
-    """Where no window lies all scores are 0, and the first of equal ones wins."""
+    """Outside all windows scores are 0, and the first of equal ones wins."""
     system = ProposalSegmenter(scores_of(8), windows=lambda _: WINDOWS[:1], smallest=1)
     found = system(picture(14, 17))
     assert not found.pixels[:, 15:].any()
@@ -144,7 +144,7 @@ def test_windows_are_the_picture_and_large_proposals(scale: int, smallest: float
         for b, (w, h) in zip(boxes, sides, strict=True)
     ]
     large = [b for b in large if min(b[2] - b[0], b[3] - b[1]) + 1 >= smallest]
-    np.testing.assert_allclose(others, large[:19], atol=1)  # 1.2 is no number of the machine's
+    np.testing.assert_allclose(others, large[:19], atol=1)  # 1.2 is not representable
     assert len(large) > 19
     assert min(np.diff(np.reshape(others, (-1, 2, 2)), axis=1).min(2).flat) + 1 >= smallest
 

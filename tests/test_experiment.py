@@ -1,4 +1,4 @@
-"""The experiment: a plan of commands, run once each, gone on with after anything, and told of truthfully."""
+"""The experiment: a plan of commands, run once each, continued after interruptions, and reported."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _published() -> list[str]:
 @pytest.mark.parametrize("path", _published())
 @pytest.mark.parametrize("fold", [True, False])
 def test_published_nets_slim(path: str, fold: bool, tmp_path: Path) -> None:
-    """The command's own check: onnxruntime beside the net, at two batch sizes."""
+    """The command's check: onnxruntime compared with the net, at two batch sizes."""
     torch.manual_seed(0)
     net = Net(with_inputs(path, "1/32", 0, "TEST"))
     with torch.no_grad():

@@ -26,7 +26,7 @@ FLOATS = {"data": np.float32, "double_data": np.float64}
 
 
 def parsed(path: Path):
-    """The oracle: the whole file through protobuf."""
+    """The reference: the complete file through protobuf."""
     net = SCHEMA.NetParameter()
     net.ParseFromString(path.read_bytes())
     return net

@@ -1,4 +1,4 @@
-"""Every layer's gradient against differences of its own forward pass, in double precision: no Caffe is asked.
+"""Every layer's gradient against differences of its own forward pass, in double precision, without a reference Caffe.
 
 A row is one layer with its parameters, the shapes of its bottoms (no two axes equal) and what they hold. Where a
 function has a kink or a jump, the numbers keep away from it; ``kink`` says from what.

@@ -1,4 +1,4 @@
-"""Weight and state files made to hurt, one row each: what they say, and that nothing else is read or allocated."""
+"""Hostile weight and state files, one row each: their errors, and that nothing else is read or allocated."""
 
 from __future__ import annotations
 

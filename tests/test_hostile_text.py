@@ -1,4 +1,4 @@
-"""Definitions made to hurt: one line, and no more time than their length is worth."""
+"""Hostile definitions: one line of error, in time linear in their length."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ NUMBER_MOVERS = [
 """Tools that move numbers from file to file."""
 
 PYCAFFE_NAMES = ["classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto"]
-"""Modules that only stand for those of ``pycaffe`` and ``schema``, under the names that scripts import."""
+"""Aliases of modules of ``pycaffe`` and ``schema``, under the names that scripts import."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

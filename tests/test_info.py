@@ -1,4 +1,4 @@
-"""caffe-port info: what a definition or a weight file holds, beside what the built net has."""
+"""caffe-port info: the contents of definitions and weight files, compared with the built net."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What layers do to be quick gives the numbers of the slow way, and benchmarks/layers.py knows every layer."""
+"""Optimisations of layers give the same numbers, and benchmarks/layers.py has every layer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_softmax(behind: tuple[int, ...]) -> None:
 )
 @pytest.mark.parametrize("method", ["MAX", "AVE"])
 def test_pooling_is_the_same_with_and_without_gradients(method: str, windows: str, tops: str) -> None:
-    """Small whole numbers, so that windows are full of ties."""
+    """Small integers, so that windows have many ties."""
     x = torch.randint(-3, 3, (2, 19, 9, 11)).float()
     pool = layer(f"type: 'Pooling' {tops} pooling_param {{ pool: {method} {windows} }}", tuple(x.shape))
     with torch.no_grad():

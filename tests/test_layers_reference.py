@@ -49,7 +49,7 @@ def test_forward_and_backward(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in NETS if c.reference.keys("switch")], ids=str)
 def test_forward_strictly_with_the_references_own_switches(case: Case) -> None:
-    """With near ties taken out of the comparison everything lies within the bound."""
+    """Without near ties everything is within the bound."""
     assert not wrong(case, own_switches=True)
 
 

@@ -1,4 +1,4 @@
-"""The ways to call a net as a module, and what it refuses. Expectations are plain torch's."""
+"""Calls of a net as a module, and their errors. Expectations are plain torch's."""
 
 from __future__ import annotations
 

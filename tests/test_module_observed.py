@@ -104,7 +104,7 @@ def test_backward_hooks_fire_in_pycaffes_backward_and_in_losses(name: str) -> No
 
 @ways
 def test_only_observed_layers_leave_the_fast_way(mode: str) -> None:
-    """The others keep what was prepared: the same objects serve after a hook has come and gone."""
+    """The others keep their packed weights: the same objects are used after a hook was added and removed."""
     net = built()
     passes(net, "no_grad", 2)
     before = _prepared(net)

@@ -1,4 +1,4 @@
-"""``net.ip2 = torch.nn.Linear(...)``: everybody's way to change a head. Expectations are plain torch's."""
+"""``net.ip2 = torch.nn.Linear(...)``: the usual way to replace a head. Expectations are plain torch's."""
 
 from __future__ import annotations
 

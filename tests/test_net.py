@@ -1,4 +1,4 @@
-"""Net from both sides: as pycaffe's users know it and as a module of PyTorch."""
+"""Net as in pycaffe and as a module of PyTorch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def net(text: str = SMALL, **options) -> caffe_port.Net:
 
 
 def by_hand(net: caffe_port.Net) -> np.ndarray:
-    """The small net in plain torch, from the parameters as they are now."""
+    """The small net in plain torch, from the current parameters."""
     w = {k: v.detach().double() for k, v in net.state_dict().items()}
     x = torch.from_numpy(net.blobs["data"].data).double()
     x = torch.relu(torch.conv2d(x, w["conv.weight"], w["conv.bias"]))
@@ -78,7 +78,7 @@ def test_what_is_written_to_data_is_used() -> None:
 
 @pytest.mark.parametrize("how", ["array", "held array", "torch", "torch data", "load_state_dict", "replace"])
 def test_changed_parameters_are_seen(how: str) -> None:
-    """The prepared weights of the fast way follow whatever is done to the parameters."""
+    """Packed weights follow every change of the parameters."""
     n = net()
     for _ in range(3):
         n.forward()

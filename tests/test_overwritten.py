@@ -1,4 +1,4 @@
-"""Gradients where layers work in place, beside those of both programs; what else lies in one memory there.
+"""Gradients where layers work in place, compared with both programs; other blobs that share memory there.
 
 ``*_inplace`` hold two layers in one blob. ``bvlc_overwritten``, from BVLC Caffe 1.0 too, holds single layers in place
 and blobs written over through a Split, Reshape, Concat or Slice that shares its bottom's memory.
@@ -149,7 +149,7 @@ TRAINED = IN_PLACE.replace('input: "x" input_shape { dim: 2 dim: 2 dim: 2 dim: 3
 @pytest.mark.parametrize("debug_info", ["false", "true"])
 @pytest.mark.parametrize("gradients", ["caffe", "true"])
 def test_solver_uses_the_chosen_gradient(gradients: str, debug_info: str) -> None:
-    """It is the one that pycaffe's backward gives, which the cases above hold, told blob by blob or not."""
+    """It equals pycaffe's backward, which the cases above check, with observers or without."""
     stream = io.StringIO()
     param = read_solver(f'base_lr: 0.1 lr_policy: "fixed" max_iter: 1 display: 1 debug_info: {debug_info}')
     param.net_param.MergeFrom(read_net(TRAINED, phase="TRAIN").net)

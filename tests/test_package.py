@@ -1,4 +1,4 @@
-"""The package as a wheel holds it, in an environment of its own and far from the repository."""
+"""The package installed from a wheel in a separate environment, outside the repository."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def test_read_net(path, phase):
 
 @pytest.mark.parametrize("path", [path for path in PUBLISHED if path not in NETS])
 def test_read_solver(path):
-    """A solver's net lies beside it."""
+    """A solver's net is in the same folder."""
     solver = read_solver(ROOT / "prototxt" / path)
     assert (ROOT / "prototxt" / path).parent.joinpath(solver.net).is_file()
     assert (solver.type, solver.base_lr * solver.momentum > 0) == ("SGD", True)

@@ -85,7 +85,7 @@ def test_memory_data() -> None:
 
 
 def test_arrays_over_copies_are_taken_over(net: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a GPU arrays are copies; here numpy is told that it cannot see any tensor."""
+    """On a GPU arrays are copies; here numpy is made to access no tensor."""
     given = inputs()
     monkeypatch.setattr(Copies, "seen", staticmethod(lambda tensor: False))
     net.params["ip"][0].data[...] = 2

@@ -1,4 +1,4 @@
-"""The solvers that pycaffe's users know: trained as any, and open to look into after every step."""
+"""pycaffe's solvers: training, and access to their nets after every step."""
 
 from __future__ import annotations
 

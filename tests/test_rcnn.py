@@ -67,7 +67,7 @@ def test_python_layers_give_the_originals_numbers(name: str) -> None:
 
 
 def greedy(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[int]:
-    """One box after the other, as cpu_nms.pyx says it."""
+    """One box after the other, as in cpu_nms.pyx."""
     one = np.float32(1)
     order, kept = list(np.argsort(scores, kind="stable")[::-1]), []
     while order:

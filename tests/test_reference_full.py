@@ -67,6 +67,6 @@ def test_full_width(run: tuple[caffe_port.Net, Reference]) -> None:
 
 
 def test_full_width_strictly_with_the_references_own_switches(run: tuple[caffe_port.Net, Reference]) -> None:
-    """With near ties taken out, everything lies within 1e-5."""
+    """Without near ties, everything is within 1e-5."""
     compared = list(replay(*run, own_switches=True))
     assert [str(c) for c in compared if not c.ok] == []

@@ -99,7 +99,7 @@ def test_hdf5_holds_what_theirs_holds(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_definition_of_layers_keeps_its_form(tmp_path: Path) -> None:
-    """BVLC's own is `layer`, which the fork does not read; ours says the same in `layers`."""
+    """BVLC's own is `layer`, which the fork does not read; ours has the same in `layers`."""
     path = SAVED / "bvlc" / "v1.caffemodel"
     net_of(path).save(tmp_path / "w.caffemodel")
     ours, theirs = SCHEMA.NetParameter(), SCHEMA.NetParameter()

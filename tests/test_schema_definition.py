@@ -218,7 +218,7 @@ def test_lines_after_filter_and_padding():
     assert definition.lines == (2, 3)
 
 
-# a bottom that nobody makes, and what is said about it
+# a bottom that no layer computes, and the error
 BOTTOMS = {
     "near": (
         "layer { top: 'conv1' }\nlayer { name: 'b' bottom: 'conv2' }",

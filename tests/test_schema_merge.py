@@ -1,4 +1,4 @@
-"""Another Caffe's caffe.proto and plugin: its fields and types are known from then on."""
+"""Another Caffe's caffe.proto and plugin: its fields and types are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a definition has and this port does not know: all at once, by fork, and what is left without it."""
+"""Lenient parsing: all unknown parts of a definition at once, by fork, and the text without them."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_messages_too_deep_are_one_error() -> None:
 
 
 def test_every_registered_type_is_known_to_its_dialects() -> None:
-    """The list that needs no torch, beside the registry."""
+    """The list that needs no torch, compared with the registry."""
     builtin = {name: classes for name, classes in REGISTRY.items() if name}
     assert [name for name in builtin if not known_type(name)] == []
     assert known_type("Swish", BVLC)

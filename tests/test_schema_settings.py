@@ -1,4 +1,4 @@
-"""NAME=VALUE in place of what a solver's prototxt says: of the field's type, or an error that helps."""
+"""NAME=VALUE in place of a solver's fields: a value of the field's type, or an error with a remedy."""
 
 from __future__ import annotations
 

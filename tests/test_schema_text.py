@@ -1,4 +1,4 @@
-"""Prototxt: what is read, and what a wrong one is told."""
+"""Prototxt: reading, and errors for wrong ones."""
 
 from __future__ import annotations
 

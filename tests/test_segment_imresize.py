@@ -1,4 +1,4 @@
-"""MATLAB's imresize: against its formula, pixel by pixel, and what can be told without a formula."""
+"""MATLAB's imresize: against its formula, pixel by pixel, and properties that hold without a formula."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_formula(before: tuple[int, int], after: tuple[int, int], method: st
 
 @pytest.mark.parametrize(("factor", "size"), [(0.5, (4, 3)), (0.3, (3, 2)), (1.5, (11, 8)), (2, (14, 10))])
 def test_a_factor(factor: float, size: tuple[int, int]) -> None:
-    """Sizes are rounded up, and pixels lie as the factor says, not as the sizes do."""
+    """Sizes are rounded up, and pixel positions follow the factor, not the sizes."""
     array = np.random.RandomState(0).rand(7, 5)
     wanted = formula(array, size, [factor, factor], "bicubic", True)
     np.testing.assert_allclose(imresize(array, factor), wanted, rtol=0, atol=1e-14)

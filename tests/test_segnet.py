@@ -1,4 +1,4 @@
-"""SegNet's fork: batches and dropout of the running program, what its files tell, and wrong definitions."""
+"""SegNet's fork: batches and dropout of the original program, shapes from its files, and wrong definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drawn data set: the same from the same numbers, laid out as VOC, with what its labels say in its masks."""
+"""The drawn data set: reproducible, in VOC's layout, with masks that agree with its labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates beside their formulas, updates beside their formulas worked in double precision, and what solvers refuse."""
+"""Rates and updates compared with their formulas in double precision, and errors of solvers."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_updates(kind: str) -> None:
 
 
 def test_pieces_hold_every_number_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tensors together, large ones cut, and those that lie differently whole."""
+    """Small tensors together, large ones split, and those of other memory layouts separately."""
     monkeypatch.setattr(optimizers, "_PIECE", 12)
     lists = [
         [torch.zeros(2, 3), torch.zeros(5), torch.zeros(5, 7), torch.zeros(3, 5).t(), torch.zeros(1)] for _ in range(2)

@@ -92,7 +92,7 @@ def test_weights_to_start_from(solve: Solve) -> None:
     assert ours == theirs
 
 
-# -- going on ----------------------------------------------------------------------------------------------------------
+# -- resuming ----------------------------------------------------------------------------------------------------------
 
 
 def test_resume_says_where_from(solve: Solve) -> None:
@@ -114,7 +114,7 @@ def test_resume_takes_the_newest_whole_one(solve: Solve) -> None:
 
 
 def test_resume_writes_over_nothing(solve: Solve) -> None:
-    """A snapshot of real Caffe has no resume file: whether to go on from it is for its owner to say."""
+    """A snapshot of real Caffe has no resume file: continuing from it needs an explicit option."""
     solve("--set", "max_iter=3")
     Path("s_iter_3.resume").unlink()
     before = {path: path.read_bytes() for path in Path().glob("s_iter*")}
@@ -152,7 +152,7 @@ def test_a_picture_that_cannot_be_read(harm: str, solve: Solve) -> None:
 
 @pytest.mark.parametrize("iteration", [1, 4, 5])
 def test_a_picture_deleted_during_training(iteration: int, solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All pictures go at once, so that the next batches fail, also those of a test; the run goes on bit for bit."""
+    """All pictures go at once, so that the next batches fail, also those of a test; the run continues bit for bit."""
     expected = whole(solve)
     away = Path("away")
     away.mkdir()
@@ -190,7 +190,7 @@ def test_a_full_disk(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-# -- numbers that are none ---------------------------------------------------------------------------------------------
+# -- NaN ---------------------------------------------------------------------------------------------------------------
 
 LOG = """
 name: "logarithm"

@@ -1,4 +1,4 @@
-"""What a training leaves beside snapshots: tables, TensorBoard's events, plots, the progress bar."""
+"""A training's outputs besides snapshots: tables, TensorBoard's events, plots, the progress bar."""
 
 # ruff: noqa: F811 (fixtures are imported)
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rows(path: str) -> list[dict[str, str]]:
 
 
 def told(said: str, what: str) -> list[tuple[str, str]]:
-    """Each ``name = number`` that the log tells of net outputs."""
+    """Each ``name = number`` of net outputs in the log."""
     return re.findall(rf"{what} net output #\d+: (\w+) = (\S+)", said)
 
 
@@ -90,7 +90,7 @@ def test_a_plot_without_matplotlib(solve: Solve, monkeypatch: pytest.MonkeyPatch
 
 
 class Terminal(io.StringIO):
-    """A stderr that says it is one."""
+    """A stderr that reports to be a terminal."""
 
     encoding = "utf-8"
 

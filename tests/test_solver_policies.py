@@ -1,4 +1,4 @@
-"""Learning-rate policies beside the programs that have them, and policies and rules that plugins add."""
+"""Learning-rate policies compared with the programs that have them, and policies and rules that plugins add."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_plateau_follows_ssd(place: Path) -> None:
 @pytest.mark.parametrize("end", ["", ".h5"])
 def test_plateau_resumes_from_a_state_of_ssd(end: str, place: Path) -> None:
     run = plateau()
-    shutil.copy(SSD / "snap_iter_10.caffemodel", place / f"snap_iter_10.caffemodel{end}")  # its bytes tell the format
+    shutil.copy(SSD / "snap_iter_10.caffemodel", place / f"snap_iter_10.caffemodel{end}")  # detected from its bytes
     run.restore(SSD / f"snap_iter_10.solverstate{end}")
     run.solve()
     assert_same_lines(lines(run.log, "Solving"), (SSD / "resumed.log").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""The solver beside the two real programs: their runs, their snapshots.
+"""The solver compared with the two real programs: their runs, their snapshots.
 
 All runs of bvlc_solvers start from one file of weights and train by HDF5Data. Their numbers are in tests/reference, so
 that a clone has them; noh_solver needs the pictures of ../shared.
@@ -87,7 +87,7 @@ RUNS = {
     "sgd_step": STEP,
     "sgd_step_h5": f"{STEP} {IN_HDF5}",
 }
-"""What a run's solver says beside EVERY_RUN."""
+"""A run's solver fields besides EVERY_RUN."""
 
 
 class Recorder(Log):
@@ -143,7 +143,7 @@ def solver(name: str) -> Solver:
 
 
 def recorded(run: Solver) -> Recorder:
-    """What the solver said."""
+    """The solver's log."""
     assert isinstance(run.log, Recorder)
     return run.log
 

@@ -1,4 +1,4 @@
-"""The solver beside the fork: its runs, its snapshots; noh_solver needs the pictures of ../shared."""
+"""The solver compared with the fork: its runs, its snapshots; noh_solver needs the pictures of ../shared."""
 
 # ruff: noqa: F811 (fixtures are imported)
 from __future__ import annotations

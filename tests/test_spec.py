@@ -65,7 +65,7 @@ def test_shapes_of_real_caffe(case: Case) -> None:
 
 
 def test_a_trainings_net_without_its_data() -> None:
-    """What the data's files would tell is unknown, the rest is not."""
+    """Shapes that depend on data files are unknown, the others are not."""
     found = net(
         """
         layer { name: "d" type: "Data" top: "d" top: "l" data_param { source: "none" batch_size: 5 } }
@@ -177,11 +177,11 @@ def test_multiply_adds_of_recurrence() -> None:
 
 
 OWN_RECORDS: set[str] = set()
-"""Forks whose layers are their own records: inference knows them once their modules, and so torch, are loaded."""
+"""Forks whose layers are their own records: inference has them once their modules, and so torch, are loaded."""
 
 
 def test_layers_have_their_facts_from_the_records() -> None:
-    """The record of every type is free of torch; a layer computes, and what it may say anew is what its files tell."""
+    """The record of every type is free of torch; a layer may only override shapes that depend on files."""
     from caffe_port.layers import REGISTRY
 
     assert set(REGISTRY) == set(spec.RECORDS)

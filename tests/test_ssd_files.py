@@ -82,7 +82,7 @@ def test_boxes_in_pixels_by_hand() -> None:
 
 
 def test_evaluation_in_pixels(place: Path) -> None:
-    """Two pictures of 2 x 2 pixels in turn: boxes that are apart share one pixel, as the original counts."""
+    """Two pictures of 2 x 2 pixels in turn: disjoint boxes share one pixel, as in the original."""
     (place / "sizes.txt").write_text("a 2 2\nb 100 100\n")
     body = "num_classes: 2 overlap_threshold: 0.12 name_size_file: 'sizes.txt'"
     net = caffe_port.Net(

@@ -339,7 +339,7 @@ def run_loss(gt: list[float], body: str = "", priors: tuple = (A, C)) -> None:
     ],
 )
 def test_wrong_true_boxes(gt: list[float], body: str, priors: tuple, says: str | None) -> None:
-    if says is None:  # a prior without width that no box is matched with does no harm
+    if says is None:  # a prior without width that no box is matched with has no effect
         run_loss(gt, body, priors)
         return
     with pytest.raises(CaffeError, match=says):

@@ -30,7 +30,7 @@ def ran(case, kind: torch.dtype) -> caffe_port.Net:
 @needs_shared("reference/ssd_nets")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_noisy_net_is_nearer_to_exact_numbers_than_the_reference(case) -> None:
-    """In double precision nothing is noisy: ours lies within 2e-4 of it, the reference within 3e-3."""
+    """In double precision there is no noise: ours is within 2e-4 of it, the reference within 3e-3."""
     single, double = (ran(case, kind) for kind in (torch.float32, torch.float64))
     for key in case.reference.keys("out", "sample", "after", "pdiff"):
         theirs = case.reference[key].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Caffe's own tools: databases, mean pictures, features, upgraded files, beside what Caffe's arithmetic gives."""
+"""Caffe's own tools: databases, mean pictures, features, upgraded files, compared with Caffe's arithmetic."""
 
 from __future__ import annotations
 

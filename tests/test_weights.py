@@ -1,4 +1,4 @@
-"""weights/published.json says what our definitions say, and weights/README.md says what published.json says."""
+"""weights/published.json agrees with our definitions, and weights/README.md with published.json."""
 
 from __future__ import annotations
 

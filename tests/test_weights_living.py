@@ -70,7 +70,7 @@ FORMS = ["w.caffemodel", "w.caffemodel.h5", "w.safetensors", "w.pth", "w.npz", "
 
 
 def run(folder: Path, way: str, names: list[str]) -> subprocess.CompletedProcess[str]:
-    """Build a net of each file, overwrite the file, cut it short; in a process of its own, which that may end."""
+    """Build a net of each file, overwrite the file, truncate it; in a separate process, which that may end."""
     for name in names:
         write(folder / name)
     (folder / "net.prototxt").write_text(NET)
@@ -100,7 +100,7 @@ def test_mmap_keeps_the_views_with_what_that_means(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("mmap", [False, True])
 def test_the_numbers_are_the_files(name: str, dtype: str, mmap: bool, tmp_path: Path) -> None:
-    """Of a parameter that layers share, the last of them has the say, as in Caffe."""
+    """A parameter that layers share is loaded from the last of them, as in Caffe."""
     write(tmp_path / name, dtype)
     net = Net(NET, tmp_path / name, mmap=mmap)
     for key, array in arrays().items():

@@ -1,4 +1,4 @@
-"""WSSL: DeepLab's layers beside loops over pixels written from their description, and its nets, slim, in training."""
+"""WSSL: DeepLab's layers compared with loops over pixels written from their description; training of its slim nets."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_label_beyond_the_channels_is_an_error():
 
 
 def test_no_gradient_passes_through_the_estimated_labels():
-    """The scores' gradient is that of the loss over labels that stand fast."""
+    """The scores' gradient is that of the loss over fixed labels."""
     tail = """
     layers { type: ADAPTIVE_BIAS_CHANNEL name: 'e' bottom: 'x' bottom: 't' top: 'b' }
     layers { type: ARGMAX name: 'a' bottom: 'b' top: 'label' argmax_param { axis: 1 } }
@@ -302,7 +302,7 @@ class Losses(Callback):
 
 @pytest.mark.parametrize("name", ["small_fov_semi", "large_fov_semi", "large_fov_strong"])
 def test_training_lowers_the_loss(name, lists, tmp_path):
-    """And a test with whole masks follows; all by the definitions as they are written, but slim."""
+    """A test with complete masks follows; all with the written definitions, but slim."""
     setting = Setting(Fraction(1, 16), 64, 2, str(lists), classes=3, level="1", norm=True)
     net = build.definitions(setting, [f"wssl/train_{name}.prototxt"])[f"wssl/train_{name}.prototxt"]
     (tmp_path / "net.prototxt").write_text(str(net), encoding="utf-8")
@@ -327,7 +327,7 @@ def test_training_lowers_the_loss(name, lists, tmp_path):
 
 
 def test_a_resumed_training_is_the_whole_one(lists, tmp_path):
-    """The E-step's random orders go on where they were."""
+    """The E-step's random orders continue."""
     setting = Setting(Fraction(1, 32), 64, 2, str(lists), classes=3, level="1")
     path = "wssl/train_small_fov_semi.prototxt"
     (tmp_path / "net.prototxt").write_text(str(build.definitions(setting, [path])[path]), encoding="utf-8")

@@ -14,7 +14,7 @@ ENDS = [".caffemodel", ".solverstate"]
 
 
 class Trainer:
-    """A process that trains in forks of itself, in a folder of its own."""
+    """A process that trains in forked processes, in a separate folder."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -43,7 +43,7 @@ class Trainer:
 
 
 def same(place: Path, ours: str, whole: str, iterations: int = 16) -> None:
-    """The last snapshots are equal to the last byte, and nothing that was said differs."""
+    """The last snapshots are equal to the last byte, and the logs do not differ."""
     same_files(place, ours, whole, iterations)
     told = [{*(place / folder / "diary").read_text().splitlines()} for folder in (ours, whole)]
     assert told[0] == told[1]

@@ -1,4 +1,4 @@
-"""Interp, a layer of the DeepLab and PSPNet forks, in a file of one's own: bilinear resizing, corners onto corners."""
+"""Interp, a layer of the DeepLab and PSPNet forks, in one file: bilinear resizing with aligned corners."""
 
 from __future__ import annotations
 

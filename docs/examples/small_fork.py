@@ -1,4 +1,4 @@
-"""A small fork of Caffe, in a file of one's own: a dialect with two flags of its own, and three layers."""
+"""A small fork of Caffe in one file: a dialect with two new flags, and three layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A learning-rate policy and an update rule in a file of one's own."""
+"""A learning-rate policy and an update rule in one file."""
 
 from __future__ import annotations
 

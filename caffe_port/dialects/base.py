@@ -145,7 +145,7 @@ class Dialect:
     """The loss logged after the last iteration is averaged over ``average_loss`` too (bvlc: solver.cpp)."""
 
     logs_speed: bool = True
-    """The log's loss lines tell iterations a second (bvlc: solver.cpp; no other has it)."""
+    """The log's loss lines contain iterations per second (bvlc: solver.cpp; no other has it)."""
 
     logs_kind_of_snapshot: bool = True
     """The log's snapshot lines contain the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from caffe_port.errors import CaffeError
 from caffe_port.tools.summary import summarize
 
-ABSENT = ("(looked for", "no such file", "it runs the code of Python module", "to allow that: allow_writes")
+ABSENT = ("(looked for", "no such file", "it runs the code of Python module", "to allow it: allow_writes")
 """Texts of errors about missing files or missing permissions."""
 
 

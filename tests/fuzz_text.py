@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
+from math import prod
 from pathlib import Path
 from random import Random
 
+import torch
 from fuzzing import Reader, integer, register, word
 
+from caffe_port.net import Net
 from caffe_port.schema import load_proto, read_net, read_solver
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +111,41 @@ def read_proto(path: Path) -> None:
     schema.NetParameter(name="n")
 
 
+SIZES = ("0", "-1", "1", "2", "3", "5", "7", "64", "2147483647", "2147483648", "4294967295", "9223372036854775807")
+
+
+@cache
+def layers() -> tuple[tuple[str, str, str], ...]:
+    """Definitions around one layer each, with phase and dialect, and short enough to be built often."""
+    found: list[tuple[str, str, str]] = []
+    for dialect, suite in (("bvlc", "bvlc_layers"), ("noh", "noh_layers"), ("bvlc", "bvlc_corners")):
+        entries = json.loads((ROOT / "tests" / "reference" / suite / "manifest.json").read_text()).values()
+        texts = [entry for entry in entries if isinstance(entry, dict) and len(entry.get("prototxt", "")) > 60]
+        found += [(entry["prototxt"], entry.get("phase", "TEST"), dialect) for entry in texts]
+    return tuple(found)
+
+
+def net(rng: Random, folder: Path) -> Path:
+    """A layer whose numbers are tiny, or so large that no machine holds them."""
+    text, phase, dialect = rng.choice(layers())
+    tokens = TOKEN.findall(text)
+    numbers = [i for i, token in enumerate(tokens) if token[0].isdigit() or token[0] == "-"]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        if numbers:
+            tokens[rng.choice(numbers)] = rng.choice((*SIZES, *SIZES, "nan", "1e30", "-1e30", "0.5", "inf"))
+    return write(folder, f"{phase}.{dialect}.prototxt", "".join(tokens))
+
+
+def build(path: Path) -> None:
+    phase, dialect, _ = path.name.split(".")
+    built = Net(path, phase=phase, dialect=dialect)
+    if sum(prod(shape) for shape in built.shapes.values()) < 10**6:
+        with torch.no_grad():
+            built(**{name: torch.zeros(built.shapes[name]) for name in built.graph.inputs})
+
+
 register(
+    Reader("net", build, net, ("net.py", "spec/base.py", "layers/base.py"), damage=False),
     Reader(
         "prototxt",
         read_definition,

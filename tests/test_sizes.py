@@ -67,6 +67,25 @@ REFUSED = {
         "weight of shape",
     ),
     "columns of 10^10": (net(PLANE, 'type: "Im2col" convolution_param { kernel_size: 100000 pad: 100000 }'), "bytes"),
+    "an empty axis beside one past 2^31": (net("0 9223372036854775807"), "top x of shape"),
+    "no rows to convolve": (
+        net("2 3 0 6", 'type: "Convolution" convolution_param { num_output: 1 kernel_size: 1 pad: 1 }'),
+        "a bottom of shape",
+    ),
+    "no numbers to normalise": (net("0 3 2 2", 'type: "MVN"'), "a bottom of shape"),
+    "a stride of 2^32 - 1": (
+        net(PLANE, 'type: "Pooling" pooling_param { kernel_size: 2 stride: 4294967295 }'),
+        "stride .4294967295|windows over a bottom",
+    ),
+    "windows far behind the bottom": (
+        net(PLANE, 'type: "Pooling" pooling_param { kernel_size: 3 stride: 2147483647 }'),
+        "windows over a bottom of shape",
+    ),
+    "a window of 2^32 - 1": (
+        net(PLANE, 'type: "LRN" lrn_param { local_size: 4294967295 norm_region: WITHIN_CHANNEL }'),
+        "local_size 4294967295",
+    ),
+    "eps -1": (net(PLANE, 'type: "BatchNorm" batch_norm_param { eps: -1 }'), "eps -1"),
     "a filler of nan": (
         net("1 3", 'type: "InnerProduct" inner_product_param { num_output: 2 bias_filler { value: nan } }'),
         "constant filler: expected a number, found value: nan",

@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 
 from caffe_port.errors import FormatError
+from caffe_port.formats.weights import is_shape
 from caffe_port.formats.wire import BYTES, Reader, bytes_field, tag, varint, varint_field
 
 __all__ = ["blob_chunks", "blob_size", "read_blob"]
@@ -70,7 +71,7 @@ def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
         elif number in (_RAW_DATA, _RAW_DIFF):
             raw[number] = reader.span()
     shape = tuple(legacy.get(i, 0) for i in _DIMS) if legacy else tuple(dims)
-    if len(shape) > _MOST_AXES or any(n < 0 for n in shape) or prod(shape) > _LARGEST_COUNT:
+    if not is_shape(shape) or prod(max(n, 1) for n in shape) > _LARGEST_COUNT:
         raise _misfit(
             reader, f"the shape {shape[: _MOST_AXES + 1]}", "axes of at least 0 and at most 2**31 - 1 numbers together"
         )

@@ -20,6 +20,7 @@ import numpy as np
 
 from caffe_port.errors import FormatError
 from caffe_port.formats.archive import Archive
+from caffe_port.formats.weights import is_shape
 
 __all__ = ["read_pth"]
 
@@ -38,7 +39,6 @@ _STORAGES = {
 }
 _DTYPES = {"uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
 _REMEDY = "save only model.state_dict(): pickled objects are never read"
-_MOST_AXES = 32
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class _Machine:
             storage, offset, shape, strides = arguments[:4]
             if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
                 raise ValueError("a tensor without a storage")
-            if not _counts((offset, *shape, *strides)) or len(shape) != len(strides) or len(shape) > _MOST_AXES:
+            if not is_shape(shape) or not _counts((offset, *strides)) or len(shape) != len(strides):
                 raise ValueError("a tensor with invalid shape or strides")
             if name.endswith("v3"):
                 storage = self.retyped(storage, arguments[6])

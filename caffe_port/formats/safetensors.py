@@ -18,7 +18,7 @@ from caffe_port.errors import FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.mapping import write_array
 from caffe_port.formats.naming import layers_of
-from caffe_port.formats.weights import Weights
+from caffe_port.formats.weights import Weights, is_shape
 from caffe_port.formats.wire import Buffer
 
 __all__ = ["read_safetensors", "write_safetensors"]
@@ -37,7 +37,6 @@ _DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BF16 = "BF16"
 _STORED = {**_DTYPES, _BF16: np.dtype("<u2")}
-_MOST_AXES = 32
 _ALIGNMENT = 64
 
 
@@ -91,11 +90,12 @@ def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _STORED:
         raise FormatError(where, f"the dtype {dtype!r}", expected="one of " + ", ".join(_STORED))
-    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise FormatError(where, f"the {what} {numbers!r}", expected="non-negative integers")
-    if len(shape) > _MOST_AXES or len(offsets) != 2:
-        raise FormatError(where, f"{len(shape)} axes and {len(offsets)} offsets", expected=f"up to {_MOST_AXES} and 2")
+    if not is_shape(shape):
+        found = f"{len(shape)} axes" if isinstance(shape, list) and len(shape) > 32 else f"the shape {shape!r}"
+        raise FormatError(where, found, expected="up to 32 non-negative integers")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
+        found = f"{len(offsets)} offsets" if isinstance(offsets, list) else f"the data_offsets {offsets!r}"
+        raise FormatError(where, found, expected="2 non-negative integers")
     size = offsets[1] - offsets[0]
     if size != prod(shape) * _STORED[dtype].itemsize:
         raise FormatError(where, f"{size} bytes", expected=f"{dtype} numbers of shape {tuple(shape)}")

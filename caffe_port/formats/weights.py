@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
-__all__ = ["LayerWeights", "Weights"]
+__all__ = ["LayerWeights", "Weights", "is_shape"]
+
+_MOST_AXES = 32  # blob.hpp, kMaxBlobAxes
+_MOST_NUMBERS = 2**48
+
+
+def is_shape(shape: object) -> bool:
+    """Whether a file's ``shape`` is one: up to 32 whole numbers, not negative, of which numpy can make an array."""
+    if not isinstance(shape, (tuple, list)) or len(shape) > _MOST_AXES:
+        return False
+    return all(type(n) is int and n >= 0 for n in shape) and prod(max(n, 1) for n in shape) <= _MOST_NUMBERS
 
 
 @dataclass

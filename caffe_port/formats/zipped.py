@@ -15,7 +15,7 @@ from caffe_port.formats.archive import Archive, open_archive
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.naming import layers_of
 from caffe_port.formats.pth import read_pth
-from caffe_port.formats.weights import Weights
+from caffe_port.formats.weights import Weights, is_shape
 from caffe_port.formats.wire import Buffer
 
 __all__ = ["read_zip", "write_npz", "write_pth"]
@@ -47,7 +47,6 @@ def read_zip(buffer: Buffer, path: str) -> Weights:
 
 
 _LONGEST_HEADER = 10_000
-_MOST_AXES = 32
 
 
 def _npy(archive: Archive, name: str) -> np.ndarray:
@@ -68,8 +67,11 @@ def _npy(archive: Archive, name: str) -> np.ndarray:
         raise FormatError(where, f"a header that cannot be read ({error})", expected="plain arrays") from None
     if dtype is None or dtype.kind not in "fiubc" or not isinstance(order, bool):
         raise FormatError(where, f"an array of {kind}", expected="plain arrays of numbers")
-    good = isinstance(shape, tuple) and len(shape) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
-    if not good or prod(shape) * dtype.itemsize != content.size - start - size:
+    if (
+        not isinstance(shape, tuple)
+        or not is_shape(shape)
+        or prod(shape) * dtype.itemsize != content.size - start - size
+    ):
         raise FormatError(where, f"{content.size - start - size} bytes", expected=f"{dtype} numbers of shape {shape}")
     flat = content[start + size :].view(dtype)
     return flat.reshape(shape[::-1]).T if order else flat.reshape(shape)

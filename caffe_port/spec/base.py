@@ -142,6 +142,8 @@ class Spec:
     have another name; of an enum it is the value's name. With a "?" appended, it is None where the field is not set."""
     ignores: ClassVar[tuple[str, ...]] = ()
     """Fields of the parameter block that make no difference here."""
+    filled_from: ClassVar[int | None] = None
+    """The first bottom's axes from this one on have to have numbers: without, there is nothing to compute."""
     loss: ClassVar[bool] = False
     """A loss: its first top has weight 1 by default, and exists even if the definition names none."""
     labels: tuple[int, ...] = ()
@@ -224,6 +226,9 @@ class Spec:
         Raises:
             ShapeError: a shape exceeds them.
         """
+        behind = shapes[0][self.filled_from :] if self.filled_from is not None and shapes else ()
+        if is_known(behind) and 0 in behind:
+            raise self.shape_error(f"a bottom of shape {shapes[0]}", expected=f"no 0 among {tuple(behind)}")
         tops = self.reshape(*shapes)
         for i, shape in enumerate(tops):
             names = self.fields.top
@@ -236,9 +241,11 @@ class Spec:
         Raises:
             ShapeError: it has a negative axis, more than 32 axes, or more than 2**31 - 1 numbers.
         """
-        if any(n < 0 for n in shape) or len(shape) > _MOST_AXES:
-            found = f"{what} of {len(shape)} axes" if len(shape) > _MOST_AXES else f"{what} of shape {tuple(shape)}"
-            raise self.shape_error(found, expected=f"at most {_MOST_AXES} axes, each 0 or more")
+        known = [n for n in shape if is_known((n,))]
+        if any(n < 0 for n in known) or (0 in known and max(known) > _MOST_NUMBERS):
+            raise self.shape_error(f"{what} of shape {tuple(shape)}", expected=f"axes from 0 to {_MOST_NUMBERS:,}")
+        if len(shape) > _MOST_AXES:
+            raise self.shape_error(f"{what} of {len(shape)} axes", expected=f"at most {_MOST_AXES}")
         count = prod(shape)
         if is_known(shape) and count > _MOST_NUMBERS:
             found = f"{what} of shape {tuple(shape)}, {count:,} numbers or {4 * count:,} bytes"

@@ -204,6 +204,7 @@ define("Bias", Affine, "bias_param", BVLC, blob_specs=(_operand("bias", 0),))
 
 @record("BN", "bn_param", ("noh", "segnet"))
 class BN(Spec):
+    filled_from = 0
     tops = (1, 3)
     blob_specs = (Blob("scale", 4, "scale_filler"), Blob("shift", 4, "shift_filler"))
 
@@ -229,6 +230,7 @@ class BN(Spec):
 
 @record("BatchNorm", "batch_norm_param", BVLC)
 class BatchNorm(Spec):
+    filled_from = 0
     aligned = BVLC
     by_phase = True
     blob_specs = (
@@ -247,6 +249,7 @@ class BatchNorm(Spec):
 
     def setup(self, x: Shape) -> None:
         self.eps_outside = not self.p.add_eps_before_sqrt
+        self.refuse(not self.eps >= 0, f"eps {self.eps}", expected="0 or more")
         for spec in self.fields.param[:3]:
             self.refuse(
                 spec.message.lr_mult != 0,
@@ -268,6 +271,7 @@ class BatchNorm(Spec):
 
 @record("MVN", "mvn_param")
 class MVN(Spec):
+    filled_from = 0
     aligned = BOTH
     reads = ("normalize_variance", "across_channels")
 
@@ -284,13 +288,15 @@ class MVN(Spec):
 
 @record("LRN", "lrn_param")
 class LRN(Spec):
+    filled_from = 1
     aligned = BOTH
     reads = ("size=local_size", "alpha", "beta", "k", "region=norm_region")
     ignores = ("engine",)
     reads_bottoms = (0,)
 
     def setup(self, x: Shape) -> None:
-        self.refuse(self.size % 2 == 0, f"local_size {self.size}", expected="an odd number")
+        right = self.size % 2 and self.size < 2**31
+        self.refuse(not right, f"local_size {self.size}", expected="an odd number below 2**31")
         self.across = self.region == "ACROSS_CHANNELS"
         self.reads_tops = (0,) if self.across else ()
 

@@ -45,6 +45,8 @@ class Loss(Spec):
 class SoftmaxLoss(Loss):
     """A label for each pixel of the scores; a second top for the probabilities."""
 
+    filled_from = 0
+
     tops = (1, 2)
 
     def setup(self, x: Shape, label: Shape) -> None:
@@ -78,6 +80,7 @@ class RedSoftmaxWithLoss(SoftmaxLoss):
     reads = ("class_num?",)
 
     def classes(self, channels: int) -> int:
+        self.refuse_shape((self.class_num or 0) > channels, f"class_num {self.class_num}", expected=f"up to {channels}")
         return channels if self.class_num is None else self.class_num
 
 
@@ -241,6 +244,10 @@ define("EltwiseAccuracy", PixelAccuracy, "eltwise_accuracy_param", NOH)
 @record("RedAccuracy", "red_accuracy_param", NOH)
 class RedAccuracy(PixelAccuracy):
     reads = (*PixelAccuracy.reads, "class_num?")
+
+    def reshape(self, x: Shape, label: Shape) -> list[Shape]:
+        self.refuse_shape((self.class_num or 0) > x[1], f"class_num {self.class_num}", expected=f"up to {x[1]}")
+        return super().reshape(x, label)
 
 
 @record("BinaryAccuracy", "binary_accuracy_param", NOH)

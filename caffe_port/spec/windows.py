@@ -11,6 +11,7 @@ from math import prod
 
 from caffe_port.spec.base import BIAS, BVLC, NOH, Blob, Shape, Spec, record
 from caffe_port.spec.coords import CoordMap, filter_map, inverse
+from caffe_port.spec.unknown import is_known
 
 __all__ = ["SPP", "Convolution", "Deconvolution", "Im2col", "Pooling", "Unpooling", "Windows", "pooled_length"]
 
@@ -30,6 +31,21 @@ def pooled_length(
 
 class Windows(Spec):
     """Layers over windows: reading ``kernel_size``, ``stride``, ``pad`` and ``dilation``, with their older forms."""
+
+    filled_from = 1
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+
+    def top_shapes(self, *shapes: Shape) -> Sequence[Shape]:
+        """See :meth:`Spec.top_shapes`; what the windows reach over, padding included, can be a blob too."""
+        tops, axes = super().top_shapes(*shapes), len(self.kernel)
+        numbers = (*self.kernel, *self.stride)
+        self.refuse(any(n >= 2**31 for n in numbers), f"kernel {self.kernel}, stride {self.stride}", expected="32 bits")
+        if axes and axes == len(self.stride) and len(shapes[0]) > axes and is_known(shapes[0]) and is_known(tops[0]):
+            sides = zip(shapes[0][-axes:], tops[0][-axes:], self.kernel, self.stride, strict=True)
+            reach = [(min(inside, outside) - 1) * s + k for inside, outside, k, s in sides]
+            self.check_size("windows over a bottom", (*shapes[0][:-axes], *reach))
+        return tops
 
     def read_windows(self, x: Shape) -> None:
         """The windows over the axes of ``x`` after ``axis``, from a ``convolution_param``."""

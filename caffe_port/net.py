@@ -29,7 +29,7 @@ from caffe_port.graph import Facts, Needs, Node, connect, needs_backward, path_b
 from caffe_port.layers.base import Layer, Named, Shape, unknown_types
 from caffe_port.layers.blobs import legacy
 from caffe_port.layers.capabilities import RunsCode, WritesFiles
-from caffe_port.layers.foreign import Foreign, Place, found_at, register
+from caffe_port.layers.foreign import Foreign, Place, check_savable, found_at, register
 from caffe_port.layers.functions import recorded, traced
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import PHASES
@@ -245,10 +245,17 @@ class Net(Named):
             source = theirs.get(layer.name)
             if source is None or source is layer:
                 continue
+            if isinstance(layer, Foreign) and isinstance(source, Foreign) and layer.module is source.module:
+                continue
             mine, shared = ([tuple(b.shape) for b in one.caffe_blobs] for one in (layer, source))
-            if mine != shared or (mine and isinstance(layer, Foreign)):
+            foreign = bool(mine or shared) and (isinstance(layer, Foreign) or isinstance(source, Foreign))
+            if mine != shared or foreign:
+                remedy = f"give both nets the same module: test_net.{layer.name} = net.{layer.name}" if foreign else ""
                 raise WeightsError(
-                    f"layer {layer.name}", f"blobs {shared} to share", expected=f"{mine} ({layer.where})"
+                    f"layer {layer.name}",
+                    f"blobs {shared} to share",
+                    expected=f"{mine} ({layer.where})" if mine != shared else "a layer of the definition's in both nets",
+                    remedy=remedy,
                 )
             for name, blob in zip(layer.blob_names, source.caffe_blobs, strict=True):
                 setattr(layer, name, blob)
@@ -266,14 +273,7 @@ class Net(Named):
         seen = set()
         if hdf5 is None:
             hdf5 = str(path).endswith(".h5")
-        for _, layer in self.nodes:
-            if isinstance(layer, Foreign) and layer.blob_names:
-                raise CaffeError(
-                    f"{layer.where}: layer {layer.name}",
-                    f"a {type(layer.module).__name__} in place of the definition's {layer.type}",
-                    expected="the definition's layers, as Caffe's files contain no others",
-                    remedy="use torch.save(net.state_dict()), or change the prototxt and load that",
-                )
+        check_savable(layer for _, layer in self.nodes)
 
         def host(blob: Tensor) -> np.ndarray:
             blob = blob.detach().cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from caffe_port.errors import CaffeError, ShapeError
 from caffe_port.layers.base import Layer, Named, Shape
 from caffe_port.layers.blobs import Copies
 
-__all__ = ["Foreign", "Place", "found_at", "register"]
+__all__ = ["Foreign", "Place", "check_savable", "found_at", "register"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,22 @@ class Foreign(Layer):
             f"the module fails on bottoms of shapes {', '.join(map(str, shapes))}: {type(error).__name__}: {text}",
             remedy="a blob has Caffe's axes: torch.nn.Sequential(torch.nn.Flatten(), ...) flattens it",
         )
+
+
+def check_savable(layers: Iterable[Layer]) -> None:
+    """Refuse to write a net with other modules in its layers' places.
+
+    Raises:
+        CaffeError: naming the first that has parameters.
+    """
+    for layer in layers:
+        if isinstance(layer, Foreign) and layer.blob_names:
+            raise CaffeError(
+                f"{layer.where}: layer {layer.name}",
+                f"a {type(layer.module).__name__} in place of the definition's {layer.type}",
+                expected="the definition's layers, as Caffe's files contain no others",
+                remedy="use torch.save(net.state_dict()), or change the prototxt and load that",
+            )
 
 
 def register(net: nn.Module, key: str, layer: Layer) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port.errors import DefinitionError
+from caffe_port.errors import CaffeError, DefinitionError
 from caffe_port.net import Net
 
 __all__ = ["Learnable", "learnable_params", "slots", "untouched_zeros"]
@@ -39,13 +39,20 @@ def learnable_params(net: Net, *, of_steps: bool) -> Iterator[Learnable]:
 
     Raises:
         DefinitionError: layers that share a parameter give it different multipliers, or, in noh, share one under a
-            rule whose histories are not additive.
+            rule whose histories are not additive. CaffeError: a parameter is computed from others.
     """
     apart = net.dialect.shared_parameters_decay_apart
     names: dict[int, tuple[str, Tensor]] = {}
     specs: dict[int, list[tuple[str, Any]]] = {}
     for node, layer in net.nodes:
         for i, name in enumerate(layer.blob_names):
+            if name not in layer.aliases and not layer.holds(name):
+                raise CaffeError(
+                    f"{layer.where}: layer {layer.name}",
+                    f"{name} is computed from other parameters (parametrized, normalised or pruned)",
+                    expected="a parameter of the layer's own, which is what Caffe's rules update",
+                    remedy="train net.parameters() with torch.optim, or put the computation into the definition",
+                )
             blob = layer.aliases.get(name, getattr(layer, name))
             names.setdefault(id(blob), (f"{layer.name}.{name}", blob))
             given = specs.setdefault(id(blob), [])

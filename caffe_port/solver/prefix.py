@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from caffe_port.errors import CaffeError, FileError, WeightsError
 from caffe_port.formats.caffemodel_writer import LARGEST_FILE
 from caffe_port.formats.hdf5 import unfit_name
+from caffe_port.layers.foreign import check_savable
 
 try:
     import fcntl
@@ -66,9 +67,14 @@ def check_form(param: Any, net: Net, where: str) -> None:
 
     Raises:
         WeightsError: HDF5, and a layer's name that it cannot hold; binary, and more than a file of Caffe's may have.
+        CaffeError: another module stands in a layer's place, whose parameters no file of Caffe's holds.
     """
     if not writes(param):
         return
+    try:
+        check_savable(layer for _, layer in net.nodes)
+    except CaffeError as error:
+        raise error.advised("or train without snapshots: snapshot: 0 snapshot_after_train: false") from None
     holders = [layer for _, layer in net.nodes if layer.blob_names]
     if param.snapshot_format == param.HDF5:
         names: set[str] = set()

@@ -28,7 +28,6 @@ from caffe_port.solver.distributed import Group
 from caffe_port.solver.log import Log
 from caffe_port.solver.nan_check import check_parameters, diverged
 from caffe_port.solver.nets import Nets
-from caffe_port.solver.param_groups import learnable_params
 from caffe_port.solver.precision import Bf16Net
 from caffe_port.solver.prefix import alone, check_form, check_prefix
 from caffe_port.solver.schedule import policy
@@ -141,9 +140,7 @@ class Solver:
         for weights in param.weights:
             self.load(weights.split(","))
         self.log.line("Solver scaffolding done.")
-        learnable = list(learnable_params(self.net, of_steps=parts[1].of_steps))
-        smoothed_loss = SmoothedLoss(param.average_loss)
-        self.state = SolverState((self.net, *self.test_nets), learnable, *parts, smoothed_loss)
+        self.state = SolverState((self.net, *self.test_nets), *parts, SmoothedLoss(param.average_loss))
         self._snapshots = Snapshots(param, self.path, self.net, group, self.log)
         self._idle: set[int] = set()
         """Parameters without a gradient whose updates change nothing."""
@@ -153,6 +150,12 @@ class Solver:
     def iter(self) -> int:
         """Completed iterations."""
         return self.state.iter
+
+    def _follow_net(self) -> None:
+        """Learn what the net's parameters are now: ``net.ip2 = torch.nn.Linear(...)`` brings others."""
+        if self.state.follow_net():
+            self._idle.clear()
+        check_form(self.param, self.net, self.path)
 
     def load(self, files: Iterable[str | Path]) -> None:
         """Load weights into the training net and, as Caffe does, into the test nets."""
@@ -212,16 +215,14 @@ class Solver:
     def step(self, iterations: int) -> None:
         """Train for so many iterations more."""
         param, start, self.stopped = self.param, self.iter, False
+        self._follow_net()
         self.state.smoothed_loss.start()
         self.group.broadcast(p.parameter for p in self.state.learnable)
         self._timed = (time.monotonic(), self.iter)
         while self.iter < start + iterations and not self.stopped:
             self.state.mark()
-            if (
-                param.test_interval
-                and self.iter % param.test_interval == 0
-                and (self.iter or param.test_initialization)
-            ):
+            due = param.test_interval and self.iter % param.test_interval == 0
+            if due and (self.iter or param.test_initialization):
                 if self.group.first:
                     self.test_all()
                 if self.stopped:
@@ -414,6 +415,7 @@ class Solver:
 
     def restore(self, path: str | Path) -> None:
         """Continue from a .solverstate or .solverstate.h5, ours or real Caffe's."""
+        self._follow_net()
         self._snapshots.read(path, self.state)
         self._idle.clear()
         self.saved = self.iter, Path(path)

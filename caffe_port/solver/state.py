@@ -18,7 +18,7 @@ from caffe_port.data.position import pack, unpack
 from caffe_port.errors import CaffeError
 from caffe_port.layers.capabilities import Positioned, Stateful
 from caffe_port.solver.optimizers import Rule
-from caffe_port.solver.param_groups import Learnable, untouched_zeros
+from caffe_port.solver.param_groups import Learnable, learnable_params, untouched_zeros
 from caffe_port.solver.parts import Part
 from caffe_port.solver.schedule import Policy
 from caffe_port.solver.smoothed_loss import SmoothedLoss
@@ -35,25 +35,46 @@ class SolverState:
 
     Attributes:
         nets: the training net, then the test nets, whose layers have positions in data.
-        learnable: the parameters that are updated, with their multipliers.
         policy, rule: each with a state of its own (``policy.state["current_step"]`` is Caffe's current_step).
         smoothed_loss: as the log shows it.
         iter: completed iterations.
+        learnable: the parameters that are updated, with their multipliers.
         history: for each history of the rule a list of tensors, one for each parameter.
         position: what the iteration under way started from, else None.
     """
 
     nets: Sequence[Net]
-    learnable: Sequence[Learnable]
     policy: Policy
     rule: Rule
     smoothed_loss: SmoothedLoss
     iter: int = 0
-    history: list[list[Tensor]] = field(init=False)
+    learnable: Sequence[Learnable] = ()
+    history: list[list[Tensor]] = field(default_factory=list)
     position: Position | None = None
 
     def __post_init__(self) -> None:
-        self.history = [[untouched_zeros(p.parameter) for p in self.learnable] for _ in range(self.rule.histories)]
+        self.history = [[] for _ in range(self.rule.histories)]
+        self.follow_net()
+
+    def follow_net(self) -> bool:
+        """Update the net's parameters as they are now, of which some may be new: those start without a history.
+
+        Returns:
+            Whether any have changed.
+
+        Raises:
+            CaffeError: what stands in the net cannot be updated.
+        """
+        learnable = list(learnable_params(self.nets[0], of_steps=self.rule.of_steps))
+        if [id(p.parameter) for p in learnable] == [id(p.parameter) for p in self.learnable]:
+            return False
+        kept = {id(p.parameter): i for i, p in enumerate(self.learnable)}
+        self.history = [
+            [h[kept[id(p.parameter)]] if id(p.parameter) in kept else untouched_zeros(p.parameter) for p in learnable]
+            for h in self.history
+        ]
+        self.learnable = learnable
+        return True
 
     def mark(self) -> None:
         """Keep the position: an iteration begins."""

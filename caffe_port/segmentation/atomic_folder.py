@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,19 +41,45 @@ class Outputs:
             if not overwrite and (folder / path).exists():
                 raise FileError(str(folder / path), "exists already", remedy="pass -f to overwrite it, or another -o")
         self._stack = ExitStack()
+        self._folders: list[Path] = []
+        """Those made, outer ones first."""
+        self._links: list[tuple[Path, Path | None]] = []
+        """Those made, with what each led to before."""
 
     def __enter__(self) -> Outputs:
-        (self.folder / ROOT).mkdir(parents=True, exist_ok=True)
+        self._make(self.folder / ROOT)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        with _uninterrupted():
+            try:
+                self._stack.__exit__(*error)
+            finally:
+                if error[0] is not None:
+                    self._remove()
+
+    def _make(self, folder: Path) -> None:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        with _uninterrupted():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._folders += reversed(missing)
+
+    def _remove(self) -> None:
+        """Leave the folder as it was found."""
+        for link, before in reversed(self._links):
+            link.unlink(missing_ok=True)
+            if before is not None:
+                link.symlink_to(before, target_is_directory=True)
+        for folder in reversed(self._folders):
+            with suppress(OSError):  # not empty: somebody else's files
+                folder.rmdir()
 
     def open(self, path: str) -> BinaryIO:
         """A list to be written, by its path in the folder."""
-        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        self._make((self.folder / path).parent)
         self.lines[path] = 0
-        return self._stack.enter_context(atomic_write(self.folder / path, overwrite=self.overwrite))
+        with _uninterrupted():
+            return self._stack.enter_context(atomic_write(self.folder / path, overwrite=self.overwrite))
 
     def add(self, path: str, file: BinaryIO, lines: Sequence[str]) -> None:
         """Adds lines."""
@@ -69,24 +97,45 @@ class Outputs:
         self.add(path, self.open(path), lines)
 
     def pictures(self, name: str) -> Path:
-        """A folder below VOC2012 that replaces the one of this name at the end."""
-        return self._stack.enter_context(replacing(self.folder / ROOT / name, self.overwrite))
+        """A folder below VOC2012 that takes the place of the one of this name at the end."""
+        with _uninterrupted():
+            return self._stack.enter_context(replacing(self.folder / ROOT / name, self.overwrite))
 
     def link(self, source: Folder) -> None:
         """Links VOC2012 to the pictures and masks."""
         for name in (PHOTOGRAPHS, MASKS):
             link, target = self.folder / ROOT / name, (source.root / name).resolve()
-            if link.is_symlink() and link.resolve() != target and self.overwrite:
+            before = link.readlink() if link.is_symlink() else None
+            if before and link.resolve() != target and self.overwrite:
                 link.unlink()
             if not link.exists():
                 try:
-                    link.symlink_to(target, target_is_directory=True)
+                    with _uninterrupted():
+                        self._links.append((link, before))
+                        link.symlink_to(target, target_is_directory=True)
                 except OSError as error:
                     raise FileError(
                         str(link), f"a link cannot be created: {error.strerror}", remedy=f"copy or link {target} there"
                     ) from error
             elif link.resolve() != target:
                 raise FileError(str(link), f"leads to {link.resolve()}", expected=str(target))
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread only
+        return
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda n, _: came.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from caffe_port.segmentation.atomic_folder import Outputs
 from caffe_port.segmentation.crops import Object, choose, combinatorial, dominant, objects, present
 from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
 from caffe_port.segmentation.parallel import in_processes
-from caffe_port.segmentation.proposals import edge_boxes
+from caffe_port.segmentation.proposals import edge_boxes, forest
 from caffe_port.segmentation.voc import write_labels
 
 __all__ = ["FULL", "LEVELS", "Level", "Plan", "Prepared", "prepare"]
@@ -141,6 +142,8 @@ def prepare(
             is wrong, or no picture is left for a list.
     """
     made = Prepared()
+    if plan.model is not None:
+        forest(plan.model)
     out = Outputs(output, _paths(plan), overwrite)
     train, val = folder.names(plan.train), folder.names(plan.val)
     made.remark(f"pictures in {plan.val} as well as in {plan.train}", sorted({*train} & {*val}))
@@ -310,11 +313,12 @@ def _pixels(
     cuts = Cuts(name, out.pictures(name)) if plan.deconvnet else None
     found: dict[str, Examples] = {}
     work = partial(_examples, folder, plan, dim, cuts, split == "train")
-    for name, examples in zip(watch(names, f"crops, {split}"), in_processes(work, names, workers), strict=True):
-        for level, some in wanted.items():
-            if name in some:
-                out.add(paths[level], files[level], examples.crops)
-        found[name] = examples._replace(crops=[])
+    with closing(in_processes(work, names, workers)) as results:  # none writes pictures when this is left by an error
+        for name, examples in zip(watch(names, f"crops, {split}"), results, strict=True):
+            for level, some in wanted.items():
+                if name in some:
+                    out.add(paths[level], files[level], examples.crops)
+            found[name] = examples._replace(crops=[])
     for level, some in wanted.items():
         if not out.lines[paths[level]]:
             raise CaffeError(paths[level], "no line", expected="a picture with a mask that shows a class")

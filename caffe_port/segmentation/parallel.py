@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple, TypeVar
@@ -33,14 +34,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) -> Iterator[R]:
+def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) -> Generator[R, None, None]:
     """``map(function, things)`` in this many processes; in the current one if it is 1.
 
     The processes are spawned, so that none inherits a library's threads; a script that calls this needs
     ``if __name__ == "__main__":``.
 
     Raises:
-        CaffeError: raised by a call, when its result is due.
+        CaffeError: what a call raised, at its place; a process was killed.
     """
     if min(workers, len(things)) <= 1:
         yield from map(function, things)
@@ -52,6 +53,9 @@ def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) 
                 if isinstance(result, _Failed):
                     raise result.kind(result.where, result.found, expected=result.expected, remedy=result.remedy)
                 yield result
+        except BrokenProcessPool as error:
+            found = "one ended before its work was done (killed, or out of memory)"
+            raise CaffeError("worker processes", found, remedy="take fewer of them") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["info", "quiet"]
+__all__ = ["info", "number", "quiet"]
 
 
 def quiet() -> bool:
@@ -21,3 +21,9 @@ def info(remark: object) -> None:
     if not quiet():
         sys.stderr.write(f"{remark}\n")  # in one write, so that lines of several processes do not mix
         sys.stderr.flush()
+
+
+def number(x: float, form: str = "g") -> str:
+    """A number as text for people and logs, in a format of Python's; what would be -0, -0.00 ... has no sign."""
+    text = f"{x:{form}}"
+    return text[1:] if text.startswith("-") and float(text) == 0 else text

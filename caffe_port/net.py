@@ -250,13 +250,9 @@ class Net(Named):
             mine, shared = ([tuple(b.shape) for b in one.caffe_blobs] for one in (layer, source))
             foreign = bool(mine or shared) and (isinstance(layer, Foreign) or isinstance(source, Foreign))
             if mine != shared or foreign:
+                wanted = f"{mine} ({layer.where})" if mine != shared else "the definition's layer in both nets"
                 remedy = f"give both nets the same module: test_net.{layer.name} = net.{layer.name}" if foreign else ""
-                raise WeightsError(
-                    f"layer {layer.name}",
-                    f"blobs {shared} to share",
-                    expected=f"{mine} ({layer.where})" if mine != shared else "a layer of the definition's in both nets",
-                    remedy=remedy,
-                )
+                raise WeightsError(f"layer {layer.name}", f"blobs {shared} to share", expected=wanted, remedy=remedy)
             for name, blob in zip(layer.blob_names, source.caffe_blobs, strict=True):
                 setattr(layer, name, blob)
 

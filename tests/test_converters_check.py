@@ -77,7 +77,9 @@ def test_what_does_not_fit_a_trainings_net(layer: tuple, says: str, here: Path, 
     Path("train_val.prototxt").write_text(TRAIN_VAL)
     write_caffemodel("wrong.caffemodel", trained(layer), generation=2)
     assert call(caffe2torch.main, "wrong.caffemodel", "--prototxt", "train_val.prototxt") == 2
-    assert says in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert says in said
+    assert all(name in said for name in ("wrong.caffemodel: ", "(train_val.prototxt:", "Without --prototxt "))
     assert not Path("wrong.safetensors").exists()
 
 

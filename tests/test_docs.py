@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,8 +81,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.info == "run"], ids=str)
 def test_block_runs(block: Block, folder: Path, tmp_path: Path) -> None:
-    for item in folder.iterdir():
-        (tmp_path / item.name).symlink_to(item)
+    for item in folder.iterdir():  # files are copied: a block may write others of their names
+        if item.is_dir():
+            (tmp_path / item.name).symlink_to(item)
+        else:
+            shutil.copyfile(item, tmp_path / item.name)
     command = (
         ["bash", "-euo", "pipefail", "-c", block.text] if block.language == "sh" else [sys.executable, "-c", block.text]
     )

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reference import EMBEDDED
 
@@ -170,3 +171,43 @@ def test_names_that_are_known_are_those_that_compute() -> None:
     assert set(FILLERS) == set(FILLED)
     assert set(POLICIES) == set(policy.classes)
     assert set(SOLVERS) == set(rule.classes)
+
+
+PAIR = """\
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: [2, 3] } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 4 } }
+layer { name: "scale" type: "Scale" bottom: "y" top: "y" scale_param { bias_term: %s } }
+layer { name: "%s" type: "InnerProduct" bottom: "y" top: "z" inner_product_param { num_output: %d } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "status", "lines"),
+    [
+        (("true", "ip2", 5), 0, ["w.npz for n: fits", "w.npz: checked 6 blobs, 49 numbers"]),
+        (("true", "other", 5), 0, ["missing from the file (2): other.weight, other.bias", "ignored (1): ip2"]),
+        (("true", "ip2", 7), 1, ["w.npz for n: does not fit", "ip2.weight: net wants (7, 4), file has (5, 4)"]),
+        (("true", "ip2", 7), 1, ["ip2.bias: net wants (7,), file has (5,)", "w.npz: ip2[0] (weight): ", "(n:4)"]),
+        (("false", "ip2", 5), 1, ["w.npz: layer scale: expected 1 (weight) as the net has (n:3)"]),
+    ],
+)
+def test_a_net_and_weights_together(
+    net: tuple[str, str, int],
+    status: int,
+    lines: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shapes = {"ip": [(4, 3), (4,)], "scale": [(4,), (4,)], "ip2": [(5, 4), (5,)]}
+    blobs = {
+        f"{name}.{key}": s for name, pair in shapes.items() for key, s in zip(("weight", "bias"), pair, strict=True)
+    }
+    np.savez("w.npz", **{key: np.zeros(shape, np.float32) for key, shape in blobs.items()})
+    Path("n").write_text(PAIR % net)
+    for order in (("n", "w.npz"), ("w.npz", "n")):
+        found, said = call(capsys, *order)
+        assert found == status
+        assert [line for line in lines if line not in said] == []
+    assert call(capsys, "n", "w.npz", "--json")[1].count("\n") == 2

@@ -103,8 +103,11 @@ def test_an_error_leaves_the_folder_as_it_was(source: Path, tmp_path: Path, monk
 
 
 def test_what_others_put_there_stays(tmp_path: Path) -> None:
-    out = Outputs(tmp_path / "out", [], overwrite=False)
-    with pytest.raises(RuntimeError), out:
-        (tmp_path / "out" / "mine").write_text("x")
-        raise RuntimeError
+    def fails() -> None:
+        with Outputs(tmp_path / "out", [], overwrite=False):
+            (tmp_path / "out" / "mine").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
     assert contents(tmp_path / "out") == {"mine": b"x"}

@@ -7,8 +7,11 @@ their loss, ``debug_info``) and what real Caffe said of them, without times.
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from reference import EMBEDDED
 from caffe_port import console
 from caffe_port.solver import Solver
 from caffe_port.solver.log import Log
+from caffe_port.solver.solver import Scores
 
 LOGS = EMBEDDED / "solver_logs"
 PREFIX = re.compile(r"([IE])\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \w+\.cpp:\d+\] (.*)")
@@ -96,3 +100,51 @@ def test_silenced_as_glog_is(monkeypatch: pytest.MonkeyPatch) -> None:
     silent.line("nothing")
     assert isinstance(silent.file, io.StringIO)
     assert not silent.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("x", "form", "text"),
+    [
+        (-0.0, "g", "0"),
+        (0.0, "g", "0"),
+        (-0.001, ".2f", "0.00"),
+        (-0.01, ".2f", "-0.01"),
+        (-1e-9, "g", "-1e-09"),
+        (-0.0, ".1e", "0.0e+00"),
+        (float("nan"), "g", "nan"),
+        (float("-inf"), "g", "-inf"),
+    ],
+)
+def test_a_zero_has_no_sign(x: float, form: str, text: str) -> None:
+    assert console.number(x, form) == text
+
+
+def test_the_log_prints_no_negative_zero(log: Log) -> None:
+    log.loss(-0, -0.0, speed=(-0.0, 0.0, 1))
+    log.rate(0, -0.0)
+    log.scores("Train", [Scores("loss", -1.0, 0.0), Scores("sum", 0.0, -0.0)])
+    assert isinstance(log.file, io.StringIO)
+    assert not re.search(r"-0(?![\d.])", log.file.getvalue())
+
+
+TELLS = """
+import sys
+from caffe_port.console import info
+from caffe_port.solver.log import Log
+for i in range(300):
+    Log().line("x" * 900 + sys.argv[1])
+    info("y" * 900 + sys.argv[1])
+"""
+
+
+def test_lines_of_several_processes_stay_apart(tmp_path: Path) -> None:
+    """Three processes write into one file at the same time, as torchrun has them."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "GLOG_minloglevel": "0"}
+    with (tmp_path / "log").open("ab") as file:
+        running = [
+            subprocess.Popen([sys.executable, "-c", TELLS, str(i)], stderr=file, env=environment) for i in range(3)
+        ]
+        assert [process.wait(100) for process in running] == [0, 0, 0]
+    written = (tmp_path / "log").read_text().splitlines()
+    assert len(written) == 3 * 600
+    assert all(re.fullmatch(r"I\d{4} .*\] x{900}[012]|y{900}[012]", line) for line in written)

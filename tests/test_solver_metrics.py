@@ -118,3 +118,60 @@ def test_no_bar_elsewhere(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert solve("--set", "max_iter=1")[0] == 0
+
+
+Lines = dict[str, tuple[list[float], list[float]]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[Lines]]:
+    """The lines of every plot: for each of its panels, x and y by label."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    plots: list[list[Lines]] = []
+    save = figure.savefig
+
+    def spy(self: Any, *arguments: Any, **options: Any) -> Any:
+        plots.append(
+            [
+                {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()}
+                for panel in self.axes
+            ]
+        )
+        return save(self, *arguments, **options)
+
+    monkeypatch.setattr(figure, "savefig", spy)
+    return plots
+
+
+def test_a_resumed_plot_has_no_false_step(
+    solve: Solve, drawn: list[list[Lines]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at iteration 8, resumed from 6: the lines are those of a run without a break, on all panels."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    more = ["--set", "display=1", "--set", "snapshot=3", "--set", "average_loss=4", "--set", "test_interval=2"]
+    assert solve(*more, "--log-dir", "whole", "--plot", "out.png", "--set", "max_iter=11")[0] == 0
+    for path in Path().glob("s_iter_*"):
+        path.unlink()
+    whole, drawn[:] = drawn[-1], []
+    assert solve(*more, "--log-dir", "out", "--plot", "out.png", "--set", "max_iter=8")[0] == 0
+    for path in Path().glob("s_iter_8*"):
+        path.unlink()
+    resumed = len(drawn)
+    assert solve(*more, "--log-dir", "out", "--plot", "out.png", "--set", "max_iter=11", "--resume")[0] == 0
+    for panel, wanted in zip(drawn[-1], whole, strict=True):
+        for label, (x, y) in wanted.items():
+            assert panel[label][0] == x
+            assert panel[label][1] == pytest.approx(y, rel=1e-5)  # tables hold six digits
+    for panels in drawn[resumed:]:
+        assert [set(panel) for panel in panels] == [set(panel) for panel in whole]
+        for x, _ in (line for panel in panels for line in panel.values()):
+            assert x == sorted(set(x))
+    assert len(whole[0]["loss (train)"][0]) == 11
+
+
+def test_a_plot_of_a_run_that_is_over_shows_losses_as_losses(solve: Solve, drawn: list[list[Lines]]) -> None:
+    """Nothing is displayed any more, so that only the definition tells which outputs are losses."""
+    assert solve("--log-dir", "out", "--plot", "out.png", "--set", "test_interval=3")[0] == 0
+    assert solve("--log-dir", "out", "--plot", "out.png", "--set", "test_interval=3", "--resume")[0] == 0
+    assert [set(panel) for panel in drawn[-1]] == [set(panel) for panel in drawn[-2]]
+    assert "loss (test)" in drawn[-1][0]

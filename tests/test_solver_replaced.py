@@ -85,7 +85,9 @@ def test_snapshots_that_no_file_can_hold_are_refused_before_training() -> None:
     solver = Solver(SETTINGS + 'snapshot: 5 snapshot_prefix: "s"')
     solver.net.ip2 = head()
     for _ in range(2):
-        with pytest.raises(CaffeError, match=r"layer ip2: .*a Linear in place.*snapshot: 0 snapshot_after_train: false"):
+        with pytest.raises(
+            CaffeError, match=r"layer ip2: .*a Linear in place.*snapshot: 0 snapshot_after_train: false"
+        ):
             solver.step(1)
     assert solver.iter == 0
 

@@ -1,7 +1,8 @@
-"""Atomic writing: files appear complete or not at all."""
+"""Atomic writing: files appear complete or not at all; what cannot be read or written is refused first."""
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from caffe_port.errors import FileError
+from caffe_port.errors import FileError, nearest
 
-__all__ = ["atomic_path", "atomic_write", "check_output"]
+__all__ = ["atomic_path", "atomic_write", "check_input", "check_output"]
 
 
 def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
@@ -34,6 +35,23 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
         raise FileError(str(path), f"there is no folder {folder}", remedy="create it first")
     if not os.access(folder, os.W_OK):
         raise FileError(str(path), f"the folder {folder} is not writable", remedy="choose another with -o")
+
+
+def check_input(path: str | os.PathLike) -> None:
+    """Refuses an input that cannot be read, before the work on it.
+
+    Raises:
+        FileError: there is no such file, it is a folder, or permission is missing.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise FileError(str(path), "a folder", expected="a file")
+    if not file.exists():
+        there = (p.name for p in file.parent.glob(f"*{glob.escape(file.suffix)}")) if file.parent.is_dir() else ()
+        near = nearest(file.name, there)
+        raise FileError(str(path), "no such file", remedy=f"did you mean {near}?" if near else "check the path")
+    if not os.access(file, os.R_OK):
+        raise FileError(str(path), "which may not be read", remedy="check its permissions")
 
 
 @contextmanager

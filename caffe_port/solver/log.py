@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from caffe_port.console import quiet
+from caffe_port.console import number, quiet
 
 if TYPE_CHECKING:
     from caffe_port.solver.solver import Scores
@@ -36,8 +36,8 @@ class Log:
 
     @staticmethod
     def number(x: float) -> str:
-        """As C++ streams print a float: six significant digits."""
-        return f"{x:g}"
+        """As C++ streams print a float, with six significant digits; -0 as 0."""
+        return number(x)
 
     def line(self, text: str, source: str = "solver.cpp", severity: str = "I") -> None:
         """One line: ``I1122 10:20:30.123456  4242 solver.cpp:1] text``."""

@@ -106,6 +106,8 @@ class Records(Callback):
         self.train, *self.tests = (Table(self.folder / n if self.folder else None) for n in ("train.csv", *names))
         for table in (self.train, *self.tests):
             table.start(solver.iter)
+        for net in (solver.net, *solver.test_nets):
+            self.losses.update(name for name in net.outputs if net.loss_weights.get(name))
         before = max((t.rows[-1].get(_SECONDS, 0.0) for t in (self.train, *self.tests) if t.rows), default=0.0)
         self._since = time.monotonic() - before
 
@@ -127,8 +129,6 @@ class Records(Callback):
         for i, s in enumerate(scores):
             several = names.count(s.name) > 1 or s.name in row
             numbers[f"{s.name}[{i - names.index(s.name)}]" if several else s.name] = s.value
-            if s.weight:
-                self.losses.add(s.name)
         table.add({_STEP: step, _SECONDS: time.monotonic() - self._since, **numbers})
         if self._board is not None:
             for name, value in numbers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from caffe_port.console import number
 from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.solver import Solver
 
@@ -33,7 +34,7 @@ class Bar(Callback):
         done, elapsed = self._bar.n + 1 - self._bar.initial, facts["elapsed"]
         speed = (facts["rate"] or done / (elapsed or 1.0)) * self._images  # tqdm's rate is None until it has drawn
         images = f", {speed:.{0 if speed >= 10 else 2}f} images/s" if speed else ""
-        text = f"loss {iteration.loss:.4g}, rate {iteration.rate:.3g}{images}"
+        text = f"loss {number(iteration.loss, '.4g')}, rate {iteration.rate:.3g}{images}"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 

@@ -38,6 +38,7 @@ def train(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--solver", metavar="FILE", required=True, help="the solver's definition")
     parser.add_argument("--gpu", metavar="ID", default="", help=f"{_GPUS}; default: as solver_mode")
     training.add_options(parser)
+    parser.reads("solver")
     run(_train, parser, as_gflags(argv))
 
 
@@ -61,6 +62,7 @@ def _net_options(parser: Parser) -> None:
     add("--gpu", metavar="ID", default="", help=f"{_GPUS}; default: the CPU")
     add("--level", type=int, default=0, help="the net's level")
     add("--stage", metavar="A,B", default="", help="the net's stages")
+    parser.reads("model")
     parser.add_json("print the results as one line of JSON on stdout")
     parser.add_quiet("no log")
     parser.add_dialect("which Caffe to behave as")
@@ -75,6 +77,7 @@ def score(argv: Sequence[str] | None = None) -> NoReturn:
     )
     parser.add_argument("--weights", metavar="A,B", required=True, help="its weights, of any format")
     _net_options(parser)
+    parser.reads("weights", separated=True)
     run(_test, parser, as_gflags(argv))
 
 

@@ -50,6 +50,7 @@ def _parser(name: str) -> Parser:
     parser.add_argument("--prototxt", metavar="NET", help="also check the weights against this net")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("weights", "prototxt")
     return parser
 
 
@@ -85,7 +86,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     if not arrays:
         raise WeightsError(arguments.weights, "no layer with blobs", expected="trained weights")
     if definition:
-        check(definition, weights)
+        remedy = "is it the right net? Without --prototxt nothing is compared"
+        info("\n".join(compare(definition, weights, remedy=remedy)))
     if arguments.json:
         blobs = {key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in arrays.items()}
         print_json({"file": arguments.weights, "output": None if arguments.list else output, "blobs": blobs})
@@ -108,22 +110,28 @@ def _target(arguments: argparse.Namespace) -> tuple[str, str]:
     return arguments.weights[: len(arguments.weights) - len(suffix)] + "." + format, format
 
 
-def check(definition: Definition, weights: Weights) -> None:
-    """Compares the blobs' numbers and shapes with the net's; prints to stderr what fits, is missing or is unexpected.
+def compare(
+    definition: Definition, weights: Weights, *, ignore_mismatched: bool = False, remedy: str = ""
+) -> list[str]:
+    """Compare the blobs' numbers and shapes with the net's: lines on what fits, what is missing and unexpected.
 
     No net is built and no data is read: blobs whose shapes depend on the data are listed as not compared.
+
+    Args:
+        ignore_mismatched: list what does not match, instead of refusing the first. remedy: of that error.
 
     Raises:
         WeightsError: a shape or a number of blobs does not match, or no layer matches.
     """
+    lines: list[str] = []
     layers = infer(definition).layers
     known = {layer.spec.name: layer.spec for layer in reversed(layers) if layer.spec}
     unknown = {layer.message.name for layer in layers} - known.keys()
     unchecked = [source.name for source in weights.layers if source.blobs and source.name in unknown]
     rest = [source for source in weights.layers if source.name not in unchecked]
     if not unchecked or any(source.blobs for source in rest):
-        remedy = "is it the right net? Without --prototxt nothing is compared"
-        info(fit(replace(weights, layers=rest), known.values(), remedy=remedy))
+        checked = replace(weights, layers=rest)
+        lines.append(str(fit(checked, known.values(), remedy=remedy, ignore_mismatched=ignore_mismatched)))
     partly = [
         f"{layer.name}.{name} {shape}"
         for layer in known.values()
@@ -132,7 +140,8 @@ def check(definition: Definition, weights: Weights) -> None:
     ]
     for what, names in (("compared in part, the rest depends on the data", partly), ("of unknown types", unchecked)):
         if names:
-            info(f"  {what} ({len(names)}): {some(names)}")
+            lines.append(f"  {what} ({len(names)}): {some(names)}")
+    return lines
 
 
 def _listing(weights: Weights, arrays: dict[str, np.ndarray], types: dict[str, str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError, ShapeError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.tools.cli import Parser, as_gflags, print_json, read_options, run, table
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_json("print a line of JSON for each picture: its best classes with their scores")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("model_def", "pretrained_model", "labels", "mean_file")
     run(_classify, parser, as_gflags(argv))
 
 
@@ -68,13 +70,13 @@ def _classify(arguments: argparse.Namespace) -> None:
     from caffe_port.segmentation.voc import pictures_in
     from caffe_port.tools.train import device_of
 
-    if arguments.output:
-        check_output(arguments.output, overwrite=arguments.force)
     paths: list[Path] = []
     for given in map(Path, arguments.pictures):
         if not given.exists():
             raise FileError(str(given), "no such picture or folder")
         paths += pictures_in([given])
+    if arguments.output:
+        check_output(arguments.output, overwrite=arguments.force)
     labels = Path(arguments.labels).read_text(encoding="utf-8").splitlines() if arguments.labels else []
     device, swap = device_of(arguments.device), _numbers("--channel-swap", arguments.channel_swap, int)
     options = read_options(arguments)
@@ -104,7 +106,7 @@ def _classify(arguments: argparse.Namespace) -> None:
             print_json({"picture": str(path), "classes": {names[i]: float(row[i]) for i in best}})
         elif not arguments.quiet:
             print(path)
-            print(table(("score", "class"), [(f"{row[i]:.4f}", names[i]) for i in best], right=(0,)))
+            print(table(("score", "class"), [(number(row[i], ".4f"), names[i]) for i in best], right=(0,)))
     if arguments.output:
         with atomic_write(arguments.output, overwrite=arguments.force) as file:
             np.save(file, np.array(scores))

@@ -47,11 +47,35 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Help, **options)
         self.add_argument("--version", action="version", version=f"caffe_port {caffe_port.__version__}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self._reads: dict[str, bool] = {}
+
+    def reads(self, *names: str, separated: bool = False) -> None:
+        """These arguments name files that are read: they are looked for before anything is done.
+
+        Args:
+            separated: each names several, with commas between.
+        """
+        self._reads.update(dict.fromkeys(names, separated))
+
+    def check_inputs(self, arguments: argparse.Namespace) -> None:
+        """Refuse files to read that are not there, are folders or cannot be read.
+
+        Raises:
+            FileError: naming the first.
+        """
+        for name, separated in self._reads.items():
+            given = getattr(arguments, name) or []
+            for value in [given] if isinstance(given, str) else given:
+                from caffe_port.formats.atomic import check_input  # whose package imports numpy
+
+                for path in value.split(",") if separated else [value]:
+                    check_input(path)
 
     def add_dialect(self, what: str = "which Caffe the net is for") -> None:
         """--dialect, --proto, --plugin and --python-layers, for a command that reads a definition."""
         add = self.add_argument_group("the net's Caffe").add_argument
         add("--dialect", choices=dialects.names(), help=f"{what}; default: detected")
+        self.reads("proto", "plugin")
         add("--proto", metavar="FILE", help="another Caffe's caffe.proto, whose fields and types are then accepted")
         add(
             "--plugin",
@@ -147,6 +171,7 @@ def run(
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwinds, so that temporary files are removed
     try:
+        parser.check_inputs(arguments)
         status = main(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -209,7 +234,9 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value + 0.0 if math.isfinite(value) else None  # -0 + 0 is 0
+    return value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:

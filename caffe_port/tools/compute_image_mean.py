@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from caffe_port.console import number
 from caffe_port.data.database_writer import BACKENDS
 from caffe_port.data.databases import open_records, read_datum
 from caffe_port.data.pictures import AS_IT_IS, decode
@@ -39,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _mean(arguments: argparse.Namespace) -> None:
+    records = open_records(arguments.database, arguments.backend.upper())
     if arguments.output:
         check_output(arguments.output, overwrite=arguments.force)
-    records = open_records(arguments.database, arguments.backend.upper())
     total, count = None, 0
     with working("compute-image-mean", quiet=arguments.quiet or arguments.json):
         there = True
@@ -66,7 +67,7 @@ def _mean(arguments: argparse.Namespace) -> None:
     elif not arguments.quiet:
         print(f"{count} pictures of {' x '.join(map(str, total.shape))}")
         for channel, mean in enumerate(means):
-            print(f"mean_value channel [{channel}]: {mean:g}")
+            print(f"mean_value channel [{channel}]: {number(mean)}")
         if arguments.output:
             print(f"wrote {arguments.output}")
 

@@ -6,6 +6,7 @@ Source: tools/convert_imageset.cpp, util/io.cpp.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,12 +49,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--encoded", action="store_true", help="store encoded pictures; the file's bytes where nothing changes them")
     add("--encode-type", default="", metavar="EXT", help="png, jpg ...; default: as the file's name")
     parser.add_quiet()
+    parser.reads("list")
     run(_convert, parser, as_gflags(argv, _SWITCHES))
 
 
 def _convert(arguments: argparse.Namespace) -> None:
     from caffe_port.random import default_stream, set_random_seed
 
+    folder = os.path.dirname(arguments.root) or "."  # noqa: PTH120
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise FileError(arguments.root, f"there is no folder {folder}", expected="a folder, and a slash at its end")
     items = list(enumerate(_items(arguments.list)))
     with DatabaseWriter(arguments.database, arguments.backend) as database:
         if arguments.shuffle:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.tools.cli import Parser, print_json, read_options, run, table, trained_net
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_json("print a line of JSON for each picture, and one of the scores")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("prototxt", "weights", "labels")
     run(_detect, parser, argv)
 
 
@@ -91,7 +93,7 @@ def _detect(arguments: argparse.Namespace) -> None:
             if arguments.json:
                 print_json(told[-1])
             elif not arguments.quiet:
-                found = (f"{o['class']} {o['score']:.2f}" for o in told[-1]["objects"][:8])
+                found = (f"{o['class']} {number(o['score'], '.2f')}" for o in told[-1]["objects"][:8])
                 more = len(objects) - 8
                 print_line(f"{path.name}  {', '.join(found) or 'nothing'}{f' and {more} more' if more > 0 else ''}")
     if arguments.output:
@@ -131,7 +133,7 @@ def _detector(arguments: argparse.Namespace) -> Detector:
     )
     given = detector.preparation
     if not arguments.quiet and not arguments.json and (arguments.mean is None or arguments.scale is None):
-        print_line(f"mean {', '.join(f'{m:g}' for m in given.mean)}, scale {given.scale:g}: {given.because}")
+        print_line(f"mean {', '.join(map(number, given.mean))}, scale {number(given.scale)}: {given.because}")
     return detector
 
 

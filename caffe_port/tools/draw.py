@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_force()
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("prototxt")
     run(_draw, parser, as_gflags(argv))
 
 

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_json("print what was written as one line of JSON")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("prototxt", "weights", "reference")
     run(_export, parser, argv)
 
 

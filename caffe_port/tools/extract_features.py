@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("device_id", metavar="ID", type=_device, nargs="?", default=0, help="of the GPU: 0 or DEVICE_ID=0")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("weights", "prototxt")
     run(_extract, parser, as_gflags(argv))
 
 

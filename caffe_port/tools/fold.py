@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_device()
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("prototxt", "weights", "source")
     run(_fold, parser, argv)
 
 

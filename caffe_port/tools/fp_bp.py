@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--prototxt", metavar="NET", default=str(DEFINITION), help="default: %(default)s")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("weights", "prototxt")
     run(_convert, parser, argv)
 
 

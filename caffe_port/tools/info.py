@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, WeightsError
 from caffe_port.schema import scan
 from caffe_port.tools.cli import Parser, print_json, read_options, run, table
 from caffe_port.tools.summary import Summary, summarize
@@ -15,11 +16,12 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command; exits with 0, or 2 if a file could not be read."""
+    """The command; exits with 0, 1 if weights do not fit their net, or 2 if a file could not be read."""
     parser = Parser(
         "info",
         "Show what definitions and weight files contain: the dialect and why, phases and stages, layers with the shapes"
-        " of their tops, parameters, multiply-adds and memory, and everything unknown, with the fork that has it."
+        " of their tops, parameters, multiply-adds and memory, and everything unknown, with the fork that has it;"
+        " of a net and its weights also whether they fit: shapes, what is missing, what is unexpected."
         " Builds no net and loads no torch.",
         example="net.prototxt model.caffemodel",
     )
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _info(arguments: argparse.Namespace) -> int:
     options = read_options(arguments)
     stages = [stage for stage in arguments.stage.split(",") if stage]
-    status = 0
+    status, kinds = 0, dict[str, Summary]()
     for i, file in enumerate(arguments.files):
         try:
             found = summarize(file, phase=arguments.phase, level=arguments.level, stages=stages, **options)
@@ -50,7 +52,34 @@ def _info(arguments: argparse.Namespace) -> int:
             print_json(found.as_json())
         else:
             print(("\n" if i else "") + _as_text(found, quiet=arguments.quiet))
+        kinds[found.kind] = found
+    if len(arguments.files) == 2 and kinds.keys() == {"net", "weights"} and not arguments.json:
+        net, weights = kinds["net"], kinds["weights"]
+        lines, fits = _comparison(net, weights.file, level=arguments.level, stages=stages, **options)
+        print("\n" + "\n".join(lines))
+        status = status or int(not fits)
     return status
+
+
+def _comparison(net: Summary, weights: str, **options: Any) -> tuple[list[str], bool]:
+    """Whether a weight file fits a net, in lines, and as a bool: what Caffe would refuse does not."""
+    from caffe_port.formats import open_weights
+    from caffe_port.schema import read_net
+    from caffe_port.tools.caffe2torch import compare
+
+    title = f"{weights} for {net.file}"
+    try:
+        definition = read_net(net.file, phase=net.phase, **options)
+        opened = open_weights(weights, writable=False)
+        try:
+            return [f"{title}: fits", *compare(definition, opened)], True
+        except WeightsError as error:
+            lines = [f"{title}: does not fit", f"  {error}"]
+            with suppress(WeightsError):  # the same again
+                lines += compare(definition, opened, ignore_mismatched=True)
+            return lines, False
+    except CaffeError as error:
+        return [f"{title}: not compared: {error}"], True
 
 
 def _as_text(found: Summary, *, quiet: bool) -> str:

@@ -208,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_json("print the report as one line of JSON, with every array")
     parser.add_quiet("print the verdict only")
     parser.add_dialect()
+    parser.reads("prototxt", "weights", "reference", "noise")
     run(_main, parser, argv)
 
 

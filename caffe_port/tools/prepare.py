@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--seed", type=int, default=usual.seed, metavar="N", help="of choices and random boxes; default: %(default)s")
     add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes; default: one for each core")
     parser.add_quiet("print nothing but errors and warnings")
+    parser.reads("model")
     run(_prepare, parser, argv)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.tools.cli import Parser, print_json, read_options, run, trained_net
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add = parser.add_argument_group("other nets").add_argument
     add("--fit", choices=FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
     parser.add_dialect()
+    parser.reads("prototxt", "weights", "other", "palette", "model")
     run(_segment, parser, argv)
 
 
@@ -150,7 +152,7 @@ def _segment(arguments: argparse.Namespace) -> None:
             found_scores = {names[label]: float(found.scores[label - 1]) for label in found.found}
             print_json({"picture": str(job.picture), "mask": str(job.mask), "classes": found_scores})
         elif not arguments.quiet:
-            scores = (f"{names[label]} {found.scores[label - 1]:.2f}" for label in found.found)
+            scores = (f"{names[label]} {number(found.scores[label - 1], '.2f')}" for label in found.found)
             print_line(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
 
 

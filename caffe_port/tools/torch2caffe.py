@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--allow-missing", action="store_true", help="omit layers that WEIGHTS lacks")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("weights", "prototxt")
     run(_convert, parser, argv)
 
 
@@ -142,7 +143,7 @@ def _blobs(definition: Definition, i: int, own: Sequence[str], path: str) -> lis
         if order is None:
             raise WeightsError(
                 f"{path}: {layer.name}",
-                f"blobs {_some(own)} of a {layer.type}, a type whose order of blobs is not known",
+                f"blobs {_some(sorted(own))} of a {layer.type}, a type whose order of blobs is not known",
                 expected="blob0, blob1 ..., or weight and bias",
                 remedy="pass --plugin FILE with a class for the type",
             )

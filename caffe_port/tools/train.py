@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     parser.add_argument("solver", metavar="SOLVER.prototxt", help="the solver's definition")
     add_options(parser)
+    parser.reads("solver")
     run(_train, parser, as_gflags(argv))
 
 
@@ -60,6 +61,7 @@ def add_options(parser: Parser) -> None:
     )
     begin.add_argument("--level", type=int, help="the training net's level")
     begin.add_argument("--stage", metavar="A,B", help="the training net's stages")
+    parser.reads("snapshot")
     parser.add_dialect("which Caffe to behave as")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, auto; default: as solver_mode, if available")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of convolutions and products; default: fp32")

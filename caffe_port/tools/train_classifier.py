@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "solver", metavar="SOLVER.prototxt", nargs="?", default=str(SOLVER), help="default: %(default)s"
     )
     add_stage_options(parser, "classifier.caffemodel")
+    parser.reads("solver")
     run(_train, parser, as_gflags(argv))
 
 

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--classifier", metavar="FILE", help="the classification net's weights; needed unless the run is resumed")
     add("--nets", metavar="DIR", default=str(PROTOTXT / "decouplednet"), help="the definitions; default: %(default)s")
     add_stage_options(parser, "trained.caffemodel")
+    parser.reads("classifier")
     run(_train, parser, as_gflags(argv))
 
 

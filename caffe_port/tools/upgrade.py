@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_force()
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("input")
     run(_upgrade, parser, argv)
 
 

@@ -103,7 +103,7 @@ def test_everything_unknown_is_listed(text: str, kind: str, unknown: list[str], 
     ("text", "said"),
     [
         ("layer { name: ${N} }", "a template's placeholder"),
-        ("layer {", "nothing closes"),
+        ("layer {", "an unclosed bracket"),
         ("name: 'a' name: 'b'", "name a second time"),
         ("force_backward: 7", "expected"),
     ],
@@ -186,8 +186,8 @@ layer { name: "%s" type: "InnerProduct" bottom: "y" top: "z" inner_product_param
     [
         (("true", "ip2", 5), 0, ["w.npz for n: fits", "w.npz: checked 6 blobs, 49 numbers"]),
         (("true", "other", 5), 0, ["missing from the file (2): other.weight, other.bias", "ignored (1): ip2"]),
-        (("true", "ip2", 7), 1, ["w.npz for n: does not fit", "ip2.weight: net wants (7, 4), file has (5, 4)"]),
-        (("true", "ip2", 7), 1, ["ip2.bias: net wants (7,), file has (5,)", "w.npz: ip2[0] (weight): ", "(n:4)"]),
+        (("true", "ip2", 7), 1, ["w.npz for n: does not fit", "ip2.weight: net has (7, 4), file has (5, 4)"]),
+        (("true", "ip2", 7), 1, ["ip2.bias: net has (7,), file has (5,)", "w.npz: ip2[0] (weight): ", "(n:4)"]),
         (("false", "ip2", 5), 1, ["w.npz: layer scale: expected 1 (weight) as the net has (n:3)"]),
     ],
 )

@@ -81,7 +81,7 @@ def lmdb(rng: Random, folder: Path) -> Path:
 
 def put_number(rng: Random, data: bytearray, at: int) -> None:
     """Another number in groups of seven bits where one begins."""
-    end = at
+    end = at = min(max(at, 0), len(data) - 1)
     while end < len(data) - 1 and data[end] & 0x80:
         end += 1
     data[at : end + 1] = varint(abs(integer(rng, data[at])) & (2**70 - 1))
@@ -97,7 +97,7 @@ def leveldb(rng: Random, folder: Path) -> Path:
         name = rng.choice((*names, *[n for n in names if n.endswith(".ldb")] * 2))
         file = path / name
         data = bytearray(file.read_bytes())
-        if not data:
+        if len(data) < (16 if name == "CURRENT" else 64):  # changed before
             continue
         way = rng.randrange(10)
         if way == 0:

@@ -39,8 +39,12 @@ def test_a_pictures_size_is_what_opencv_decodes(name: str) -> None:
     assert decode_picture(encoded()[name], GRAY, "x").shape == ((16, 12) if name == "exif.jpg" else (12, 16))
 
 
-def png(width: int, height: int, kind: int = 2) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, kind, 0, 0, 0) + bytes(8)
+END = pack(">I4sI", 0, b"IEND", 0)
+
+
+def png(width: int, height: int, kind: int = 2, more: bytes = END) -> bytes:
+    head = pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + head + bytes(4) + more
 
 
 def jpeg(width: int, height: int, marker: int = 0xC0, before: bytes = b"") -> bytes:
@@ -116,6 +120,15 @@ def test_pictures_too_large_are_refused_by_their_heads(
             read()
 
 
+@pytest.mark.parametrize("length", [13, 2**31, 2**32 - 1])
+def test_a_png_whose_chunks_lie_past_its_end(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+
+    monkeypatch.delattr(cv2, "imdecode")
+    with pytest.raises(FormatError, match="data that OpenCV cannot decode"):
+        decode_picture(png(16, 12, more=pack(">I4s", length, b"IDAT") + bytes(4) + END), 1, "x")
+
+
 def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", str(10**9))
     with pytest.raises(FormatError, match="data that OpenCV cannot decode"):
@@ -178,6 +191,7 @@ def test_lists(read: Callable[[str], object], text: str, said: str, tmp_path: Pa
         ("1000000000000\n", "x:6: expected a number of boxes"),
         ("-1\n", "x:6: expected a number of boxes"),
         ("1\n1 nan 0 0 1 1\n", "x:7: expected CLASS OVERLAP"),
+        pytest.param("1\n1 " + "9" * 100_000 + "\n", "x:7: expected CLASS OVERLAP", id="not in quadratic time"),
         ("1\n1 1e999 0 0 1 1\n", "x:7: expected whole numbers below"),
         ("1\n1 0.9 0 0 1 4000000000\n", "x:7: expected whole numbers below"),
         ("1\n1 0.9 0 0 1 1.5\n", "x:7: expected CLASS OVERLAP"),

@@ -25,7 +25,9 @@ from caffe_port.random import Stream
 __all__ = ["BoxBatches", "BoxFile", "Sampling", "box_file"]
 
 
-_BOX = re.compile(r"[-+]?\d{1,10}\s+[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s+[-+]?\d{1,10}){4}", re.ASCII | re.IGNORECASE)
+_BOX = re.compile(
+    r"[-+]?\d{1,10}\s+[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?(\s+[-+]?\d{1,10}){4}", re.ASCII | re.IGNORECASE
+)
 
 
 class Picture(NamedTuple):

@@ -33,6 +33,7 @@ LARGEST = 89_478_485
 
 _VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 _HEAD = 1 << 12
+_MOST_CHUNKS = 1 << 20
 _FAR = 1 << 23
 """Bytes in front of a JPEG's size: colour profiles and thumbnails; more are taken for damage."""
 
@@ -45,8 +46,20 @@ class Size(NamedTuple):
     depth: int = 3
 
 
-def _png(head: bytes, _: BinaryIO) -> Size:
+def _png(head: bytes, file: BinaryIO) -> Size | None:
+    """The header's size, if all chunks lie in the file: OpenCV takes memory for the length that a chunk says it has."""
     width, height, bits, kind = unpack_from(">IIBB", head, 16)
+    at, end = 8, file.seek(0, 2)
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        length, name = unpack(">I4s", file.read(8))
+        at += 12 + length
+        if at > end:
+            return None
+        if name == b"IEND":
+            break
+    else:
+        return None
     return Size(width, height, bits * {0: 1, 2: 3, 4: 2, 6: 4}.get(kind, 1) // 8)
 
 
@@ -231,7 +244,7 @@ def load_picture(path: str, flag: int, where: str) -> Any:
     import cv2
 
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  a Path costs more than the question; asked for every picture
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  for every picture: a Path costs
             size = picture_size(file)
     except OSError as error:
         raise FileError(where, f"{path}, which cannot be read: {error.strerror}") from None
@@ -277,7 +290,7 @@ def opened_picture(path: str | Path, where: str = "") -> Iterator[Image]:
     if not Path(path).is_file():
         raise FileError(where, "a folder" if Path(path).is_dir() else "no such file", expected="a picture")
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             size = picture_size(file)
         if size is not None:
             _check(size, where, name)

@@ -18,6 +18,7 @@ setup(
         "caffe_port": ["py.typed"],
         "caffe_port.schema": ["*.proto"],
         "caffe_port.dialects": ["*.proto"],
+        "caffe_port.view": ["*.html", "*.css", "*.js", "vendor/*"],
         **{name: patterns for name, (_, patterns) in DATA.items()},
     },
 )

@@ -31,7 +31,7 @@ NAMES = [command.name for group in COMMANDS.values() for command in group]
 SMALL = ["--resize-height", "32", "--resize-width", "32"]
 READS_NETS = [
     *("info", "parity", "caffe2torch", "torch2caffe", "fp-bp", "test", "time", "segment", "train", "fold"),
-    *("train-classifier", "train-segmentation", "convert", "upgrade", "draw", "extract-features", "classify"),
+    *("train-classifier", "train-segmentation", "convert", "upgrade", "draw", "extract-features", "classify", "view"),
 ]
 """Commands whose errors about a definition name --proto and --plugin."""
 SLOW = ["demo", "train-segmentation", "detect"]

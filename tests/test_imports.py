@@ -33,6 +33,7 @@ PACKAGES = [  # each imports only those above it
     "detection",
     "solver",
     "segmentation",
+    "view",
     "tools",
 ]
 HEAVY = ["torch", "h5py", "cv2", "lmdb", "scipy", "matplotlib", "PIL", "tqdm", "safetensors"]

@@ -16,6 +16,8 @@ from caffe_port.tools.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [command.name for group in COMMANDS.values() for command in group]
+KINDS = ["py", "proto", "html", "css", "js"]
+"""Endings of the package's own files."""
 NEEDED = [
     "README.md",
     "LICENSE",
@@ -78,10 +80,11 @@ def test_the_wheel_holds_code_data_and_types(wheel: Path) -> None:
         metadata = next(archive.read(name).decode() for name in names if name.endswith("/METADATA"))
     published = {p.relative_to(ROOT / "prototxt").as_posix() for p in (ROOT / "prototxt").glob("*/*.prototxt")}
     assert {f"caffe_port/definitions/published/{path}" for path in published} <= names
-    sources = {p.relative_to(ROOT).as_posix() for kind in ("py", "proto") for p in ROOT.glob(f"caffe_port/**/*.{kind}")}
+    sources = {p.relative_to(ROOT).as_posix() for kind in KINDS for p in ROOT.glob(f"caffe_port/**/*.{kind}")}
     assert sources <= names
     assert {
         "caffe_port/py.typed",
+        "caffe_port/view/vendor/LICENSE",
         "caffe_port/demo_data/weights.caffemodel",
         "caffe_port/scripts/dump_reference.py",
     } <= names

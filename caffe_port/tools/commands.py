@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     "look": (
         Command("info", "What a definition or weight file contains, and what of it is not supported"),
         Command("draw", "A definition as a picture of boxes", aliases=("draw-net",)),
+        Command("view", "A page that shows a net: its graph, its numbers, the first layer that is wrong"),
         Command("parity", "A net compared with the numbers of another Caffe, layer by layer"),
         Command("layers-table", "Every layer type: bottoms, tops, gradient, what it was compared with"),
     ),

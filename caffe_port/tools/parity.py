@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from caffe_port.pycaffe import Net
     from caffe_port.tools.replay import Reference
 
-__all__ = ["Report", "Row", "main", "measure"]
+__all__ = ["Report", "Row", "check_parameters", "main", "makers", "measure"]
 
 _TOP = 12
 _FEW = 0.01
@@ -52,6 +52,13 @@ class Row:
     def verdict(self) -> str:
         c = self.comparison
         return c.found or ("over" if not c.ok else "near ties" if c.outside else "ok")
+
+    def as_json(self) -> dict[str, Any]:
+        c = self.comparison
+        return {
+            **{"layer": self.layer, "type": self.type, "array": c.key, "values": c.size, "verdict": self.verdict},
+            **{"error": float(c.error), "rms": float(c.rms), "bound": float(c.bound), "outside": c.outside},
+        }
 
 
 @dataclass(frozen=True)
@@ -94,21 +101,26 @@ class Report:
         return self._verdict() + lacking
 
     @property
+    def first(self) -> Row | None:
+        """The array that is over its bound and was computed first; None where all is well."""
+        return min(self.over, key=lambda row: row.turn, default=None)
+
+    @property
     def near_ties(self) -> bool:
         """Whether the arrays over their bounds look like near ties: few values of the first one are over."""
-        if not self.over:
+        if self.first is None:
             return False
-        first = min(self.over, key=lambda row: row.turn).comparison
+        first = self.first.comparison
         return not first.found and 0 < first.outside < _FEW * first.size
 
     def _verdict(self) -> str:
-        if not self.over:
+        first = self.first
+        if first is None:
             worst = max((row.comparison for row in self.rows if not row.comparison.outside), key=lambda c: c.error)
             ties = sum(row.comparison.outside for row in self.rows)
             return f"all within their bounds; the largest error is {worst.error:.1e} ({worst.key})" + (
                 f"; {ties} values exceed them, as near ties may" if ties else ""
             )
-        first = min(self.over, key=lambda row: row.turn)
         return (
             f"{len(self.over)} of {len(self.rows)} arrays over their bounds, first at layer {first.layer}"
             f" ({first.type}): {first.comparison}"
@@ -128,11 +140,11 @@ def measure(net: Net, reference: Reference, *, forwards: int = 1, own_switches: 
             raise CaffeError(reference.path, f"no in/{name}", expected="a value for each input of the net")
     rows = []
     for comparison in replay(net, reference, forwards=forwards, own_switches=own_switches):
-        makers = _makers(net, comparison)
-        index = makers[-1].index
+        made = makers(net, comparison)
+        index = made[-1].index
         turn = 2 * len(net.nodes) - index if comparison.kind in ("diff", "pdiff") else index
-        names = [node.name or f"({node.type})" for node in makers]
-        rows.append(Row(index, turn, _from_to(names), _from_to([node.type for node in makers]), comparison))
+        names = [node.name or f"({node.type})" for node in made]
+        rows.append(Row(index, turn, _from_to(names), _from_to([node.type for node in made]), comparison))
     if all(row.type == "Input" for row in rows):
         found = f"nothing that a layer computed ({len(rows)} arrays, all of inputs)"
         remedy = "dump it again: caffe-port dump-reference"
@@ -144,7 +156,7 @@ def measure(net: Net, reference: Reference, *, forwards: int = 1, own_switches: 
     return Report(net.definition.path, reference.path, setting, rows, lacking)
 
 
-def _makers(net: Net, comparison: Comparison) -> list[Node]:
+def makers(net: Net, comparison: Comparison) -> list[Node]:
     """The layers that wrote an array: several for an in-place blob."""
     kind, name = comparison.kind, comparison.name
     nodes = [node for node, _ in net.nodes]
@@ -269,24 +281,26 @@ def _build(arguments: argparse.Namespace, reference: Reference) -> Net:
 
     options = read_options(arguments)
     net = Net(arguments.prototxt, weights=arguments.weights, phase=arguments.phase, **options)
-    if net.params and not arguments.weights and not reference.keys("param"):
-        raise WeightsError(reference.path, "no parameters", expected="MODEL.caffemodel before it on the command line")
+    check_parameters(net, arguments.weights, reference)
     return net
 
 
-def _as_json(report: Report) -> dict[str, Any]:
-    def row(row: Row) -> dict[str, Any]:
-        c = row.comparison
-        return {
-            **{"layer": row.layer, "type": row.type, "array": c.key, "values": c.size, "verdict": row.verdict},
-            **{"error": float(c.error), "rms": float(c.rms), "bound": float(c.bound), "outside": c.outside},
-        }
+def check_parameters(net: Net, weights: str | None, reference: Reference) -> None:
+    """Refuse a net without trained parameters.
 
+    Raises:
+        WeightsError: there are neither weights nor parameters in the reference.
+    """
+    if net.params and not weights and not reference.keys("param"):
+        raise WeightsError(reference.path, "no parameters", expected="MODEL.caffemodel before it on the command line")
+
+
+def _as_json(report: Report) -> dict[str, Any]:
     return {
         **{"net": report.net, "reference": report.reference, "setting": report.setting, "ok": not report.over},
         "verdict": report.verdict,
         "lacking": report.lacking,
-        "rows": [row(r) for r in report.rows],
+        "rows": [row.as_json() for row in report.rows],
     }
 
 

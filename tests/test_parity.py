@@ -361,7 +361,7 @@ WRONG_FILES: list[tuple[str, bytes, str]] = [
     ("model.caffemodel", b"\x12\xff\x01", "model.caffemodel"),
     ("net.prototxt", b"layers {\n  name: }", "net.prototxt:2"),
     ("net.prototxt", NET.replace('bottom: "pool" ', 'bottom: "pol" ').encode(), "'pol'"),
-    ("net.prototxt", NET.replace('top: "score"', 'top: "pool"').encode(), "made twice"),
+    ("net.prototxt", NET.replace('top: "score"', 'top: "pool"').encode(), "a second time"),
     ("net.prototxt", NET.replace('name: "relu" type: RELU', 'name: "relu" type: RILU').encode(), "net.prototxt:7"),
     ("noise.json", b"{", "not JSON"),
     ("noise.json", b'{"referense": {}}', "no case 'reference'; give --case NAME (near: referense)"),
@@ -397,7 +397,7 @@ def test_truncated_reference(here: Path, capsys: pytest.CaptureFixture) -> None:
         (("net.prototxt", "reference.npz", "--noise", "none.json"), "none.json: no such file"),
         (
             ("net.prototxt", "reference.npz", "--plugin", "none.py"),
-            "none.py: expected a Python file with @layer, @policy or @rule classes, found no such file",
+            "none.py: no such file; check the path",
         ),
         (("net.prototxt", "reference.npz", "--tolerance", "0"), "'0', expected a number above 0"),
         (("net.prototxt", "reference.npz", "--top", "no"), "'no', expected 1, 2, ..."),

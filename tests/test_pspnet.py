@@ -86,7 +86,7 @@ def test_which_fork(text: str, dialect: str) -> None:
 
 
 def test_a_batch_normalization_that_does_not_tell_its_fork() -> None:
-    with pytest.raises(CaffeError, match="which noh and pspnet and segnet have; specify it: --dialect noh"):
+    with pytest.raises(CaffeError, match="which pspnet and segnet have; specify it: --dialect pspnet"):
         read_net("layer { type: 'BN' }")
 
 

@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,27 +35,33 @@ def again(name: str, seed: int, number: int, keep: str | None) -> None:
     print(f"{time.process_time() - start:.3f} s")
 
 
-def measured(name: str, seed: int, cases: int) -> str:
-    """The share of the branches of a reader's modules that its cases take, measured in this process."""
+def measured(names: list[str], seed: int, cases: int) -> str:
+    """The share of the branches of the readers' modules that their cases take, measured in this process.
+
+    Functions that write are left out. Readers that share a module are counted together.
+    """
     import coverage
 
-    reader = fuzzing.READERS[name]
-    folder = Path(tempfile.mkdtemp(prefix="fuzz"))
-    files = [str(ROOT / "caffe_port" / module) for module in reader.modules]
+    readers = [fuzzing.READERS[name] for name in names]
+    files = sorted({str(ROOT / "caffe_port" / module) for reader in readers for module in reader.modules})
     watch = coverage.Coverage(branch=True, include=files, data_file=None)
+    watch.exclude(r"^\s*def _?write_|^\s*if TYPE_CHECKING:")
     watch.start()
-    for number in range(cases):
-        case = folder / str(number)
-        case.mkdir()
-        path, _ = fuzzing.write_case(reader, fuzzing.seeded(name, seed, number), case)
-        fuzzing.check(reader, path)
+    for reader in readers:
+        with tempfile.TemporaryDirectory(prefix="fuzz") as name:
+            for number in range(cases):
+                case = Path(name) / str(number)
+                case.mkdir()
+                path, _ = fuzzing.write_case(reader, fuzzing.seeded(reader.name, seed, number), case)
+                with suppress(Exception):  # told by a run without --coverage
+                    fuzzing.check(reader, path)
     watch.stop()
     out = []
     for file in files:
         numbers = watch._analyze(file).numbers
         share = numbers.n_executed_branches / max(1, numbers.n_branches)
         out.append(f"{Path(file).relative_to(ROOT / 'caffe_port')} {share:.0%}")
-    return f"{name}: branches after {cases} cases: {', '.join(out)}"
+    return f"{', '.join(names)}: branches after {cases} cases each: {', '.join(out)}"
 
 
 def main() -> None:
@@ -74,11 +81,12 @@ def main() -> None:
     if unknown:
         parser.error(f"no reader {unknown[0]}; there are {', '.join(fuzzing.READERS)}")
     faults = 0
+    if args.coverage:
+        print(measured(args.readers or list(fuzzing.READERS), args.seed, args.cases))
+        return
     for name in args.readers or fuzzing.READERS:
         if args.case is not None:
             again(name, args.seed, args.case, args.keep)
-        elif args.coverage:
-            print(measured(name, args.seed, args.cases), flush=True)
         else:
             start = time.perf_counter()
             report = fuzzing.run(name, args.cases, args.seed, [sys.executable, __file__, "--serve"])

@@ -274,9 +274,9 @@ def pth(rng: Random, folder: Path) -> Path:
     return path
 
 
-ZIP = ("formats/zipped.py", "formats/naming.py")
+ZIP = ("formats/archive.py", "formats/zipped.py")
 register(
-    Reader("safetensors", read_weights, safetensors, ("formats/safetensors.py", "formats/naming.py")),
+    Reader("safetensors", read_weights, safetensors, ("formats/safetensors.py",)),
     Reader("npz", read_weights, npz, ZIP),
-    Reader("pth", read_weights, pth, ZIP),
+    Reader("pth", read_weights, pth, (*ZIP, "formats/pth.py")),
 )

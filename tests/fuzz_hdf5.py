@@ -118,7 +118,8 @@ def hdf5_state(rng: Random, folder: Path) -> Path:
     return path
 
 
+HDF5 = ("formats/hdf5.py", "formats/hdf5_access.py")
 register(
-    Reader("hdf5_weights", read_weights, hdf5_weights, ("formats/hdf5.py",)),
-    Reader("hdf5_state", read_state, hdf5_state, ("formats/solverstate.py", "formats/hdf5.py")),
+    Reader("hdf5_weights", read_weights, hdf5_weights, HDF5),
+    Reader("hdf5_state", read_state, hdf5_state, ("formats/solverstate.py", HDF5[1])),
 )

@@ -203,6 +203,7 @@ HDF5: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "a soft link to itself": (lambda f: f.__setitem__("data", h5py.SoftLink("/data")), "does not exist"),
     "a group in itself": (itself, "contains itself"),
     "an index of 10,000,000": (put("data/ip/10000000", data=ONES), "LAYER/0"),
+    "an index of -1": (put("data/ip/-1", data=ONES), "LAYER/0"),
     "an index with a zero in front": (put("data/ip/00", data=ONES), "LAYER/0"),
     "an index of 5,000 digits": (put("data/ip/" + "1" * 5000, data=ONES), "LAYER/0"),
     "10^12 numbers, none stored": (put("data/ip/0", (TERA,), "<f4"), "0 bytes"),

@@ -67,7 +67,7 @@ def _caffe_layers(data: h5py.Group, diff: h5py.Group | h5py.Dataset | None, buff
         for key, dataset in datasets(group):
             name, _, index = key.rpartition("/")
             number = int(index) if index.isdecimal() and len(index) < 9 else -1
-            if not name or str(number) != index or number >= _MOST_BLOBS:
+            if not name or str(number) != index or not 0 <= number < _MOST_BLOBS:
                 where = f"{group.file.filename}: {group.name}/{key}"
                 expected = f"LAYER/0, LAYER/1 ... and at most {_MOST_BLOBS} of them"
                 raise FormatError(where, "an array of that name", expected=expected)

@@ -260,15 +260,16 @@ def run(name: str, cases: int, seed: int, command: list[str], *, say: Callable[[
     """
     report, number = Report(name), 0
     while number < cases:
+        # A file: libraries say so much about damaged files that a pipe nobody reads meanwhile fills up.
+        errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         child = subprocess.Popen(
             [*command, name, str(seed), str(number), str(cases)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        assert child.stdout is not None and child.stderr is not None
-        errors: list[str] = []
+        assert child.stdout is not None
         begun: int | None = None
         for line in child.stdout:
             if line[0] != "[":
@@ -284,8 +285,10 @@ def run(name: str, cases: int, seed: int, command: list[str], *, say: Callable[[
                 report.faults.append((begun, fault))
                 say(f"{name} {begun}: {fault}")
             number, begun = begun + 1, None
-        errors.append(child.stderr.read()[-2000:])
         status = child.wait()
+        with errors:
+            errors.seek(0)
+            said = errors.read()[-2000:]
         if begun is not None:
             fault = f"the process ended with status {status}"
             report.cases += 1
@@ -293,7 +296,7 @@ def run(name: str, cases: int, seed: int, command: list[str], *, say: Callable[[
             say(f"{name} {begun}: {fault}")
             number = begun + 1
         elif status:
-            raise RuntimeError(f"{name}: the child could not run: {errors[-1]}")
+            raise RuntimeError(f"{name}: the child could not run: {said}")
     return report
 
 

@@ -121,12 +121,18 @@ def test_pictures_too_large_are_refused_by_their_heads(
 
 
 @pytest.mark.parametrize("length", [13, 2**31, 2**32 - 1])
-def test_a_png_whose_chunks_lie_past_its_end(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_png_whose_chunks_lie_past_its_end(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
+    from PIL import Image
 
     monkeypatch.delattr(cv2, "imdecode")
+    monkeypatch.delattr(Image, "open")
+    data = png(16, 12, more=pack(">I4s", length, b"IDAT") + bytes(4) + END)
+    (tmp_path / "x").write_bytes(data)
     with pytest.raises(FormatError, match="data that OpenCV cannot decode"):
-        decode_picture(png(16, 12, more=pack(">I4s", length, b"IDAT") + bytes(4) + END), 1, "x")
+        decode_picture(data, 1, "x")
+    with pytest.raises(FormatError, match="its head is damaged"), opened_picture(tmp_path / "x"):
+        pass
 
 
 def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:

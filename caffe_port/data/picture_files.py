@@ -208,15 +208,17 @@ _KINDS: tuple[tuple[re.Pattern[bytes], Callable[[bytes, BinaryIO], Size | None]]
 
 
 def picture_size(file: BinaryIO) -> Size | None:
-    """A picture's size by its head, None if it is of no kind that OpenCV or Pillow read here."""
+    """A picture's size by its head; None if it is damaged, or of no kind that OpenCV reads."""
     head = file.read(_HEAD)
-    for pattern, parse in _KINDS:
-        if pattern.match(head):
-            try:
-                return parse(head, file)
-            except (StructError, OverflowError, ValueError):
-                return None
-    return None
+    parse = _parser(head)
+    try:
+        return parse(head, file) if parse else None
+    except (StructError, OverflowError, ValueError):
+        return None
+
+
+def _parser(head: bytes) -> Callable[[bytes, BinaryIO], Size | None] | None:
+    return next((parse for pattern, parse in _KINDS if pattern.match(head)), None)
 
 
 def _check(size: Size, where: str, name: str) -> None:
@@ -292,8 +294,11 @@ def opened_picture(path: str | Path, where: str = "") -> Iterator[Image]:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             size = picture_size(file)
-        if size is not None:
-            _check(size, where, name)
+            file.seek(0)
+            if size is not None:
+                _check(size, where, name)
+            elif _parser(file.read(_HEAD)):  # Pillow reads further kinds, and knows their sizes before it decodes
+                raise ValueError("its head is damaged")
         with Image.open(path) as picture:
             _check(Size(*picture.size), where, name)
             yield picture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -147,24 +146,16 @@ def test_the_page_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "note: line 10: a Windows path" in out
 
 
-def test_it_starts_quickly_and_loads_no_torch() -> None:
+def test_it_loads_no_torch() -> None:
     files = [str(p) for p in DEPLOY[:2]]
     code = (
         f"from caffe_port.tools.info import main\ntry: main({['--json', *files]!r})\nexcept SystemExit: pass\n"
-        "import sys, time; print(time.process_time(), *{m.split('.')[0] for m in sys.modules})"
+        "import sys; print(*{m.split('.')[0] for m in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
-    seconds, *modules = done.stdout.splitlines()[-1].split()
-    assert not {"torch", "numpy", "h5py", "scipy", "PIL"} & set(modules)
-    assert float(seconds) < 1.0
-
-
-def test_a_file_takes_little_time() -> None:
-    summarize(DEPLOY[0])
-    start = time.process_time()
-    for path in DEPLOY:
-        summarize(path)
-    assert (time.process_time() - start) / len(DEPLOY) < 0.1
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert "caffe_port" in modules
+    assert not {"torch", "numpy", "h5py", "scipy", "PIL"} & modules
 
 
 def test_names_that_are_known_are_those_that_compute() -> None:

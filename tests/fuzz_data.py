@@ -126,7 +126,7 @@ def list_file(rng: Random, folder: Path) -> Path:
     lines = []
     for name in ("p.png", "q.png", "p.png"):
         line = [name]
-        if kind == "labelled" or (kind == "listed" and choice == 1):
+        if kind == "labelled" or (choice == 1 and kind not in ("pairs", "2")):
             line += [number(rng, 1)]
         else:
             line += ["m.png"]
@@ -143,7 +143,7 @@ def list_file(rng: Random, folder: Path) -> Path:
 def read_list(path: Path) -> None:
     _, kind, choice = path.name.split(".")
     source, reader = str(path), PictureReader(Folder(path.parent), size=((0, 0), (6, 5), (0, 0))[int(choice)])
-    crop = (0, 0, 4)[int(choice)]
+    crop, wide = (0, 0, 4)[int(choice)], (0, 12, 4)[int(choice)]
     if kind == "labelled":
         items = labelled(source)
         two_batches(PictureBatches(source, items, Cursor(len(items)), reader, transformer(crop), 2))
@@ -158,7 +158,7 @@ def read_list(path: Path) -> None:
             dense.make()
     elif kind == "listed":
         label_type = ("PIXEL", "IMAGE", "NONE")[int(choice)]
-        scaled = ScaledTransformer(transformer(), (crop, crop), (1, 1.5, (0.3, 0.3, 0.01)[int(choice)]))
+        scaled = ScaledTransformer(transformer(), (wide, wide), (1, 1.5, (0.3, 0.3, 0.01)[int(choice)]))
         scaled.seed(1)
         named = listed(source, label_type)
         two_batches(ScaledSegments(source, named, Cursor(len(named)), reader, scaled, 2, label_type, 255))
@@ -168,8 +168,8 @@ def read_list(path: Path) -> None:
         masks = 1 + (made is segments.InstanceWindows)
         found = segments.segments(source, labels=masks, box=made is not segments.Pictures, numbers=numbers)
         settings = segments.Settings(
-            *(source, found, Cursor(len(found), Stream(1)), reader, LabelMaps(reader, "fuzz"), transformer(crop), 2),
-            *("PIXEL", 255, 20 if made is segments.ClassWindows else 1),
+            *(source, found, Cursor(len(found), Stream(1)), reader, LabelMaps(reader, "fuzz"), transformer(wide), 2),
+            *("IMAGE" if choice == "1" and masks == 1 else "PIXEL", 255, 20 if made is segments.ClassWindows else 1),
         )
         two_batches(made(settings))
 
@@ -421,11 +421,11 @@ register(
         "lists",
         read_list,
         list_file,
-        ("data/files.py", "data/segments.py", "data/scaled_segments.py", "data/dense_images.py"),
+        ("data/files.py", "data/segments.py", "data/scaled_segments.py", "data/dense_images.py", "data/pictures.py"),
     ),
     Reader("window_files", read_window_file, window_file, ("data/boxes.py",)),
     Reader("pictures", read_picture_file, picture_file, ("data/picture_files.py",)),
-    Reader("masks", read_mask_file, mask_file, ("data/pictures.py", "data/picture_files.py")),
+    Reader("masks", read_mask_file, mask_file, ("data/picture_files.py",)),
     Reader("mat_files", lambda path: read_mat(str(path)).sum(), mat_file, ("data/mat_files.py",)),
     Reader("hdf5_data", read_hdf5_data, hdf5_data, ("data/hdf5_rows.py",)),
 )

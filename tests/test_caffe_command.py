@@ -77,7 +77,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["time", "-model", "net.prototxt", "-iterations", "0"], "expected 1 or more, found 0"),
         (["time", "-model", "net.prototxt", "-gpu", "first"], "expected device ids"),
         (["time", "-model", "net.prototxt", "-phase", "DEPLOY"], "invalid choice"),
-        (["train", "-solver", "s", "-gpu", "0,1"], "torchrun --nproc_per_node=2 -m caffe_port.solver s"),
+        (["train", "-solver", "solver.prototxt", "-gpu", "0,1"], "torchrun --nproc_per_node=2 -m caffe_port.solver s"),
         (["train", "-solver", "solver.prototxt", "-gpu", "99"], "GPUs usable by torch"),
     ],
 )

@@ -20,6 +20,12 @@ SOLVER = 'net: "net.prototxt" base_lr: 1 lr_policy: "fixed" max_iter: 1 snapshot
 ROWS = {  # BAD is the input; outputs lie in a folder that is missing, or have a name that would be made from BAD's
     "info": ["BAD", "net.prototxt --proto BAD"],
     "draw": ["BAD no/o.png"],
+    "view": [
+        "BAD -o no/o.html",
+        "net.prototxt BAD -o no/o.html",
+        "net.prototxt w.npz --picture BAD -o no/o.html",
+        "net.prototxt w.npz --reference BAD -o no/o.html",
+    ],
     "parity": [
         "BAD w.npz r.npz",
         "net.prototxt BAD r.npz",

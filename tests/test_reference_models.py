@@ -10,14 +10,16 @@ from reference import SHARED, needs_shared
 import caffe_port
 from caffe_port.tools.replay import Reference, replay
 
-MODELS = sorted(path.parent for path in SHARED.glob("models/*/net.prototxt"))
+MODELS = sorted(path.parent for path in SHARED.glob("models/*/expected.npz"))
 
 
 @needs_shared("models")
 @pytest.mark.parametrize("model", MODELS or [Path("none")], ids=lambda path: path.name)
 def test_model(model: Path) -> None:
     (weights,) = model.glob("weights.*")
-    net = caffe_port.Net(model / "net.prototxt", caffe_port.TEST, weights=weights, dialect="bvlc")
+    net = caffe_port.Net(
+        model / "net.prototxt", caffe_port.TEST, weights=weights, dialect="ssd" if model.name == "res10_ssd" else "bvlc"
+    )
     account = net.accounts[0]
     assert account.copied
     assert not account.missing

@@ -34,7 +34,7 @@ def test_reads(text, same_as):
 # text, then the place and what the error says about it
 WRONG = {
     "unknown field": ('layer {\n  nam: "x"\n}', "2:3", "unknown field 'nam' of LayerParameter (near: name)", ANOTHER),
-    "unknown field, ways on": ("layer { interp_param { } }", "1:9", PLUGIN.format("TheirType"), ANOTHER),
+    "unknown field, ways on": ("layer { inter_param { } }", "1:9", PLUGIN.format("TheirType"), ANOTHER),
     "field of a block": ("layer { kernel_size: 3 }", "1:9", "it belongs inside convolution_param, pooling_param"),
     "field in a block": (
         "layers { type: POOLING pooling_param { kernel: 3 } }",
@@ -60,7 +60,7 @@ WRONG = {
     "unknown value": (
         "layer { pooling_param { pool: MAXX } }",
         "1:31",
-        "expected one of MAX, AVE, STOCHASTIC, found MAXX",
+        "expected one of MAX, AVE, STOCHASTIC, AVE_EXC_PAD, AVE_TF, found MAXX",
     ),
     "twice": ('name: "a"\nname: "b"', "2:7", "name a second time"),
     "no brace": ('layer {\n  name: "a"\n', "2:", 'expected "}"', "found"),

@@ -127,7 +127,7 @@ def test_choices_are_those_of_the_systems() -> None:
             "--smallest: expected deconvnet, found a net for decouplednet",
         ),
         (["shapes", *net_of("deconvnet"), "--proposals", "0"], "'0', expected a whole number above 0"),
-        (["shapes", *net_of("deconvnet"), "--model", "no.yml.gz"], "no.yml.gz: expected a structured forest"),
+        (["shapes", *net_of("deconvnet"), "--model", "no.yml.gz"], "no.yml.gz: no such file"),
         (["shapes", *net_of("tiny"), "--with", "fcn.prototxt", "fcn.caffemodel"], "--with: expected nets that score"),
         (["shapes", *net_of("fcn"), "--with", "tiny.prototxt", "tiny.caffemodel"], "--with: expected nets that score"),
         (

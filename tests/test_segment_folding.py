@@ -218,7 +218,7 @@ def test_root_folder(here: Path) -> None:
         ([*NET, "--batch", "-1"], "--batch: expected 1 or more, found -1"),
         ([*NET, "-o", "trained.caffemodel"], "trained.caffemodel: exists already"),
         ([*NET, "-o", "trained.caffemodel", "-f"], "trained.caffemodel: is the file of the trained weights"),
-        ([*NET, "--source", "none.txt"], "no list 'none.txt'"),
+        ([*NET, "--source", "none.txt"], "none.txt: no such file"),
         (
             ["deploy.prototxt", *NET[1:]],
             "deploy.prototxt: expected a net with a data layer, found inputs data",

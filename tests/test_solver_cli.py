@@ -40,6 +40,8 @@ from caffe_port.solver.signals import Signals
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, solve: Solve) -> None:
+    for name in "ab":
+        Path(name).touch()
     status, said = solve(*arguments)
     assert status == 2
     assert message in said.splitlines()[-1]

@@ -343,8 +343,8 @@ def test_layers_carry_their_errors(net: Net, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["net.prototxt", "--picture", "p.png"], "no weights"),
-        (["net.prototxt", "net.caffemodel", "--picture", "p.png"], "p.png: No such file"),
+        (["net.prototxt", "--picture", "ok.png"], "no weights"),
+        (["net.prototxt", "net.caffemodel", "--picture", "p.png"], "p.png: no such file"),
         (["net.prototxt", "net.caffemodel", "--picture", "net.prototxt"], "OpenCV cannot read"),
         (["net.prototxt", "net.caffemodel", "--picture", "ok.png", "--mean", "1,2"], "--mean"),
         (["net.prototxt", "net.caffemodel", "--picture", "ok.png", "--mean", "x"], "--mean"),

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         " it) the error of each layer, and the first that is over its bound.",
         example="net.prototxt model.caffemodel --reference reference.npz -o net.html",
     )
+    parser.reads("prototxt", "weights", "picture", "reference")
     add = parser.add_argument
     add("prototxt", metavar="NET", help="the definition")
     add("weights", metavar="MODEL", nargs="?", help="its weights, of any format")

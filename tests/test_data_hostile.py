@@ -20,6 +20,7 @@ from caffe_port.data.hdf5_rows import Rows
 from caffe_port.data.mat_files import read_mat
 from caffe_port.data.picture_files import LARGEST, decode_picture, load_picture, opened_picture, picture_size
 from caffe_port.data.pictures import GRAY, LabelMaps, Reader, labelled
+from caffe_port.data.position import pack as packed
 from caffe_port.data.scaled_segments import listed
 from caffe_port.data.segments import segments
 from caffe_port.errors import CaffeError, FileError, FormatError
@@ -350,3 +351,37 @@ def test_a_batch_that_fits_no_memory(tmp_path: Path) -> None:
     block = f'image_data_param {{ source: "{tmp_path / "list"}" batch_size: 2000000000 }}'
     with pytest.raises(CaffeError, match="bytes"):
         list(passes(Net(definition("ImageData", block)), 1))
+
+
+def whole(*numbers: int) -> str:
+    return packed({"at": np.array(numbers)})["at"]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("at", "<i8 !", "damaged text"),
+        ("at", "|O " + "AAAA" * 2, "numbers of type '|O'"),
+        ("at", "<V99999999999 AAAA", "numbers of type"),
+        ("at", whole(1), "a position that does not fit"),
+        ("at", whole(3, 3), "item 3 in an order of 3"),
+        ("at", whole(-1, 3), "item -1 in an order of 3"),
+        ("at", whole(0, 4), "one among 4"),
+        ("order", whole(0, 1, 1), "item 1 in an order of 3"),
+        ("order", whole(0, 1, 7), "item 1 in an order of 3"),
+        ("order", whole(0, 1), "item 1 in an order of 2"),
+        ("shuffle", whole(1, 2), "random state"),
+    ],
+)
+def test_positions_from_others(key: str, text: str, said: str, tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "p.png"), np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "list").write_text(f"{tmp_path / 'p.png'} 1\n" * 3)
+    more = "shuffle: true" if key != "at" else ""
+    net = Net(definition("ImageData", f'image_data_param {{ source: "{tmp_path / "list"}" batch_size: 1 {more} }}'))
+    layer: Any = net.get_submodule("d")
+    state = layer.state() | ({"at": whole(1, 3)} if key != "at" else {})
+    layer.restore(state)
+    with pytest.raises(CaffeError, match=re.escape(said)):
+        layer.restore(state | {key: text})

@@ -13,7 +13,7 @@ from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError
 from caffe_port.random import Stream
 
-__all__ = ["Array", "Batches", "Cursor", "State", "too_large"]
+__all__ = ["Array", "Batches", "Cursor", "State", "check_order", "too_large"]
 
 Array = Any  # np.ndarray; numpy's own generic form differs between the versions supported
 
@@ -27,6 +27,13 @@ def too_large(shapes: Sequence[tuple[int, ...]]) -> CaffeError:
     return CaffeError(
         "the data", f"batches of {size} bytes", expected="batches that fit the memory", remedy="a smaller batch_size"
     )
+
+
+def check_order(at: int, order: Array, count: int) -> None:
+    """Refuse a position ``at`` that is none of ``count`` items, and an ``order`` that is none of theirs."""
+    if not 0 <= at < count or not np.array_equal(np.sort(order), np.arange(count)):
+        found = f"item {at} in an order of {len(order)}"
+        raise CaffeError("the data's position", found, expected=f"one of {count} items")
 
 
 class Batches(ABC):
@@ -129,7 +136,9 @@ class Cursor:
                 expected=f"one among {self._order.size} {'shuffled ' if self._stream else ''}items",
                 remedy="the list or its shuffle field has changed since it was saved",
             )
+        order = state["order"] if self._stream else self._order
+        check_order(at, order, count)
         self._at = at
         if self._stream:
-            self._order = state["order"]
+            self._order = order
             self._stream.set_state(state["shuffle"])

@@ -14,7 +14,7 @@ from caffe_port.data.batches import Array, Batches, Cursor, State
 from caffe_port.data.files import lines
 from caffe_port.data.pictures import Reader, planes, resize
 from caffe_port.data.transform import Transformer
-from caffe_port.errors import FormatError, ShapeError
+from caffe_port.errors import CaffeError, FormatError, ShapeError
 
 __all__ = ["DenseImages", "Pair", "pairs"]
 
@@ -123,3 +123,5 @@ class DenseImages(Batches):
     def move(self, state: State) -> None:
         self._cursor.set_state(state)
         self.draws = state["draws"].tolist()
+        if len(self.draws) != self.words:
+            raise CaffeError("the data's position", f"{len(self.draws)} random numbers", expected=f"{self.words}")

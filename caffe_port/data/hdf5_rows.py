@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_port.data.batches import Array, State, too_large
+from caffe_port.data.batches import Array, State, check_order, too_large
 from caffe_port.data.files import Places, lines
 from caffe_port.data.shard import ALL, Share
 from caffe_port.errors import CaffeError, FormatError, ShapeError
@@ -101,13 +101,16 @@ class Rows:
                 expected=f"one in {len(self._files)}",
                 remedy="the list or its shuffle field has changed since it was saved",
             )
-        (self._file, row, offset), self._order = state["at"].tolist(), state["files"].tolist()
+        file, row, offset = state["at"].tolist()
+        check_order(file, state["files"], len(self._files))
+        self._file, self._order = file, state["files"].tolist()
         self._load()
         if len(state["rows"]) != len(self._rows):
             path = self._files[self._order[self._file]]
             raise CaffeError(
                 "the data's position", f"one in {len(state['rows'])} rows", expected=f"{path}'s {len(self._rows)}"
             )
+        check_order(row, state["rows"], len(self._rows))
         self._row, self._offset, self._rows = row, offset, state["rows"].tolist()
         if self._rand:
             self._rand.set_state(state["rand"])

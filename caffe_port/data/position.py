@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import numpy as np
 
@@ -34,5 +35,7 @@ def _little(array: np.ndarray) -> np.ndarray:
 
 
 def _array(kind: str, numbers: str) -> np.ndarray:
+    if not re.fullmatch("[<|][iuf][1248]", kind):
+        raise ValueError(f"numbers of type {kind!r}")
     array = np.frombuffer(base64.b64decode(numbers, validate=True), kind)
     return array.astype(array.dtype.newbyteorder("="))

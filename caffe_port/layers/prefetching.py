@@ -66,7 +66,7 @@ class Reading(sources.Source, Layer, Positioned):
             self.set_position(unpack(state))
         except KeyError as error:
             raise self.error(f"a position without {error}", expected="a state of this layer's") from error
-        except CaffeError as error:
+        except (CaffeError, TypeError, ValueError, OverflowError) as error:
             raise self.error(f"a position that does not fit: {error}") from error
 
     def get_position(self) -> State:

@@ -199,7 +199,16 @@ def test_layers_have_their_facts_from_the_records() -> None:
         if inspect.unwrap(cls.reshape) is not record.reshape:
             own.add(name)
     files = {*("Data", "DenseImageData", "HDF5Data", "ImageData", "ImageSegData", "SelectSegBinary", "WindowClsData")}
-    files |= {"WindowData", "WindowInstSegData", "WindowSegBinary", "WindowSegData", "MatRead", "Python"}
+    files |= {
+        "WindowData",
+        "WindowInstSegData",
+        "WindowSegBinary",
+        "WindowSegData",
+        "MatRead",
+        "Python",
+        "AnnotatedData",
+        "VideoData",
+    }
     assert own == files
 
 

@@ -114,7 +114,7 @@ def test_shuffling_is_caffes_and_comes_from_the_seed(here: Path) -> None:
         ("nowhere.png 1", ["in/", "list.txt", "db"], "no picture that can be read"),
         ("a.png 1", ["in/", "list.txt", "in"], "in: expected the name of a new database, found exists already"),
         ("a.png 1", ["in/", "list.txt", "no/db"], "there is no folder no"),
-        ("a.png 1", ["in/", "none.txt", "db"], "none.txt: cannot be read"),
+        ("a.png 1", ["in/", "none.txt", "db"], "none.txt: no such file"),
         ("a.png 1", ["--encode-type", "odd", "in/", "list.txt", "db"], "expected one that OpenCV writes"),
     ],
 )

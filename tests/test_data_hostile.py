@@ -121,6 +121,14 @@ def test_pictures_too_large_are_refused_by_their_heads(
             read()
 
 
+def test_kinds_without_a_signature_are_refused_by_pillows_size(tmp_path: Path) -> None:
+    """A TGA, which starts with no sign of what it is."""
+    (tmp_path / "x.tga").write_bytes(bytes((0, 0, 2)) + bytes(9) + pack("<HH", 8_000, 8_000) + bytes((24, 0)))
+    said = f"expected at most {3 * LARGEST} bytes, found a file of 8000 x 8000 pixels"
+    with pytest.raises(FormatError, match=said), opened_picture(tmp_path / "x.tga"):
+        raise AssertionError("it is opened")
+
+
 @pytest.mark.parametrize("length", [13, 2**31, 2**32 - 1])
 def test_a_png_whose_chunks_lie_past_its_end(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2

@@ -33,6 +33,8 @@ LARGEST = 89_478_485
 
 _VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 _HEAD = 1 << 12
+_PILLOW = 5
+"""Bytes for each pixel: Pillow has four, and what it converts them to lies beside them."""
 _MOST_CHUNKS = 1 << 20
 _FAR = 1 << 23
 """Bytes in front of a JPEG's size: colour profiles and thumbnails; more are taken for damage."""
@@ -300,7 +302,7 @@ def opened_picture(path: str | Path, where: str = "") -> Iterator[Image]:
             elif _parser(file.read(_HEAD)):  # Pillow reads further kinds, and knows their sizes before it decodes
                 raise ValueError("its head is damaged")
         with Image.open(path) as picture:
-            _check(Size(*picture.size), where, name)
+            _check(Size(picture.width, picture.height, _PILLOW), where, name)
             yield picture
     except CaffeError:
         raise

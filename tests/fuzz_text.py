@@ -13,7 +13,7 @@ import torch
 from fuzzing import Reader, integer, register, word
 
 from caffe_port.net import Net
-from caffe_port.schema import load_proto, read_net, read_solver
+from caffe_port.schema import load_proto, merge, read_net, read_solver
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|[A-Za-z_][\w.]*|-?\d[\w.+-]*|\S|\s+')
@@ -107,8 +107,10 @@ def read_definition(path: Path) -> None:
 
 
 def read_proto(path: Path) -> None:
-    schema = load_proto(path)
-    schema.NetParameter(name="n")
+    try:
+        load_proto(path).NetParameter(name="n")
+    finally:
+        merge._load.cache_clear()  # a process reads a few such files, not thousands
 
 
 SIZES = ("0", "-1", "1", "2", "3", "5", "7", "64", "2147483647", "2147483648", "4294967295", "9223372036854775807")

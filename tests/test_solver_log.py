@@ -20,7 +20,7 @@ from reference import EMBEDDED
 from caffe_port import console
 from caffe_port.solver import Solver
 from caffe_port.solver.log import Log
-from caffe_port.solver.solver import Scores
+from caffe_port.solver.scores import Scores
 
 LOGS = EMBEDDED / "solver_logs"
 PREFIX = re.compile(r"([IE])\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \w+\.cpp:\d+\] (.*)")

@@ -10,7 +10,7 @@ import pytest
 from caffe_port.errors import CaffeError
 from caffe_port.solver import Solver
 from caffe_port.solver.callbacks import Callback
-from caffe_port.solver.solver import Scores
+from caffe_port.solver.scores import Scores
 
 NET = """
 name: "{}"

@@ -16,8 +16,7 @@ import numpy as np
 from caffe_port.errors import FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_path
 from caffe_port.formats.hdf5_access import dataset_array, datasets, find, members, open_hdf5, text_of
-from caffe_port.formats.naming import layers_of
-from caffe_port.formats.weights import LayerWeights, Weights
+from caffe_port.formats.weights import LayerWeights, Weights, layers_of
 from caffe_port.formats.wire import Buffer
 
 if TYPE_CHECKING:

@@ -8,15 +8,13 @@ the others have the names in the layer's source.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from caffe_port.errors import WeightsError
-from caffe_port.formats.weights import LayerWeights, Weights
 from caffe_port.spec import RECORDS, records_of
 
-__all__ = ["blob_names", "layers_of", "state_dict", "torch_shape"]
+__all__ = ["blob_names", "in_caffes_order", "names_of", "torch_shape"]
 
 _NUMBERED = re.compile(r"blob(\d+)")
 
@@ -36,7 +34,7 @@ def blob_names(type: str, count: int) -> tuple[tuple[str, int | None], ...]:
     return *named, *((f"blob{i}", None) for i in range(len(named), count))
 
 
-def _named(type: str, blobs: Sequence[np.ndarray | None]) -> tuple[tuple[str, int | None], ...]:
+def names_of(type: str, blobs: Sequence[np.ndarray | None]) -> tuple[tuple[str, int | None], ...]:
     """:func:`blob_names`; two blobs of an unknown type that have the shapes of a convolution's get its names."""
     shapes = [blob.shape for blob in blobs if blob is not None]
     if not records_of(type) and len(shapes) == len(blobs) == 2 and len(shapes[0]) == 4:
@@ -50,47 +48,7 @@ def torch_shape(shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
     return shape[extra:] if extra > 0 and all(n == 1 for n in shape[:extra]) else shape
 
 
-def state_dict(weights: Weights, types: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
-    """The blobs of ``weights`` by key, each a view of what ``weights`` holds, in PyTorch's shape.
-
-    Args:
-        weights: any file's weights; of a state_dict file the keys and shapes are unchanged.
-        types: layer name to V2 type, used where the file does not have it. Blobs of unknown types are numbered.
-
-    Raises:
-        WeightsError: two layers that hold blobs have one name, or a layer that holds blobs has none.
-    """
-    out: dict[str, np.ndarray] = {}
-    owner: dict[str, int] = {}
-    for index, layer in enumerate(weights.layers):
-        if all(b is None for b in layer.blobs):
-            continue
-        if not layer.name:
-            raise WeightsError(
-                weights.path,
-                f"layer {index} ({layer.type or 'of unknown type'}) with blobs and no name",
-                expected="a name for each layer with blobs",
-                remedy="name it in the prototxt and save the weights again",
-            )
-        if layer.name in owner:
-            raise WeightsError(
-                weights.path,
-                f"layers {owner[layer.name]} and {index} both named {layer.name!r}, both with blobs",
-                expected="one layer with blobs for each name",
-                remedy="rename one of them in the prototxt and save the weights again",
-            )
-        owner[layer.name] = index
-        if layer.names:
-            named: Sequence[tuple[str, int | None]] = [(name, None) for name in layer.names]
-        else:
-            named = _named(layer.type or (types or {}).get(layer.name, ""), layer.blobs)
-        for (name, rank), blob in zip(named, layer.blobs, strict=True):
-            if blob is not None:
-                out[f"{layer.name}.{name}"] = blob.reshape(torch_shape(blob.shape, rank))
-    return out
-
-
-def _in_caffes_order(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+def in_caffes_order(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """The index of each blob of a layer: as in the smallest record that has them all, else by its number."""
     names = list(names)
     tables = [[blob.name for blob in record.blob_specs] for kind in RECORDS for record in records_of(kind)]
@@ -103,27 +61,3 @@ def _in_caffes_order(names: Iterable[str]) -> dict[str, tuple[int, int]]:
         return (1, int(numbered[1][:18])) if numbered else (0, table.index(name)) if name in table else (2, 0)
 
     return {name: rank(name) for name in names}
-
-
-def layers_of(arrays: Iterable[tuple[str, np.ndarray]], path: str) -> list[LayerWeights]:
-    """The layers in a state_dict's keys, in order of first appearance, each with its blobs in Caffe's order.
-
-    Raises:
-        WeightsError: a key without a dot, hence without a layer; or numbers that are not real.
-    """
-    found: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for key, array in arrays:
-        if array.dtype.kind not in "fiub":
-            raise WeightsError(f"{path}: {key}", f"an array of {array.dtype}", expected="real numbers")
-        layer, dot, blob = key.rpartition(".")
-        if not (dot and layer and blob):
-            raise WeightsError(
-                path, f"the key {key!r}", expected="LAYER.BLOB, such as conv1.weight", remedy="rename it before saving"
-            )
-        found.setdefault(layer, []).append((blob, array))
-    layers = []
-    for name, blobs in found.items():
-        order = _in_caffes_order(blob for blob, _ in blobs)
-        blobs.sort(key=lambda item: order[item[0]])
-        layers.append(LayerWeights(name, "", [b for _, b in blobs], names=tuple(n for n, _ in blobs)))
-    return layers

@@ -17,8 +17,7 @@ import numpy as np
 from caffe_port.errors import FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.mapping import write_array
-from caffe_port.formats.naming import layers_of
-from caffe_port.formats.weights import Weights, is_shape
+from caffe_port.formats.weights import Weights, is_shape, layers_of
 from caffe_port.formats.wire import Buffer
 
 __all__ = ["read_safetensors", "write_safetensors"]

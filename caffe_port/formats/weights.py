@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
-__all__ = ["LayerWeights", "Weights", "is_shape"]
+from caffe_port.errors import WeightsError
+from caffe_port.formats.naming import in_caffes_order, names_of, torch_shape
+
+__all__ = ["LayerWeights", "Weights", "is_shape", "layers_of"]
 
 _MOST_AXES = 32  # blob.hpp, kMaxBlobAxes
 _MOST_NUMBERS = 2**48
@@ -64,11 +67,64 @@ class Weights:
     definition: bytes = field(default=b"", repr=False)
 
     def state_dict(self, types: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
-        """The blobs under the names and in the shapes of PyTorch: ``conv1.weight`` (O,I,h,w), ``conv1.bias`` (O,).
+        """The blobs by key, each a view of what this holds, in the names and shapes of PyTorch: ``conv1.weight``
+        (O,I,h,w), ``conv1.bias`` (O,). Of a state_dict file the keys and shapes are unchanged.
 
         Args:
-            types: layer name to V2 type, for files that do not hold types (HDF5); see :func:`state_dict`.
-        """
-        from caffe_port.formats.naming import state_dict
+            types: layer name to V2 type, for files that do not hold types (HDF5). Blobs of unknown types are numbered.
 
-        return state_dict(self, types)
+        Raises:
+            WeightsError: two layers that hold blobs have one name, or a layer that holds blobs has none.
+        """
+        out: dict[str, np.ndarray] = {}
+        owner: dict[str, int] = {}
+        for index, layer in enumerate(self.layers):
+            if all(b is None for b in layer.blobs):
+                continue
+            if not layer.name:
+                raise WeightsError(
+                    self.path,
+                    f"layer {index} ({layer.type or 'of unknown type'}) with blobs and no name",
+                    expected="a name for each layer with blobs",
+                    remedy="name it in the prototxt and save the weights again",
+                )
+            if layer.name in owner:
+                raise WeightsError(
+                    self.path,
+                    f"layers {owner[layer.name]} and {index} both named {layer.name!r}, both with blobs",
+                    expected="one layer with blobs for each name",
+                    remedy="rename one of them in the prototxt and save the weights again",
+                )
+            owner[layer.name] = index
+            if layer.names:
+                named: Sequence[tuple[str, int | None]] = [(name, None) for name in layer.names]
+            else:
+                named = names_of(layer.type or (types or {}).get(layer.name, ""), layer.blobs)
+            for (name, rank), blob in zip(named, layer.blobs, strict=True):
+                if blob is not None:
+                    out[f"{layer.name}.{name}"] = blob.reshape(torch_shape(blob.shape, rank))
+        return out
+
+
+def layers_of(arrays: Iterable[tuple[str, np.ndarray]], path: str) -> list[LayerWeights]:
+    """The layers in a state_dict's keys, in order of first appearance, each with its blobs in Caffe's order.
+
+    Raises:
+        WeightsError: a key without a dot, hence without a layer; or numbers that are not real.
+    """
+    found: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for key, array in arrays:
+        if array.dtype.kind not in "fiub":
+            raise WeightsError(f"{path}: {key}", f"an array of {array.dtype}", expected="real numbers")
+        layer, dot, blob = key.rpartition(".")
+        if not (dot and layer and blob):
+            raise WeightsError(
+                path, f"the key {key!r}", expected="LAYER.BLOB, such as conv1.weight", remedy="rename it before saving"
+            )
+        found.setdefault(layer, []).append((blob, array))
+    layers = []
+    for name, blobs in found.items():
+        order = in_caffes_order(blob for blob, _ in blobs)
+        blobs.sort(key=lambda item: order[item[0]])
+        layers.append(LayerWeights(name, "", [b for _, b in blobs], names=tuple(n for n, _ in blobs)))
+    return layers

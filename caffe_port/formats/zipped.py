@@ -13,9 +13,8 @@ import numpy as np
 from caffe_port.errors import FormatError
 from caffe_port.formats.archive import Archive, open_archive
 from caffe_port.formats.atomic import atomic_write
-from caffe_port.formats.naming import layers_of
 from caffe_port.formats.pth import read_pth
-from caffe_port.formats.weights import Weights, is_shape
+from caffe_port.formats.weights import Weights, is_shape, layers_of
 from caffe_port.formats.wire import Buffer
 
 __all__ = ["read_zip", "write_npz", "write_pth"]

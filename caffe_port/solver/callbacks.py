@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from caffe_port.solver.solver import Scores, Solver
+from caffe_port.solver.scores import Scores
 
 __all__ = ["Callback", "Iteration"]
 
@@ -29,25 +28,28 @@ class Iteration:
 
 
 class Callback:
-    """Called at every event of a training; the methods do nothing until a subclass overrides them."""
+    """Called at every event of a training; the methods do nothing until a subclass overrides them.
 
-    def on_begin(self, solver: Solver) -> None:
+    ``solver`` is the :class:`caffe_port.solver.Solver` that calls.
+    """
+
+    def on_begin(self, solver: Any) -> None:
         """A training begins, at iteration 0 or at that of a snapshot."""
 
-    def on_start(self, solver: Solver) -> None:
+    def on_start(self, solver: Any) -> None:
         """An iteration starts (Caffe's callback of this name)."""
 
-    def on_gradients_ready(self, solver: Solver) -> None:
+    def on_gradients_ready(self, solver: Any) -> None:
         """The gradients are summed, the parameters not yet updated (Caffe's callback of this name)."""
 
-    def on_iteration(self, solver: Solver, iteration: Iteration) -> None:
+    def on_iteration(self, solver: Any, iteration: Iteration) -> None:
         """An iteration is done."""
 
-    def on_test(self, solver: Solver, net: int, scores: Sequence[Scores]) -> None:
+    def on_test(self, solver: Any, net: int, scores: Sequence[Scores]) -> None:
         """Test net number ``net`` was scored."""
 
-    def on_snapshot(self, solver: Solver, state: Path) -> None:
+    def on_snapshot(self, solver: Any, state: Path) -> None:
         """A snapshot was written."""
 
-    def on_end(self, solver: Solver) -> None:
+    def on_end(self, solver: Any) -> None:
         """The training is over, also by an error."""

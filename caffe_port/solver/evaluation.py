@@ -6,20 +6,15 @@ Source: solver.cpp, TestClassification and TestDetection (ssd); Test (bvlc) is t
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from caffe_port.detection.precision import VERSIONS, average_precision
 from caffe_port.errors import CaffeError, ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from caffe_port.solver.log import Log
-    from caffe_port.solver.solver import Scores
+from caffe_port.solver.log import Log
+from caffe_port.solver.scores import Scores
 
 __all__ = ["Detections", "Means", "kind_of"]
 
@@ -37,10 +32,10 @@ class Means:
         self.sums = [a + np.float32(s.value) for a, s in zip(before, scores, strict=True)]
         self.scores, self.batches = scores, self.batches + 1
 
-    def finish(self, make: Callable[[str, float, float], Scores]) -> list[Scores]:
+    def finish(self) -> list[Scores]:
         """Log and return what came out."""
         n = np.float32(self.batches)
-        means = [make(s.name, s.weight, float(total / n)) for s, total in zip(self.scores, self.sums, strict=True)]
+        means = [Scores(s.name, s.weight, float(total / n)) for s, total in zip(self.scores, self.sums, strict=True)]
         self.log.scores("Test", means)
         return means
 
@@ -68,7 +63,7 @@ class Detections:
                 )
             self.rows[name].append(outputs[name].reshape(-1, 5).cpu().numpy())
 
-    def finish(self, make: Callable[[str, float, float], Scores]) -> list[Scores]:
+    def finish(self) -> list[Scores]:
         """Log and return what came out."""
         found = []
         for i, (name, parts) in enumerate(self.rows.items()):
@@ -87,7 +82,7 @@ class Detections:
                 total += np.float32(precision)
                 if self.shows:
                     self.log.line(f"class{label}: {self.log.number(precision)}")
-            found.append(make(name, 0.0, float(total / np.float32(len(classes)))))
+            found.append(Scores(name, 0.0, float(total / np.float32(len(classes)))))
             self.log.line(f"    Test net output #{i}: {name} = {self.log.number(found[-1].value)}")
         return found
 

@@ -6,14 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from caffe_port.console import number, quiet
-
-if TYPE_CHECKING:
-    from caffe_port.solver.solver import Scores
+from caffe_port.solver.scores import Scores
 
 __all__ = ["Log"]
 

@@ -14,7 +14,8 @@ from caffe_port.errors import FileError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.log import Log
-from caffe_port.solver.solver import Scores, Solver
+from caffe_port.solver.scores import Scores
+from caffe_port.solver.solver import Solver
 
 __all__ = ["Records", "Table"]
 

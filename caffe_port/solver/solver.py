@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,20 +30,12 @@ from caffe_port.solver.nets import Nets
 from caffe_port.solver.precision import Bf16Net
 from caffe_port.solver.prefix import alone, check_form, check_prefix
 from caffe_port.solver.schedule import policy
+from caffe_port.solver.scores import Scores, scores
 from caffe_port.solver.smoothed_loss import SmoothedLoss
 from caffe_port.solver.snapshot import Snapshots
 from caffe_port.solver.state import SolverState
 
-__all__ = ["Scores", "Solver"]
-
-
-@dataclass
-class Scores:
-    """One score of a net's outputs: the output's name, its loss weight, the number."""
-
-    name: str
-    weight: float
-    value: float
+__all__ = ["Solver"]
 
 
 class Solver:
@@ -356,7 +347,7 @@ class Solver:
         self.log.line(f"Iteration {self.iter}, Testing net (#{i})")
         net, param = self.test_nets[i], self.param
         net.share_parameters(self.net)
-        told = self._evaluation(param, self.log)
+        evaluated = self._evaluation(param, self.log)
         loss = np.float32(0)
         for _ in range(param.test_iter[i]):
             if self._asked_to_stop():
@@ -364,10 +355,10 @@ class Solver:
                 return []
             batch_loss, outputs = self._test_pass(net)
             loss += np.float32(batch_loss)
-            told.add(scores(net, outputs), outputs)
+            evaluated.add(scores(net, outputs), outputs)
         if param.test_compute_loss:
             self.log.line(f"Test loss: {self.log.number(float(loss / np.float32(param.test_iter[i])))}")
-        found = told.finish(Scores)
+        found = evaluated.finish()
         self._call("on_test", i, found)
         return found
 
@@ -437,12 +428,3 @@ class Solver:
         """How many items an iteration takes, in all processes; 0 if the training net has no data layer."""
         shapes = (self.net.shapes[n.tops[0]] for n, _ in self.net.nodes if n.tops and not n.bottoms)
         return next((int(s[0]) for s in shapes if s), 0) * self.param.iter_size * self.group.count
-
-
-def scores(net: Net, outputs: dict[str, Tensor]) -> list[Scores]:
-    """Every number of every output, in Caffe's order."""
-    return [
-        Scores(name, net.loss_weights.get(name, 0.0), value)
-        for name in net.outputs
-        for value in outputs[name].flatten().tolist()
-    ]

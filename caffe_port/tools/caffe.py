@@ -92,7 +92,7 @@ def benchmark(argv: Sequence[str] | None = None) -> NoReturn:
 def _test(arguments: argparse.Namespace) -> None:
     import torch
 
-    from caffe_port.solver.solver import Scores, scores
+    from caffe_port.solver.scores import Scores, scores
 
     log = _log(arguments)
     net = _net(arguments, "TEST", log).eval()

@@ -139,7 +139,8 @@ def sheet(picture: Image, map: np.ndarray, scores: np.ndarray) -> Image:
 
 
 def _compare(net: Net, reference: Path, page: Path) -> int:
-    from caffe_port.tools.parity import listing, measure, write_page
+    from caffe_port.tools.parity import listing, write_page
+    from caffe_port.tools.parity_report import measure
     from caffe_port.tools.replay import Reference
 
     report = measure(net, Reference(reference))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
+from caffe_port.segmentation import voc
+from caffe_port.segmentation.evaluate import Scores, markdown, masks_in, percents, score, short_names
+from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
 from caffe_port.tools.cli import Parser, print_json, run, table
+from caffe_port.tools.evaluation_page import System, Truth, page
 from caffe_port.tools.progress import each
 
-if TYPE_CHECKING:
-    from caffe_port.segmentation.evaluate import Scored, Scores
-
-__all__ = ["System", "Truth", "main"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -64,8 +64,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from caffe_port.segmentation.evaluate import markdown
-
     for path in filter(None, (arguments.markdown, arguments.confusion, arguments.html)):
         check_output(path, overwrite=arguments.force)
     if len(arguments.results) > 1 and (arguments.html or arguments.confusion):
@@ -85,51 +83,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         lines = [("", *truth.classes), *((name, *row) for name, row in counts)]
         _write(arguments.confusion, "".join(",".join(map(str, line)) + "\n" for line in lines), arguments)
     if arguments.html:
-        from caffe_port.tools.evaluation_page import page
-
         _write(arguments.html, page(systems[0], truth, arguments.show), arguments)
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What results are scored against.
-
-    Attributes:
-        masks: the folder of the true ones. names: those that are scored. classes: names from label 0.
-        pictures: the folder of the pictures, if there is one.
-    """
-
-    masks: Path
-    names: list[str]
-    classes: tuple[str, ...]
-    pictures: Path | None
-
-
 def _truth(arguments: argparse.Namespace) -> Truth:
-    from caffe_port.segmentation import evaluate, voc
-    from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
-
     masks, pictures = Path(arguments.truth), arguments.pictures and Path(arguments.pictures)
     classes: tuple[str, ...] = voc.CLASSES
     if (masks / MASKS).is_dir():
         folder = Folder(masks)
         masks, pictures, classes = folder.root / MASKS, pictures or folder.root / PHOTOGRAPHS, folder.classes
-        names = folder.names(arguments.list) if arguments.list else evaluate.masks_in(masks)
+        names = folder.names(arguments.list) if arguments.list else masks_in(masks)
     else:
-        names = evaluate.masks_in(masks, arguments.list and Path(arguments.list))
+        names = masks_in(masks, arguments.list and Path(arguments.list))
     if arguments.names:
         classes = tuple(arguments.names.split(","))
     return Truth(masks, names, ("background", *classes), pictures)
-
-
-@dataclass(frozen=True)
-class System:
-    """A folder of results with its scores: of all pictures together, and of each."""
-
-    name: str
-    folder: Path
-    total: Scores
-    scored: list[Scored]
 
 
 def _system(given: str, truth: Truth, quiet: bool) -> System:
@@ -138,8 +106,6 @@ def _system(given: str, truth: Truth, quiet: bool) -> System:
     Raises:
         FileError: masks are missing; gives their number and the first.
     """
-    from caffe_port.segmentation.evaluate import Scores, score
-
     name, equals, path = given.partition("=")
     folder = Path(path if equals else given)
     if not folder.is_dir():
@@ -159,8 +125,6 @@ def _system(given: str, truth: Truth, quiet: bool) -> System:
 
 
 def _print(systems: Sequence[System], truth: Truth) -> None:
-    from caffe_port.segmentation.evaluate import percents, short_names
-
     head = [*short_names(truth.classes), "mean"]
     if len(systems) == 1:  # one class a line is easier to read
         total = systems[0].total

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from html import escape
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.evaluate import Scored, Scores, short_names
 
-if TYPE_CHECKING:
-    from caffe_port.tools.evaluate import System, Truth
-
-__all__ = ["page"]
+__all__ = ["System", "Truth", "page"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,6 +45,31 @@ img { width: 100%; border-radius: 3px; display: block } .chip { display: inline-
   border-radius: 2px; margin: 0 .3rem 0 .8rem; vertical-align: -.1rem }
 @media (max-width: 40rem) { figure div { grid-template-columns: 1fr } }
 """
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What results are scored against.
+
+    Attributes:
+        masks: the folder of the true ones. names: those that are scored. classes: names from label 0.
+        pictures: the folder of the pictures, if there is one.
+    """
+
+    masks: Path
+    names: list[str]
+    classes: tuple[str, ...]
+    pictures: Path | None
+
+
+@dataclass(frozen=True)
+class System:
+    """A folder of results with its scores: of all pictures together, and of each."""
+
+    name: str
+    folder: Path
+    total: Scores
+    scored: list[Scored]
 
 
 def page(system: System, truth: Truth, show: int) -> str:

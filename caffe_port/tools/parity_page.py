@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from html import escape
 from math import log10
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from caffe_port.tools.parity import Report, Row
+from caffe_port.tools.parity_report import Report, Row
 
 __all__ = ["page"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from caffe_port.graph import Node
     from caffe_port.pycaffe import Net
-    from caffe_port.tools.parity import Report
+    from caffe_port.tools.parity_report import Report
     from caffe_port.view.data import Compared, Run
 
 __all__ = ["main"]
@@ -97,7 +97,7 @@ class _Found:
         if not (arguments.picture or arguments.reference):
             return
         from caffe_port.pycaffe import Net
-        from caffe_port.tools.parity import check_parameters, measure
+        from caffe_port.tools.parity_report import check_parameters, measure
         from caffe_port.tools.replay import Reference
         from caffe_port.view.data import record, see
 
@@ -143,7 +143,7 @@ class _Found:
 
 def _compared(net: Net, report: Report) -> Compared:
     """By layer the arrays that show its work; an in-place blob counts for all that wrote it."""
-    from caffe_port.tools.parity import makers
+    from caffe_port.tools.parity_report import makers
     from caffe_port.view.data import Compared
 
     rows: dict[int, list[Any]] = {}

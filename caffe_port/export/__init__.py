@@ -1,5 +1,6 @@
 """Export of nets: ONNX files, checked when they are written, and files of torch.export."""
 
-from caffe_port.export.onnx_file import Exported, onnx
+from caffe_port.export.onnx_file import onnx
+from caffe_port.export.parts import Exported
 
 __all__ = ["Exported", "onnx"]

@@ -9,23 +9,33 @@ renamed to its final name.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from caffe_port.console import info
-from caffe_port.errors import CaffeError, FileError, nearest
+from caffe_port.errors import CaffeError
 from caffe_port.export import onnx_detection, onnx_layers, onnx_windows  # noqa: F401
-from caffe_port.export.onnx_check import Checked, check
+from caffe_port.export.onnx_check import check
 from caffe_port.export.onnx_graph import Array, Graph, Value, operator_of
 from caffe_port.export.onnx_picture import Preprocessing
 from caffe_port.export.onnx_write import save
+from caffe_port.export.parts import (
+    WITH_WEIGHTS,
+    Exported,
+    fixed_batch,
+    folded_weights,
+    followers,
+    needed_nodes,
+    new_folder_beside,
+    refuse_layers,
+    require,
+    reset_shapes,
+    wanted_outputs,
+)
 from caffe_port.formats.atomic import check_output
 from caffe_port.graph import Node
 
@@ -33,46 +43,16 @@ if TYPE_CHECKING:
     from caffe_port.layers.base import Layer
     from caffe_port.net import Net
 
-__all__ = ["OPSET", "Exported", "onnx"]
+__all__ = ["OPSET", "onnx"]
 
 OPSET = 18
 """The default: supported by onnxruntime 1.14, OpenCV 5 and others since 2023."""
 _OLDEST = 18
 
-_WITH_WEIGHTS = ("Convolution", "Deconvolution", "InnerProduct")
+
 _BY_SHAPE = ("PriorBox",)
 """Layers whose tops depend only on the shapes of their bottoms."""
 _PASSED_ON = ("Split", "Dropout", "DropoutChannel")
-_RECURRENT = ("LSTM", "RNN", "LSTMUnit")
-_ALONG = {
-    "Slice": "along",
-    "Concat": "along",
-    "Tile": "along",
-    "Reduction": "from_axis",
-    "Crop": "from_axis",
-    "InnerProduct": "from_axis",
-    "Softmax": "over",
-    "Flatten": "from_axis",
-}
-
-
-@dataclass
-class Exported:
-    """The result of an export.
-
-    Attributes:
-        path: the file. inputs, outputs: their names. nodes: the number of operators.
-        folded: layers folded into another's weights, with that one's name.
-        computed: layers whose tops depend on no input and are constants. checked: None without a check.
-    """
-
-    path: str
-    inputs: list[str]
-    outputs: list[str]
-    nodes: int
-    folded: dict[str, str] = field(default_factory=dict)
-    computed: list[str] = field(default_factory=list)
-    checked: Checked | None = None
 
 
 def onnx(
@@ -110,23 +90,20 @@ def onnx(
             onnx or onnxruntime are missing; or the numbers do not agree.
         FileError: the file exists or cannot be written.
     """
-    _require("onnx")
+    require("onnx")
     if verify:
-        _require("onnxruntime")
+        require("onnxruntime")
     target = os.fspath(path)
     check_output(target, overwrite=overwrite)
     if dtype not in ("fp32", "fp16"):
         raise CaffeError("dtype", repr(dtype), expected="fp32 or fp16")
     if (opset or OPSET) < _OLDEST:
         raise CaffeError("opset", str(opset), expected=f"{_OLDEST} or above")
-    wanted = _wanted(net, outputs)
-    if not wanted:
-        where = f"net {net.definition.net.name or net.definition.path}"
-        raise CaffeError(where, "no outputs", expected="at least one output blob")
-    _at_definition(net)
-    nodes = _needed(net, wanted)
-    _refuse(net, nodes)
-    if dynamic_batch and (why := _fixed_batch(net, nodes)):
+    wanted = wanted_outputs(net, outputs)
+    reset_shapes(net)
+    nodes = needed_nodes(net, wanted)
+    refuse_layers(net, nodes, partial(_known, net), "ONNX export", _WAYS_ON)
+    if dynamic_batch and (why := fixed_batch(net, nodes)):
         info(f"the batch size is fixed: {why}")
         dynamic_batch = False
     graph = Graph(opset or OPSET, half=dtype == "fp16", dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
@@ -134,7 +111,7 @@ def onnx(
     with torch.no_grad():
         writer.run()
     result = Exported(target, [v.name for v in writer.inputs], wanted, len(graph.nodes), writer.folded, writer.computed)
-    with _folder_beside(target) as folder:
+    with new_folder_beside(target) as folder:
         written = folder / Path(target).name
         save(written, graph, writer.inputs, writer.outputs, _facts(net, result, verify))
         if verify:
@@ -145,88 +122,11 @@ def onnx(
     return result
 
 
-@contextmanager
-def _folder_beside(target: str) -> Iterator[Path]:
-    """A folder next to the target that is removed with its contents."""
-    try:
-        with TemporaryDirectory(dir=Path(target).parent, prefix=f".{Path(target).name}.") as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise FileError(target, f"cannot be written: {error.strerror or error}") from error
+_WAYS_ON = "cut the net before them with --outputs BLOB, or give a plugin's layer a method onnx(graph, *bottoms)"
 
 
-def _at_definition(net: Net) -> None:
-    """Reset every blob to the definition's shape, independent of the last run."""
-    given = {name: net.shapes[name] for name in net.graph.inputs}
-    for node, _ in net.nodes:
-        shapes = [tuple(shape.dim) for shape in node.message.input_param.shape] if node.type == "Input" else []
-        given.update(zip(node.tops, shapes * (len(node.tops) if len(shapes) == 1 else 1), strict=False))
-    net.reshape_for(given)
-
-
-def _require(package: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise CaffeError("export", f"{package} is not installed", remedy="pip install 'caffe_port[onnx]'")
-
-
-def _fixed_batch(net: Net, nodes: Sequence[tuple[Node, Layer]]) -> str:
-    """Why the first axis of the inputs cannot have another length; empty if it can."""
-    for node, layer in nodes:
-        if node.type in _RECURRENT:
-            return f"layer {node.name} is unrolled over its steps"
-        if node.type in _ALONG and getattr(layer, _ALONG[node.type]) == 0:
-            return f"layer {node.name} works along the first axis"
-    before = dict(net.shapes)
-    try:
-        net.reshape_for({n: (net.shapes[n][0] + 1, *net.shapes[n][1:]) for n in net.graph.inputs if net.shapes[n]})
-    except CaffeError as error:
-        return str(error)
-    finally:
-        net.shapes.update(before)
-        net._shaped_for = None
-    return ""
-
-
-def _wanted(net: Net, outputs: Sequence[str] | None) -> list[str]:
-    if outputs is None:
-        return list(net.graph.outputs)
-    for name in outputs:
-        if name not in net.graph.blobs:
-            near = nearest(name, net.graph.blobs)
-            raise CaffeError("outputs", f"no blob {name!r} in the net", remedy=f"near: {near}" if near else "")
-    return list(dict.fromkeys(outputs))
-
-
-def _needed(net: Net, outputs: Collection[str]) -> list[tuple[Node, Layer]]:
-    """The nodes that the outputs depend on, in their order."""
-    needed, found = set(outputs), []
-    for node, layer in reversed(net.nodes):
-        if needed.intersection(node.tops):
-            needed.update(node.bottoms)
-            found.append((node, layer))
-    return found[::-1]
-
-
-def _refuse(net: Net, nodes: Sequence[tuple[Node, Layer]]) -> None:
-    """Raise for layers without an operator, naming all of them, before anything is written."""
-    unknown = [
-        f"{node.name} ({node.type}, {node.where})"
-        for node, layer in nodes
-        if node.type not in ("Input", "Parameter", *_BY_SHAPE) and operator_of(layer, net.dialect) is None
-    ]
-    if unknown:
-        data = any(not node.bottoms for node, _ in nodes if f"{node.name} ({node.type}, {node.where})" in unknown)
-        raise CaffeError(
-            f"net {net.definition.net.name or net.definition.path}",
-            f"{len(unknown)} layers that ONNX export does not support: {', '.join(unknown[:5])}"
-            + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
-            expected="layers for deployment",
-            remedy="give the deploy definition, whose inputs are Input layers"
-            if data
-            else "cut the net before them with --outputs BLOB, or give a plugin's layer a method onnx(graph, *bottoms)",
-        )
+def _known(net: Net, node: Node, layer: Layer) -> bool:
+    return node.type in ("Input", "Parameter", *_BY_SHAPE) or operator_of(layer, net.dialect) is not None
 
 
 class _Writer:
@@ -320,10 +220,10 @@ class _Writer:
         bottoms = [self._value(b) for b in node.bottoms]
         more: dict[str, Array] = {}
         absorbed: list[tuple[Node, Layer]] = []
-        if self.fold and node.type in _WITH_WEIGHTS and len(node.bottoms) == 1:
-            absorbed = self._foldable(i, node, layer)
+        if self.fold and node.type in WITH_WEIGHTS and len(node.bottoms) == 1:
+            absorbed = followers(self.net, self.nodes, i, self.wanted)
             if absorbed:
-                more = _folded_weights(layer, absorbed)
+                more = folded_weights(layer, absorbed)
         before = {v.name for v in self.values.values()}
         tops = function(self.graph, layer, *bottoms, **more)
         tops = tops if isinstance(tops, tuple) else (tops,)
@@ -356,30 +256,6 @@ class _Writer:
         wanted = f"{name}@{node.name}" if later else name
         return self.graph.rename(top, f"{wanted}.half" if self.graph.half else wanted)
 
-    def _foldable(self, i: int, node: Node, layer: Layer) -> list[tuple[Node, Layer]]:
-        """The following layers that only scale and shift its channels, each the only reader of the previous one."""
-        found: list[tuple[Node, Layer]] = []
-        top = node.tops[0]
-        start = i + 1
-        while True:
-            readers = [(j, n, lay) for j, (n, lay) in enumerate(self.nodes[start:], start) if top in n.bottoms]
-            if not readers:
-                return found
-            j, reader, other = readers[0]
-            in_place = reader.tops == (top,)
-            if (len(readers) > 1 and not in_place) or (top in self.wanted and not in_place):
-                return found
-            if reader.bottoms != (top,) or len(reader.tops) != 1 or self.net.loss_weights.get(top):
-                return found
-            if layer.type == "InnerProduct" and layer.from_axis != 1:
-                return found
-            if layer.type != "InnerProduct" and layer.channel_axis != 1:
-                return found
-            if other.channel_affine() is None:
-                return found
-            found.append((reader, other))
-            top, start = reader.tops[0], j + 1
-
     def _as_output(self, name: str) -> Value:
         value = self._value(name)
         self.graph.layer = name
@@ -394,26 +270,6 @@ class _Writer:
         if any(v.name == final for v in self.inputs):
             raise CaffeError(f"output {name}", "an input of the net", expected="a blob that a layer computes")
         return self.graph.rename(made, final)
-
-
-def _folded_weights(layer: Any, absorbed: Sequence[tuple[Node, Any]]) -> dict[str, Array]:
-    """The weights and the bias with the following layers folded in, in double precision and rounded once."""
-    weight = layer.weight.detach().cpu().double().numpy()
-    count = layer.num_output
-    scale = np.ones(count)
-    bias = np.zeros(count) if layer.bias is None else layer.bias.detach().cpu().double().numpy()
-    for _, other in absorbed:
-        a, b = (t.detach().cpu().double().numpy() for t in other.channel_affine())
-        scale, bias = scale * a, bias * a + b
-    if layer.type == "InnerProduct":
-        matrix = weight.T if layer.transpose else weight
-        weight = np.ascontiguousarray(matrix * scale[:, None])
-    elif layer.type == "Deconvolution":
-        by_group = weight.reshape(layer.group, -1, *weight.shape[1:])
-        weight = (by_group * scale.reshape(layer.group, 1, -1, *(1,) * len(layer.kernel))).reshape(weight.shape)
-    else:
-        weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
 def _facts(net: Net, result: Exported, verify: bool) -> dict[str, str]:

@@ -1,0 +1,204 @@
+"""Comparison of what was exported, run by another program, with the net and with another Caffe's numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from caffe_port.errors import CaffeError
+
+if TYPE_CHECKING:
+    from caffe_port.net import Net
+
+__all__ = ["BOUNDS", "Checked", "Run", "check_runs", "distance", "drawn_inputs"]
+
+BOUNDS = {"fp32": 1e-5, "fp16": 5e-3}
+"""The largest error of an output, as a share of its largest value."""
+
+Run = Callable[[Sequence[Mapping[str, Any]]], list[list[Any]]]
+"""Runs an exported file on several sets of inputs, arrays by blob; gives for each the outputs in the file's order."""
+Feed = Callable[[dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]]
+"""From drawn inputs of a net to those of the file and those of the net."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The result of a check.
+
+    Attributes:
+        worst: the output with the largest error, and ``error`` as a share of its largest value.
+        batches: the batch sizes that were run. reference: the file of another Caffe's numbers, if one was compared.
+        program: what ran the file.
+    """
+
+    worst: str
+    error: float
+    batches: tuple[int, ...]
+    reference: str = ""
+    program: str = "onnxruntime"
+
+    def __str__(self) -> str:
+        beside = f" and of {self.reference}" if self.reference else ""
+        sizes = " and ".join(map(str, self.batches))
+        return (
+            f"{self.program} gives the numbers of this net{beside}: worst output {self.worst}, "
+            f"error {self.error:.1e} of its largest value (batches of {sizes})"
+        )
+
+
+def check_runs(
+    net: Net,
+    wanted: Sequence[str],
+    run: Run,
+    *,
+    program: str,
+    bound: float,
+    dynamic_batch: bool,
+    inputs: Mapping[str, tuple[int, ...]],
+    reference: str | os.PathLike | None = None,
+    feed: Feed | None = None,
+) -> Checked:
+    """Run a file and the net on drawn inputs at two batch sizes and compare.
+
+    Args:
+        wanted: the file's outputs. program: what runs it, for errors. bound: the largest error.
+        dynamic_batch: run another batch size too, where all inputs have the same one.
+        inputs: the shapes of the file's inputs. reference: an .npz of another Caffe's numbers, compared as well.
+
+    Raises:
+        CaffeError: an output's error exceeds the bound, against the net or the reference; or the reference cannot be
+            read, or lacks the net's inputs or outputs.
+    """
+    theirs = _read_reference(reference, inputs, wanted) if reference is not None else {}
+    first = next((net.shapes[n][0] for n in net.graph.inputs if net.shapes[n]), 1)
+    alike = all(net.shapes[n][:1] == (first,) for n in net.graph.inputs)
+    batches = (first, first + 1) if dynamic_batch and alike and net.graph.inputs else (first,)
+    before, feeds, expected = dict(net.shapes), list[Mapping[str, Any]](), list[dict[str, Any]]()
+    for batch in batches:
+        given = drawn_inputs(net, batch if len(batches) > 1 else None, seed=batch)
+        fed, given = feed(given) if feed else ({name: given[name].numpy() for name in inputs}, given)
+        feeds.append(fed)
+        expected.append(_ours(net, given, wanted))
+    net.shapes.update(before)
+    net._shaped_for = None
+    if theirs:
+        feeds.append({name: theirs[f"in/{name}"] for name in inputs})
+    made = run(feeds)
+    worst, error = "", -1.0
+    for outputs, ours in zip(made, expected, strict=False):
+        for name, found in zip(wanted, outputs, strict=True):
+            now = distance(found, ours[name])
+            if not now <= error:
+                worst, error = name, now
+    if not error <= bound:
+        raise CaffeError(
+            f"export: output {worst}",
+            f"{program}'s numbers are off by {error:.1e} of the largest",
+            expected=f"{bound:.0e} at most; nothing was written",
+            remedy="--no-check writes the file without the check; please report the net",
+        )
+    for name, found in zip(wanted, made[-1] if theirs else (), strict=False):
+        if f"out/{name}" in theirs:
+            _compare(name, found, theirs[f"out/{name}"], program, bound, str(reference))
+    return Checked(worst or "none", max(error, 0.0), batches, Path(reference).name if reference else "", program)
+
+
+def drawn_inputs(net: Net, batch: int | None, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random values for every input: like pixels minus their mean if it has a picture's shape, else around 0.
+
+    Args:
+        batch: length of the first axis; None: the definition's.
+    """
+    generator = np.random.default_rng(seed)
+    found = {}
+    for name in net.graph.inputs:
+        shape = net.shapes[name]
+        if batch is not None and shape:
+            shape = (batch, *shape[1:])
+        limit = _index_limit(net, name)
+        if limit:
+            found[name] = torch.from_numpy(generator.integers(0, limit, shape).astype(np.float32))
+            continue
+        pixels = len(shape) == 4 and shape[1] in (1, 3)
+        array = generator.normal(0, 60 if pixels else 1, shape)
+        found[name] = torch.from_numpy(array.astype(np.float32))
+    return found
+
+
+def _index_limit(net: Net, name: str) -> int:
+    """The number of possible values if a blob holds indices; 0 if it does not."""
+    for node, layer in net.nodes:
+        if name in node.bottoms:
+            if node.type == "Split":
+                return max(_index_limit(net, top) for top in node.tops)
+            if node.type == "Embed":
+                return int(layer.input_dim)
+            if node.type == "BatchReindex" and node.bottoms[1] == name:
+                return net.shapes[node.bottoms[0]][0]
+            if node.type in ("Unpooling", "Upsample") and name in node.bottoms[1:]:
+                return prod(net.shapes[node.tops[0]][2:])
+    return 0
+
+
+@torch.no_grad()
+def _ours(net: Net, given: dict[str, torch.Tensor], wanted: Sequence[str]) -> dict[str, Any]:
+    for _, layer in net.nodes:
+        for state in getattr(layer, "states", ()):  # a file starts every run from zeros
+            getattr(layer, state).zero_()
+    tops = net(given, blobs=wanted) if given else net(blobs=wanted)
+    return {name: tops[name].numpy() for name in wanted}
+
+
+def distance(found: Any, expected: Any) -> float:
+    """The largest difference as a share of the largest value; NaN must be NaN in both."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    scale = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    off = np.abs(found.astype(np.float64)[~same] - expected[~same])
+    return float(off.max(initial=0.0) / (scale or 1.0)) if np.isfinite(off).all() else float("inf")
+
+
+def _read_reference(
+    path: str | os.PathLike, inputs: Mapping[str, tuple[int, ...]], wanted: Sequence[str]
+) -> dict[str, Any]:
+    """The arrays of an .npz whose keys are in/BLOB and out/BLOB, inputs in the file's shapes."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {key: arrays[key] for key in arrays.files if key.startswith(("in/", "out/"))}
+    except (ValueError, OSError, EOFError, BadZipFile, AttributeError) as fault:
+        said = f"not an .npz of arrays ({fault})"
+        raise CaffeError(os.fspath(path), said, expected="in/BLOB and out/BLOB") from None
+    for name, shape in inputs.items():
+        array = found.get(f"in/{name}")
+        if array is None:
+            raise CaffeError(os.fspath(path), f"no in/{name}", expected="every input of the net")
+        if array.size != prod(shape):
+            raise CaffeError(os.fspath(path), f"in/{name} of shape {array.shape}", expected=str(shape))
+        found[f"in/{name}"] = array.astype(np.float32).reshape(shape)
+    if not any(f"out/{name}" in found for name in wanted):
+        raise CaffeError(os.fspath(path), "none of the net's outputs", expected=f"out/{wanted[0]}")
+    return found
+
+
+def _compare(name: str, found: Any, expected: Any, program: str, bound: float, reference: str) -> None:
+    """Raise for an output that is not another Caffe's."""
+    same = found.size == expected.size
+    error = distance(found.reshape(expected.shape), expected) if same else float("inf")
+    if not error <= bound:
+        raise CaffeError(
+            f"export: output {name}",
+            f"{program}'s numbers are off by {error:.1e} from those of {reference}",
+            expected=f"{bound:.0e} at most; nothing was written",
+            remedy="caffe-port parity shows the first layer that differs",
+        )

@@ -3,6 +3,7 @@
 In use:
     python tests/embed.py           writes what is missing or differs
     python tests/embed.py --check   writes nothing; exit status 1 where something differs
+    python tests/embed.py --recorded FOLDER   writes ssd_data from the recordings in FOLDER (embed_ssd_data.py)
 
 Definitions are kept as text in the manifest, those of the published nets as an order to our own builder.
 """
@@ -13,6 +14,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+import embed_ssd_data
 
 from caffe_port.schema import read_net
 
@@ -104,10 +107,11 @@ def differing(made: dict[str, bytes]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if not SOURCE.is_dir():
-        print(f"{SOURCE}: not there; it holds the numbers to choose from", file=sys.stderr)
+    source = Path(arguments[1]) if arguments[:1] == ["--recorded"] else SOURCE
+    if not source.is_dir():
+        print(f"{source}: not there; it holds the numbers to choose from", file=sys.stderr)
         return 2
-    made = embedded()
+    made = embedded() if source == SOURCE else embed_ssd_data.files(source)
     wrong = differing(made)
     for path in wrong:
         if arguments != ["--check"]:

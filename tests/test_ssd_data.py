@@ -1,4 +1,5 @@
-"""AnnotatedData and VideoData: the batches of SSD's program (4817bf8b), resuming, and wrong data and definitions.
+"""AnnotatedData, VideoData, and Data and ImageData with SSD's transform_param: the batches of SSD's program (4817bf8b),
+resuming, and wrong data and definitions.
 
 The recorded program used OpenCV 4.6 of Debian. Bicubic interpolation differs by a rounding in other versions; why
 saturation and hue differ after JPEG is not known.
@@ -55,7 +56,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (folder / name).write_bytes(files[name].tobytes())
     for name, held in records.items():
         database(folder / name, held)
+    for kind in ("png", "same", "raw", "grey"):
+        datums(folder, kind, records[f"{kind}_lmdb"])
     return folder
+
+
+def datums(folder: Path, kind: str, records: dict[str, bytes]) -> None:
+    """What Data and ImageData read: the records as Datum, and their pictures with a list."""
+    held = {key: schema_of(SSD).AnnotatedDatum.FromString(record).datum for key, record in records.items()}
+    database(folder / f"{kind}_datum", {key: datum.SerializeToString() for key, datum in held.items()})
+    (folder / kind).mkdir()
+    for i, datum in enumerate(held.values()):
+        (folder / kind / f"{i}.png").write_bytes(datum.data)
+    lines = (f"{kind}/{i}.png {datum.label}\n" for i, datum in enumerate(held.values()))
+    (folder / f"{kind}.txt").write_text("".join(lines))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +106,13 @@ def test_batches_are_ssds(
     assert compared >= 2
 
 
-@pytest.mark.parametrize("name", ["sample_ssd", "distort_all", "raw_expand_crop", "video_crop_mirror"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sample_ssd", "distort_all", "raw_expand_crop", "video_crop_mirror"),
+        *("data_mixed_mirror", "image_shuffled", "data_raw_crop"),
+    ],
+)
 def test_a_position_continues(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = build(NETS[name]["prototxt"], "TRAIN", place, monkeypatch)
     list(passes(net, 1))
@@ -117,6 +137,18 @@ def video(more: str, transform: str = "") -> str:
     return (
         f'layer {{ name: "v" type: "VideoData" top: "data" transform_param {{ {transform} }} '
         f"data_param {{ batch_size: 4 }} video_data_param {{ {more} }} }}"
+    )
+
+
+def plain(transform: str, source: str = "png", batch: int = 2, kind: str = "Data") -> str:
+    where = (
+        f'data_param {{ source: "{source}_datum" backend: LMDB'
+        if kind == "Data"
+        else (f'image_data_param {{ source: "{source}.txt"')
+    )
+    return (
+        f'layer {{ name: "d" type: "{kind}" top: "data" top: "label" transform_param {{ {transform} }} '
+        f"{where} batch_size: {batch} }} }}"
     )
 
 
@@ -165,6 +197,15 @@ FRAMES = 'video_type: VIDEO video_file: "frames/%02d.png"'
         (text(SIZED % "", source="noise"), "a record that is no AnnotatedDatum"),
         (text(SIZED % "", source="short"), "expected 3x2x2, as it says, found a picture of 5 numbers"),
         (text(SIZED % "", source="unlabelled"), "a record without a label"),
+        (plain("resize_param { height: 3 }"), "expected both above 0, found a resize_param of height 3 and width 0"),
+        (plain("crop_h: 5 crop_w: 6 " + SIZED % "", kind="ImageData"), "whose place nothing seeds"),
+        (plain("crop_size: 31"), "expected at least the crop_size, 31 x 31, found 40 x 30 pixels"),
+        (plain(""), "expected 40 x 30, as the first has, found a picture of 30 x 40 pixels"),
+        (plain(SIZED % "", source="raw"), "resize_param, crop_h and crop_w are for encoded pictures"),
+        (plain(SIZED % "resize_mode: FIT_SMALL_SIZE", kind="ImageData"), "as the first has"),
+        (plain('crop_size: 5 mean_file: "mean.binaryproto"', "same"), "the original reads past its end"),
+        (plain("force_color: true force_gray: true"), "force_color and force_gray"),
+        (plain("noise_param { decolorize: true }", "grey"), "noise_param that OpenCV cannot do"),
         (video("device_id: 1"), "expected VIDEO: a file, found video_type WEBCAM"),
         (video(FRAMES + " skip_frames: 1"), "found skip_frames 1"),
         (video('video_type: VIDEO video_file: "none.avi"'), "no video 'none.avi'"),
@@ -191,6 +232,12 @@ def test_what_is_wrong_is_said_in_a_line(
     with pytest.raises(CaffeError) as error:
         list(passes(build(definition, "TRAIN", place, monkeypatch), 3))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_has_no_effect_is_said(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.delenv("GLOG_minloglevel", raising=False)
+    build(plain(SIZED % "" + " expand_param { max_expand_ratio: 2 } distort_param { }"), "TRAIN", place, monkeypatch)
+    assert "without effect: distort_param, expand_param, which are AnnotatedData's" in capfd.readouterr().err
 
 
 def test_a_sampler_that_never_accepts_is_named(

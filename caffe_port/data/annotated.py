@@ -182,11 +182,7 @@ class AnnotatedBatches(Batches):
 
     def position(self) -> State:
         t = self.transformer
-        state = {
-            "key": np.frombuffer(self._records.key, np.uint8),
-            "offset": np.array([self._offset]),
-            "thread": t.draws_from.get_state(),
-        }
+        state = {"key": np.frombuffer(self._records.key, np.uint8), "offset": np.array([self._offset])}
         return state | ({"rand": t.rand.get_state()} if t.rand else {})
 
     def move(self, state: State) -> None:
@@ -199,6 +195,5 @@ class AnnotatedBatches(Batches):
             found = f"{self._path} without the record {key!r}"
             raise CaffeError("the data's position", found, expected="the database as it was saved")
         (self._offset,) = state["offset"].tolist()
-        t.draws_from.set_state(state["thread"])
         if t.rand:
             t.rand.set_state(state["rand"])

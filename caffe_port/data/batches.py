@@ -66,7 +66,12 @@ class Batches(ABC):
     def get_state(self) -> State:
         """All that decides what :meth:`make` returns next. Its arrays are never changed later."""
         stream = self.transformer.stream
-        return self.position() | ({"transformations": stream.get_state()} if stream else {})
+        thread = self.transformer.draws_from
+        return (
+            self.position()
+            | ({"transformations": stream.get_state()} if stream else {})
+            | ({"thread": thread.get_state()} if thread else {})
+        )
 
     def set_state(self, state: State) -> None:
         """Continue from a :meth:`get_state` of the same source.
@@ -82,6 +87,8 @@ class Batches(ABC):
                 expected="the same transform_param as when it was saved",
             )
         self.move(state)
+        if self.transformer.draws_from:
+            self.transformer.draws_from.set_state(state["thread"])
         if drew:
             self.transformer.stream = Stream(0)
             self.transformer.stream.set_state(state["transformations"])

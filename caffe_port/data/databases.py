@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -43,8 +44,16 @@ def open_records(path: str, backend: str) -> Records:
     return records
 
 
-def read_datum(data: bytes, decoder: Callable[[bytes, str], Array], where: str) -> tuple[Array, int]:
-    """A Datum's numbers, uint8 or float32 (channels, height, width), and its label.
+class Record(NamedTuple):
+    """A Datum: its numbers, uint8 or float32 (channels, height, width), its label, and whether it was a picture."""
+
+    numbers: Array
+    label: int
+    encoded: bool
+
+
+def read_datum(data: bytes, decoder: Callable[[bytes, str], Array], where: str) -> Record:
+    """The Datum in a record.
 
     Args:
         decoder: makes an array of an encoded picture, given its bytes and ``where``.
@@ -57,12 +66,12 @@ def read_datum(data: bytes, decoder: Callable[[bytes, str], Array], where: str) 
     except DecodeError as error:
         raise FormatError(where, "a record that is no Datum") from error
     if datum.encoded:
-        return decoder(datum.data, where), datum.label
+        return Record(decoder(datum.data, where), datum.label, True)
     shape: tuple[int, ...] = (datum.channels, datum.height, datum.width)
     numbers = np.frombuffer(datum.data, np.uint8) if datum.data else np.array(datum.float_data, np.float32)
     if min(shape) < 1 or numbers.size != math.prod(shape):
         raise FormatError(where, f"a Datum of {numbers.size} numbers", expected=f"{'x'.join(map(str, shape))}")
-    return numbers.reshape(shape), datum.label
+    return Record(numbers.reshape(shape), datum.label, False)
 
 
 class DatumBatches(Batches):
@@ -89,13 +98,13 @@ class DatumBatches(Batches):
         self._share, self._offset = share, 0
         for _ in range(skip):
             records.advance()
-        self.shapes = [(batch, *self._shape(self._read()[0])), (batch,)]
+        self.shapes = [(batch, *self._shape(self._read())), (batch,)]
 
-    def _read(self) -> tuple[Array, int]:
+    def _read(self) -> Record:
         return read_datum(self._records.value, lambda data, where: decode(data, self._color, where), self._where)
 
-    def _shape(self, item: Array) -> tuple[int, ...]:
-        return self.transformer.shape(*item.shape)
+    def _shape(self, item: Record) -> tuple[int, ...]:
+        return self.transformer.made(item.numbers.shape, self._where)
 
     @property
     def _where(self) -> str:
@@ -106,10 +115,12 @@ class DatumBatches(Batches):
         for i in range(self._batch):
             while not self._share.keeps(self._offset):
                 self._advance()
-            item, labels[i] = self._read()
+            item = self._read()
+            labels[i] = item.label
             if i == 0:
                 data = np.empty((self._batch, *self._shape(item)), np.float32)
-            self.transformer.item(item, data[i], self._where)
+            transform = self.transformer.decoded if item.encoded else self.transformer.item
+            transform(item.numbers, data[i], self._where)
             self._advance()
         return data, labels
 

@@ -187,7 +187,7 @@ class PictureBatches(Batches):
         return planes(self._reader.read(self._items[self._cursor.index].name, self._where))
 
     def _shape(self, picture: Array) -> tuple[int, ...]:
-        return self.transformer.shape(*picture.shape)
+        return self.transformer.made(picture.shape, self._where)
 
     @property
     def _where(self) -> str:
@@ -198,7 +198,7 @@ class PictureBatches(Batches):
         data = np.empty((self._batch, *self._shape(picture)), np.float32)
         labels = np.empty(self._batch, np.float32)
         for i in range(self._batch):
-            self.transformer.item(picture if i == 0 else self._read(), data[i], self._where)
+            self.transformer.decoded(picture if i == 0 else self._read(), data[i], self._where)
             labels[i] = self._items[self._cursor.index].label
             self._cursor.advance()
         return data, labels

@@ -97,7 +97,7 @@ class SSDTransformer(Transformer):
         base: those that BVLC has too. p: the message.
 
     Attributes:
-        draws_from: the stream of the layer's thread, for all but mirroring and the crop's place.
+        draws_from: for all but mirroring and the crop's place.
         rand: the C library's, for the order of channels.
     """
 
@@ -105,7 +105,7 @@ class SSDTransformer(Transformer):
         super().__init__(scale=base.scale, mirror=base.mirror, crop=base.crop, mean=base.mean, train=base.train)
         self.p = p
         self.sides = (base.crop, base.crop) if base.crop else (p.crop_h, p.crop_w)
-        self.draws_from = Stream(0)
+        self.draws_from: Stream = Stream(0)
         self.rand: CRand | None = None
 
     # -- shapes --------------------------------------------------------------------------------------------------------
@@ -206,16 +206,22 @@ class SSDTransformer(Transformer):
         """
         if item.encoded:
             return self.picture(item.picture, out, item.where)
-        count, height, width = item.shape
+        mirrored, top, left = self.item(item.content, out, item.where)
+        return mirrored, _part(top, left, out.shape[1:], item.shape[1:])
+
+    def item(self, planes: Array, out: Array, where: str) -> tuple[bool, int, int]:
+        count, height, width = planes.shape
         if out.shape != self.shape(count, height, width):
             raise ShapeError(
-                item.where,
+                where,
                 f"raw data of {width} x {height} pixels in {count} channels for {out.shape}",
                 expected="data of the same size",
                 remedy="resize_param, crop_h and crop_w are for encoded pictures",
             )
-        mirrored, top, left = self.item(item.content, out, item.where)
-        return mirrored, _part(top, left, out.shape[1:], (height, width))
+        return super().item(planes, out, where)
+
+    def decoded(self, planes: Array, out: Array, where: str) -> None:
+        self.picture(planes[0] if len(planes) == 1 else np.ascontiguousarray(planes.transpose(1, 2, 0)), out, where)
 
     def picture(self, picture: Array, out: Array, where: str) -> tuple[bool, Box]:
         """:meth:`data` of a decoded picture, uint8 (height, width[, channels])."""

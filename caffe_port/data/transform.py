@@ -31,7 +31,10 @@ class Transformer:
 
     Attributes:
         stream: what it draws from; set by :meth:`seed`.
+        draws_from: the stream of the layer's thread, where it draws from that too (ssd).
     """
+
+    draws_from: Stream | None = None
 
     def __init__(self, *, scale: float, mirror: bool, crop: int, mean: Array | None, train: bool) -> None:
         self.scale, self.mirror, self.crop, self.mean, self.train = np.float32(scale), mirror, crop, mean, train
@@ -49,6 +52,14 @@ class Transformer:
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """The shape that an item of this shape comes out in."""
         return (channels, self.crop, self.crop) if self.crop else (channels, height, width)
+
+    def made(self, shape: tuple[int, int, int], where: str) -> tuple[int, int, int]:
+        """The same; a fork that resizes refuses here what is smaller than its crop."""
+        return self.shape(*shape)
+
+    def decoded(self, planes: Array, out: Array, where: str) -> None:
+        """Transform a decoded picture, uint8 (channels, height, width); here like any other item."""
+        self.item(planes, out, where)
 
     def item(self, planes: Array, out: Array, where: str) -> tuple[bool, int, int]:
         """Transform one item.

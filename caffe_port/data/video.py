@@ -67,7 +67,7 @@ class VideoFrames(Batches):
         return data, np.zeros(self._batch, np.float32)
 
     def position(self) -> State:
-        return {"at": np.array([self._at, self._count]), "thread": self.transformer.draws_from.get_state()}
+        return {"at": np.array([self._at, self._count])}
 
     def move(self, state: State) -> None:
         at, count = state["at"].tolist()
@@ -79,4 +79,3 @@ class VideoFrames(Batches):
         for _ in range(at):  # going to a frame by its number is not exact in every format
             self._video.grab()
         self._at = at
-        self.transformer.draws_from.set_state(state["thread"])

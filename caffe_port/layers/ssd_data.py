@@ -1,7 +1,7 @@
-"""SSD's layers that read data: pictures with boxes from a database, and the frames of a video.
+"""SSD's layers that read data: pictures with boxes from a database, the frames of a video, and Caffe's own.
 
-Source: annotated_data_layer.cpp, video_data_layer.cpp, base_data_layer.cpp, internal_thread.cpp, data_transformer.cpp
-of weiliu89/caffe, branch ssd.
+Source: data_layer.cpp, image_data_layer.cpp, annotated_data_layer.cpp, video_data_layer.cpp, base_data_layer.cpp,
+internal_thread.cpp, data_transformer.cpp of weiliu89/caffe, branch ssd.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from caffe_port.data.ssd_sampling import Sampler
 from caffe_port.data.ssd_transform import SSDTransformer
 from caffe_port.data.video import VideoFrames
 from caffe_port.layers.base import layer
+from caffe_port.layers.data import Data, ImageData
 from caffe_port.layers.prefetching import Prefetching
 from caffe_port.layers.ssd_files import read_label_map
 from caffe_port.random import c_rand
+from caffe_port.spec import ssd
 
 
 class _Transforming(Prefetching):
-    """Takes all of SSD's ``transform_param``; batch_size stands in the ``data_param``."""
+    """Takes all of SSD's ``transform_param``."""
 
     transformer: SSDTransformer
+    alters_boxes = False
+    """Whether it distorts and expands."""
 
     def read_transformations(self) -> SSDTransformer:
         base, t = super().read_transformations(), self.fields.transform_param
@@ -41,7 +45,31 @@ class _Transforming(Prefetching):
             )
         if p.force_color and p.force_gray:
             raise self.error("force_color and force_gray", expected="one of them")
+        unread = [name for name in ("distort_param", "expand_param", "emit_constraint") if p.HasField(name)]
+        if unread and not self.alters_boxes:
+            info(f"{self.where}: layer {self.name}: without effect: {', '.join(unread)}, which are AnnotatedData's")
         return made
+
+    def seed_thread(self, word: int) -> None:
+        self.transformer.draws_from.seed(word)
+
+
+@layer("Data")
+class SSDData(_Transforming, Data, ssd.Data):
+    """Records of an LMDB or LevelDB database: Data with SSD's ``transform_param``."""
+
+    dialects = ssd.SSD
+
+
+@layer("ImageData")
+class SSDImageData(_Transforming, ImageData, ssd.ImageData):
+    """Pictures and their labels from a list of lines ``FILE LABEL``: ImageData with SSD's ``transform_param``."""
+
+    dialects = ssd.SSD
+
+
+class _OfDataParam(_Transforming):
+    """``batch_size`` stands in the ``data_param``."""
 
     def batch_size(self) -> int:
         size: int = self.fields.data_param.batch_size
@@ -49,17 +77,16 @@ class _Transforming(Prefetching):
             raise self.error(f"batch_size {size}", expected="1 or more")
         return size
 
-    def seed_thread(self, word: int) -> None:
-        self.transformer.draws_from.seed(word)
-
 
 @layer("AnnotatedData")
-class AnnotatedData(_Transforming):
+class AnnotatedData(_OfDataParam):
     """Records of a database of AnnotatedDatum: pictures, and the boxes of all objects in them, (1, 1, count, 8).
 
     In both phases pictures are distorted, expanded and cropped to sampled boxes; TEST differs in the place of a
     ``crop_size`` alone.
     """
+
+    alters_boxes = True
 
     def setup(self) -> None:
         if self.dialect.database_thread_draws:
@@ -97,7 +124,7 @@ class AnnotatedData(_Transforming):
 
 
 @layer("VideoData")
-class VideoData(_Transforming):
+class VideoData(_OfDataParam):
     """Frames of a video file or a numbered sequence of pictures, ``batch_size`` a pass, and a label 0 for each.
 
     Ends with an error after the last frame. A webcam is refused, and so is skip_frames, with which the original stops.

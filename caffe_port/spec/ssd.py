@@ -6,6 +6,7 @@ import ctypes
 from math import prod
 from typing import Any
 
+from caffe_port.spec import sources
 from caffe_port.spec.base import Blob, Shape, Spec, record
 from caffe_port.spec.losses import Loss
 from caffe_port.spec.sources import FromFiles
@@ -260,8 +261,34 @@ class MultiBoxLoss(_OfPriors, Loss):
         return [()]
 
 
-class _Frames(FromFiles):
-    """Pictures through a transform_param; batch_size stands in the data_param."""
+class _Transformed(FromFiles):
+    """Pictures through SSD's transform_param."""
+
+    def told(self, channels: int, sides: tuple[int, int] = (UNKNOWN, UNKNOWN)) -> Shape:
+        t = self.fields.transform_param
+        if t.has("resize_param"):
+            known = t.resize_param.enum("resize_mode") != "FIT_SMALL_SIZE"
+            sides = (t.resize_param.height, t.resize_param.width) if known else (UNKNOWN, UNKNOWN)
+        crop = (t.crop_size, t.crop_size) if t.crop_size else (t.crop_h, t.crop_w)
+        return (self.batch(), channels, *(c or s for c, s in zip(crop, sides, strict=True)))
+
+    def batch(self) -> int:
+        """Pictures in a pass."""
+        return self.p.batch_size
+
+
+@record("Data", "data_param", SSD)
+class Data(_Transformed, sources.Data):
+    pass
+
+
+@record("ImageData", "image_data_param", SSD)
+class ImageData(_Transformed, sources.ImageData):
+    pass
+
+
+class _Frames(_Transformed):
+    """batch_size stands in the data_param."""
 
     tops = (1, 2)
     by_phase = True
@@ -269,11 +296,10 @@ class _Frames(FromFiles):
 
     def pictures(self) -> Shape:
         """Of the first top."""
-        t = self.fields.transform_param
-        known = t.has("resize_param") and t.resize_param.enum("resize_mode") != "FIT_SMALL_SIZE"
-        sides = (t.resize_param.height, t.resize_param.width) if known else (UNKNOWN, UNKNOWN)
-        crop = (t.crop_size, t.crop_size) if t.crop_size else (t.crop_h, t.crop_w)
-        return (self.fields.data_param.batch_size, UNKNOWN, *(c or s for c, s in zip(crop, sides, strict=True)))
+        return self.told(UNKNOWN)
+
+    def batch(self) -> int:
+        return self.fields.data_param.batch_size
 
 
 @record("AnnotatedData", "annotated_data_param", SSD)

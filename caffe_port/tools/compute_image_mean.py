@@ -48,7 +48,7 @@ def _mean(arguments: argparse.Namespace) -> None:
         there = True
         while there:
             where = f"{arguments.database}: record {records.key.decode('utf-8', 'replace')}"
-            numbers, _ = read_datum(records.value, lambda data, where: decode(data, AS_IT_IS, where), where)
+            numbers, *_ = read_datum(records.value, lambda data, where: decode(data, AS_IT_IS, where), where)
             if total is None:
                 total = np.zeros(numbers.shape, np.float32)
             if numbers.shape != total.shape:

@@ -28,7 +28,7 @@ import caffe_port
 from caffe_port.schema.plugins import load_plugin
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("tests/*/*.md")])
 EXAMPLES = ROOT / "docs" / "examples"
 
 

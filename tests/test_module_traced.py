@@ -61,6 +61,7 @@ def test_every_layer_in_a_trace_gives_what_it_gives_outside(case: Case, exporter
     turned = tuple(t.flip([*range(t.dim())]) for t in x)
     with torch.no_grad():
         wanted, found = net(*turned), module(*turned)
+    assert {type(top) for top in wanted.values()} == {torch.Tensor}, "what a tracer made stays in the net"
     assert set(found) == set(wanted)
     for name, top in wanted.items():
         torch.testing.assert_close(found[name], top, rtol=1e-4, atol=1e-5, equal_nan=True)

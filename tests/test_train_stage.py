@@ -167,7 +167,11 @@ WRONG = [
     ("train_segmentation", ["7", "--nets", "nets/decouplednet"], "level 7: expected one of 10, 25, 5, Full, found 0"),
     ("train_segmentation", ["5", "--nets", "nets/decouplednet"], "--classifier: expected the classification net's"),
     ("train_segmentation", ["5", "--nets", "nowhere"], "expected one of a folder with"),
-    ("train_segmentation", ["5", "--weights", "x"], "--weights: given; --classifier takes"),
+    (
+        "train_segmentation",
+        ["5", "--weights", "x"],
+        "--weights: given; pass the classification net's with --classifier",
+    ),
     ("train_classifier", ["nowhere.prototxt"], "nowhere.prototxt: no such file"),
     ("train_classifier", ["-o", "mine/none/x.caffemodel"], "there is no folder"),
 ]

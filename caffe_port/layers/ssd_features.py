@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -139,11 +140,11 @@ class Priors:
 
 
 @lru_cache(maxsize=64)
-def _laid(priors: Priors, cells: tuple[int, int], image: tuple[int, int]) -> Tensor:
-    """(1, 2, n) boxes over their variances."""
+def _laid(priors: Priors, cells: tuple[int, int], image: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """(1, 2, n) boxes over their variances. No tensor: one made while torch exports has no values."""
     boxes = priors.boxes(cells, image)
     variances = np.resize(np.array(priors.variances, np.float32), boxes.shape)
-    return torch.from_numpy(np.stack((boxes, variances))[None])
+    return np.stack((boxes, variances))[None]
 
 
 @layer("PriorBox")
@@ -170,4 +171,4 @@ class PriorBox(ssd.PriorBox, Layer):
 
     def forward(self, x: Tensor, data: Tensor) -> Tensor:
         found = _laid(self.priors, ssd.full(tuple(x.shape))[2:], ssd.full(tuple(data.shape))[2:])
-        return found.to(x.device, x.dtype, copy=True)
+        return torch.tensor(found, device=x.device, dtype=x.dtype)

@@ -40,26 +40,20 @@ class Lattice:
     def __init__(self, points: Array, device: torch.device | str = "cpu") -> None:
         if points.ndim != 2 or not points.size or not np.isfinite(points).all():
             raise ShapeError("lattice", f"points of shape {points.shape}", expected="(n, d), finite")
-        keys, weights = _simplices(points.astype(np.float32, copy=False))
-        codes, strides = _numbered(keys)
-        known, corner = np.unique(codes, return_inverse=True)
-        corner = corner.reshape(codes.shape)
+        d = points.shape[1]
+        codes, weights, steps = _simplices(torch.from_numpy(points.astype(np.float32, copy=False)).to(device))
+        ordered, order = codes.flatten().sort(stable=True)
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+        known, starts = ordered[first], first.nonzero().flatten()
+        corner = torch.empty_like(order, dtype=torch.int32)
+        corner[order] = first.cumsum(0, dtype=torch.int32).sub_(1)
         self.corners = len(known)
 
-        d = points.shape[1]
-        order = np.argsort(corner, axis=None, kind="stable")
-        starts = np.searchsorted(corner.ravel()[order], np.arange(self.corners))
-        self._spread = tuple(
-            torch.from_numpy(array).to(device)
-            for array in ((order // (d + 1)).astype(np.int32), starts.astype(np.int32), weights.ravel()[order])
-        )
-        self._collect = torch.from_numpy(corner.astype(np.int32)).to(device), torch.from_numpy(weights).to(device)
-        self._blurs = [
-            tuple(torch.from_numpy(array).to(device) for array in _neighbours(known, step))
-            for step in (*((d + 1) * strides - strides.sum()), -strides.sum())
-        ]
+        self._spread = (order // (d + 1)).int(), starts.int(), weights.flatten()[order]
         # So that an isolated point keeps its value, averaged over its position in the simplex.
-        self._scale = 1 / (1 + 2.0**-d)
+        self._collect = corner.view(codes.shape), weights / (1 + 2.0**-d)
+        self._blurs = [_neighbours(known, step) for step in steps]
 
     def filter(self, values: Tensor) -> Tensor:
         """The weighted sums over all points, of float32 ``values`` (n, channels): linear, not normalised."""
@@ -68,74 +62,83 @@ class Lattice:
         for neighbours, shares in self._blurs:
             at = F.embedding_bag(neighbours, at, mode="sum", per_sample_weights=shares)
         corners, weights = self._collect
-        return F.embedding_bag(corners, at, mode="sum", per_sample_weights=weights * self._scale)
+        return F.embedding_bag(corners, at, mode="sum", per_sample_weights=weights)
 
 
-def _simplices(points: Array) -> tuple[Array, Array]:
-    """The corners of each point's simplex, (n, d + 1, d) by their first d coordinates, and its share of each.
+def _simplices(points: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """The corners of each point's simplex as numbers, int64 (n, d + 1), and its share of each, float32 (n, d + 1).
+
+    Also how far apart the numbers of neighbours are along each of the d + 1 axes.
 
     In single precision and in the original's order (permutohedral.cpp, init): a point half-way between two simplices
     gets the same one as there.
+
+    Raises:
+        ShapeError: 63 bits cannot number the corners.
     """
     n, d = points.shape
     one = np.float32
     deviation = one(np.sqrt(2 / 3) * (d + 1))
-    scales = [one(1 / np.sqrt((i + 2) * (i + 1)) * np.float64(deviation)) for i in range(d)]
     # Into the hyperplane of d + 1 coordinates whose sum is 0, scaled so that the blur's deviation is the Gaussian's.
-    elevated = np.empty((n, d + 1), np.float32)
-    total = np.zeros(n, np.float32)
+    elevated, total = points.new_empty(d + 1, n), points.new_zeros(n)
     for j in range(d, 0, -1):
-        scaled = points[:, j - 1] * scales[j - 1]
-        elevated[:, j] = total - one(j) * scaled
+        scaled = points[:, j - 1] * float(one(1 / np.sqrt((j + 1) * j) * np.float64(deviation)))
+        torch.sub(total, j * scaled, out=elevated[j])
         total += scaled
-    elevated[:, 0] = total
+    elevated[0] = total
     # The nearest corner whose coordinates are all multiples of d + 1, and the order of the remainders.
-    nearest = np.rint(elevated * one(1 / (d + 1)))
-    excess = nearest.sum(axis=1, keepdims=True)
+    nearest = (elevated * float(one(1 / (d + 1)))).round_()
+    excess = nearest.sum(0).to(torch.int64)
     nearest *= d + 1
-    rank = np.argsort(np.argsort(nearest - elevated, axis=1, kind="stable"), axis=1, kind="stable") + excess
-    turn = ((rank < 0).astype(np.float32) - (rank > d)) * (d + 1)
-    rank = (rank + turn).astype(np.int64)
+    left = elevated - nearest
+    rank = excess.repeat(d + 1, 1)
+    for i in range(d + 1):
+        for j in range(i + 1, d + 1):
+            behind = left[i] < left[j]
+            rank[i] += behind
+            rank[j] += ~behind
+    turn = ((rank < 0).to(torch.int64) - (rank > d).to(torch.int64)) * (d + 1)
+    rank += turn
     nearest += turn
     # Barycentric coordinates, from differences of the remainders in their order.
-    left = (elevated - nearest) * one(1 / (d + 1))
-    ordered = np.empty_like(left)
-    np.put_along_axis(ordered, d - rank, left, 1)
-    weights = np.empty((n, d + 1), np.float32)
-    weights[:, 0] = ordered[:, 0] + (1 - ordered[:, d])
-    weights[:, 1:] = ordered[:, 1:] - ordered[:, :-1]
-    k = np.arange(d + 1)
-    canonical = np.where(k[None] <= d - k[:, None], k[:, None], k[:, None] - (d + 1))
-    keys = nearest.astype(np.int64)[:, None, :d] + canonical.T[rank[:, :d]].transpose(0, 2, 1)
-    return keys, weights
+    ordered = torch.empty_like(left).scatter_(0, d - rank, (elevated - nearest) * float(one(1 / (d + 1))))
+    weights = points.new_empty(n, d + 1)
+    weights[:, 0] = ordered[0] + (1 - ordered[d])
+    weights[:, 1:] = (ordered[1:] - ordered[:-1]).t()
 
-
-def _numbered(keys: Array) -> tuple[Array, Array]:
-    """Indices of each corner and of its possible neighbours, and the stride of the indices for each coordinate."""
-    d = keys.shape[-1]
-    low, high = keys.min(axis=(0, 1)) - d, keys.max(axis=(0, 1)) + d
-    sizes = [int(n) for n in high - low + 1]
+    # A corner is numbered by its first d coordinates. Corner k's are the nearest one's plus k, less d + 1 where the
+    # coordinate's rank is above d - k.
+    corner = nearest[:d].to(torch.int64)
+    low = [int(x) - d for x in (corner - rank[:d]).amin(1)]
+    high = [int(x) + d for x in (corner + (d - rank[:d])).amax(1)]
     strides = [1]
-    for size in sizes:
-        strides.append(strides[-1] * size)
-    if strides[-1] >= 1 << 63:
+    for least, most in zip(low, high, strict=True):
+        strides.append(strides[-1] * (most - least + 1))
+    if strides.pop() >= 1 << 63:
+        sizes = " x ".join(str(most - least + 1) for least, most in zip(low, high, strict=True))
         raise ShapeError(
             "lattice",
-            f"points over {' x '.join(map(str, sizes))} corners",
+            f"points over {sizes} corners",
             expected="2^63 at most",
             remedy="take larger standard deviations",
         )
-    growth = np.array(strides[:-1])
-    return (keys - low) @ growth, growth
+    by_rank = rank.new_zeros(d + 1, n).scatter_(0, rank, torch.tensor([*strides, 0]).to(rank)[:, None].expand(-1, n))
+    codes = rank.new_empty(n, d + 1)
+    codes[:, 0] = sum((corner[j] - low[j]) * strides[j] for j in range(d))
+    for k in range(1, d + 1):
+        codes[:, k] = codes[:, k - 1] + sum(strides) - (d + 1) * by_rank[d - k + 1]
+    return codes, weights, [*((d + 1) * stride - sum(strides) for stride in strides), -sum(strides)]
 
 
-def _neighbours(known: Array, step: int) -> tuple[Array, Array]:
+def _neighbours(known: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Each corner with its two neighbours by index, int32 (corners, 3), and their weights; 0 for unknown ones."""
-    here = np.arange(len(known))
-    found, shares = [here], [np.ones(len(known))]
-    for wanted in (known + step, known - step):
-        at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-        there = known[at] == wanted
-        found.append(np.where(there, at, here))
-        shares.append(there * 0.5)
-    return np.stack(found, 1).astype(np.int32), np.stack(shares, 1).astype(np.float32)
+    here = torch.arange(len(known), device=known.device)
+    at = torch.searchsorted(known, known + step).clamp_(max=len(known) - 1)
+    there = known[at] == known + step
+    neighbours = here.int()[:, None].repeat(1, 3)
+    shares = torch.zeros(neighbours.shape, device=known.device)
+    shares[:, 0] = 1
+    one, other = here[there], at[there]
+    neighbours[one, 1], shares[one, 1] = other.int(), 0.5
+    neighbours[other, 2], shares[other, 2] = one.int(), 0.5
+    return neighbours, shares

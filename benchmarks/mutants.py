@@ -39,7 +39,7 @@ FACT_TESTS = [
 ]
 LAYER_TESTS = [
     *("tests/test_layers.py", "tests/test_overwritten.py", "tests/test_gradcheck.py", "tests/test_segnet.py"),
-    *("tests/test_deeplab2.py", "tests/test_rcnn.py"),
+    *("tests/test_deeplab2.py", "tests/test_rcnn.py", "tests/test_ssd_layers.py", "tests/test_wssl.py"),
 ]
 FACTS = {
     *("bottoms", "tops", "labels", "in_place", "loss", "blob_specs", "reads", "aligned", "states", "gates"),
@@ -47,6 +47,11 @@ FACTS = {
 }
 """Facts of a record. Without those that only documentation reads (``by_phase``) or that only skip a field
 (``ignores``)."""
+SUITES = [
+    *("noh_layers", "noh_corners", "bvlc_layers", "bvlc_corners"),
+    *("segnet", "deeplab2", "ssd", "ssd_more", "rcnn"),
+]
+"""Those of tests/reference that test_layers_reference.py runs."""
 CASES = 12
 """The largest number of reference cases run for a layer type."""
 
@@ -176,11 +181,9 @@ def tests_of(mutant: Mutant, copy: Path) -> list[str]:
     if mutant.kind == "flags":
         return FLAG_TESTS
     kinds, nodes = types_of(mutant.owner), []
-    for manifest in sorted((copy / "tests/reference").glob("*_*/manifest.json")):
-        cases = json.loads(manifest.read_text(encoding="utf-8"))
-        for name, case in cases.items() if manifest.parent.name.partition("_")[2] in ("layers", "corners") else ():
-            if kinds & set(case.get("types", ())):
-                nodes.append(f"{manifest.parent.name}/{name}")
+    for suite in SUITES:
+        cases = json.loads((copy / "tests/reference" / suite / "manifest.json").read_text(encoding="utf-8"))
+        nodes += [f"{suite}/{name}" for name, case in cases.items() if kinds & set(case.get("types", ()))]
     picked = nodes[:: max(1, len(nodes) // CASES)]
     ids = [f"tests/test_layers_reference.py::test_forward_and_backward[{node}]" for node in picked]
     return ids + (FACT_TESTS if mutant.kind == "facts" else LAYER_TESTS)

@@ -17,6 +17,7 @@ import pytest
 from killing import SOLVER, Diary, furnish
 
 from caffe_port.formats import open_weights
+from caffe_port.random import CRand, c_rand
 from caffe_port.solver import Solver, snapshot
 
 WRITTEN = Path(__file__).parent / "compatibility"
@@ -86,6 +87,7 @@ def test_a_snapshot_is_resumed(case: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     furnish(tmp_path)
     shutil.copytree(WRITTEN / case, "run", ignore=shutil.ignore_patterns("*_8.*"))
+    c_rand().set_state(CRand().get_state())  # as in a process of its own
     net, text = SOLVERS[case]
     solver = Solver(text.format(net=net, folder="run", iterations=8, seed=5), log=Diary("log"))
     state = snapshot.latest(Path("run/snap"))

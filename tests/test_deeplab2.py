@@ -11,7 +11,7 @@ import pytest
 import torch
 from data_runs import passes
 from reference import SHARED, needs_shared
-from scipy.io import loadmat
+from scipy.io import loadmat, savemat
 
 import caffe_port
 from caffe_port.dialects import DEEPLAB2
@@ -63,6 +63,30 @@ def test_files_are_read_as_the_fork_does(name: str) -> None:
     with np.load(MAT / "mats.npz") as theirs:
         for i, batch in enumerate(passes(net, 4)):
             assert np.array_equal(batch["a"], theirs[f"{name}/a/{i}"])
+
+
+@pytest.mark.parametrize(
+    ("names", "size", "passes"), [(["n0"], 1, [[0], [0]]), (["n0", "n1", "n2"], 2, [[0, 1], [2, 0]])]
+)
+def test_matlab_files_are_read_in_turn(
+    names: list[str], size: int, passes: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name has a file for each top; after the last name comes the first. MATLAB's axes are in reverse order."""
+    monkeypatch.chdir(tmp_path)
+    blobs = np.random.default_rng(1).standard_normal((len(names), 2, 1, 2, 3, 4)).astype(np.float32)
+    for name, tops in zip(names, blobs, strict=True):
+        for i, blob in enumerate(tops):
+            savemat(f"in_{name}_blob_{i}.mat", {"data": blob.transpose(3, 2, 1, 0)})
+    Path("list.txt").write_text("".join(f"{name}.png\n" for name in names))
+    net = Net(
+        f"layer {{ name: 'm' type: 'MatRead' top: 'a' top: 'b' mat_read_param {{ source: 'list.txt' prefix: 'in_'"
+        f" strip: 4 batch_size: {size} }} }}",
+        dialect="deeplab2",
+    )
+    for batch in passes:
+        found = net.forward()
+        for i, top in enumerate("ab"):
+            assert np.array_equal(found[top], blobs[batch, i, 0])
 
 
 CRF = (

@@ -18,7 +18,6 @@ import caffe_port
 from caffe_port.dialects import BVLC, NOH
 from caffe_port.errors import CaffeError, FormatError
 from caffe_port.formats.solverstate import SolverHistory, read_solverstate, write_solverstate
-from caffe_port.random import CRand, c_rand
 from caffe_port.schema import read_solver
 from caffe_port.schema.plugins import load_plugin
 from caffe_port.solver import Policy, Rule, Solver, policy, rule
@@ -333,32 +332,3 @@ def test_registering_is_checked(own: str) -> None:
     assert isinstance(make_policy('lr_policy: "fixed"'), Counting)
     with pytest.raises(CaffeError, match=r"@policy\('quadratic'\) in a --plugin file adds one \(docs/extending.md\)"):
         make_policy('lr_policy: "quadratic"')
-
-
-# -- snapshots of older versions ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("net", "end"), [("bvlc", ""), ("noh", ".h5")])
-def test_snapshots_of_commit_50f3ff4_resume_exactly(
-    net: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That commit trained the nets of killing.py to iteration 8; from its snapshot at 6 the last two are its own."""
-    from killing import SOLVER, furnish
-
-    monkeypatch.chdir(tmp_path)
-    furnish(tmp_path)
-    shutil.copytree(EMBEDDED / "older_snapshots" / net, tmp_path / "run")
-    last = f"run/snap_iter_8.caffemodel{end}"
-    expected = caffe_port.Net(f"{net}.prototxt", last, phase="TRAIN").state_dict()
-    expected = {name: blob.clone() for name, blob in expected.items()}
-    Path(last).unlink()
-    c_rand().set_state(CRand().get_state())  # as in a process of its own
-    form = "snapshot_format: HDF5" if end else ""
-    run = Solver(SOLVER.format(net=net, folder="run", iterations=8, seed=5) + form)
-    run.restore(f"run/snap_iter_6.solverstate{end}")
-    assert (run.iter, run.state.policy.state) == (6, {"current_step": 1})
-    run.solve()
-    ours = caffe_port.Net(f"{net}.prototxt", last, phase="TRAIN").state_dict()
-    assert ours.keys() == expected.keys()
-    for name, blob in expected.items():
-        np.testing.assert_allclose(ours[name], blob, rtol=1e-4, atol=1e-6, err_msg=name)

@@ -6,17 +6,18 @@ name, to different fields: the types of its layers and the paths of the fields t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from google.protobuf.message import Message
 
 from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import DefinitionError
+from caffe_port.schema import scan
 from caffe_port.schema.layer_types import V1_TO_V2, v2_type
 
-__all__ = ["Evidence", "detect_dialect", "evidence_of_message", "evidence_of_text", "knows"]
+__all__ = ["Evidence", "detect_dialect", "evidence_of_fields", "evidence_of_message", "evidence_of_text", "knows"]
 
 _DEEPEST = 32
 """Limit of nested messages, over three times as many as any Caffe uses."""
@@ -25,74 +26,59 @@ Evidence = dict[str, str]
 """The parts of a net, each with its first place: "type T", "layers type T" for a name of V1, "field a.b" of a
 layer, "T with N tops", "module m" of a Python layer, "solver field f", "form layer" or "form layers"."""
 
-_TOKENS = re.compile(
-    r"""\#[^\n]* | (?P<string>"(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*') | (?P<word>[A-Za-z_]\w*)
-      | (?P<brace>[{}<>]) | (?P<line>\n)""",
-    re.VERBOSE,
-)
-
 
 def evidence_of_text(text: str, path: str) -> Evidence:
-    """The evidence of a prototxt, independent of its fields' meaning; other text gives arbitrary or no evidence.
+    """The evidence of a prototxt, independent of its fields' meaning; of a wrong text that of the part before.
 
     Args:
         path: the file's name, for the places.
     """
+    fields: list[scan.Field] = []
+    with suppress(DefinitionError):
+        scan.read_into(fields, text, path)
+    return evidence_of_fields(fields, text, path)
+
+
+def evidence_of_fields(fields: list[scan.Field], text: str, path: str) -> Evidence:
+    """:func:`evidence_of_text` of a text that is read already."""
     found: Evidence = {}
-    stack: list[str] = []
-    line, word, typed = 1, "", False
-    name = type_name = ""
-    tops = 0
-    for token in _TOKENS.finditer(text):
-        kind, value = token.lastgroup, token[0]
-        if kind == "line":
-            line += 1
-        elif kind == "brace" and value in "{<":
-            if not stack:
-                name, type_name, tops = "", "", 0
-                if word in ("layer", "layers"):
-                    found.setdefault(f"form {word}", path)
-            stack.append(word)
-            word = ""
-        elif kind == "brace":
-            if len(stack) == 1 and type_name:
-                _add(found, f"{type_name} with {tops} tops", path, line, name)
-            if stack:
-                stack.pop()
-            word = ""
-        elif kind in ("word", "string"):
-            value = value.strip("\"'") if kind == "string" else value
-            if typed and stack:
-                typed = False
-                type_name = value
-                if stack[-1] == "layers" and kind == "word":
-                    _add(found, f"layers type {value}", path, line, name)
-                    type_name = v2_type(value)
-                _add(found, f"type {type_name}", path, line, name)
-            elif kind == "word" and _is_field(text, token.end()):
-                word = value
-                typed = word == "type" and stack in (["layer"], ["layers"])
-                tops += word == "top" and len(stack) == 1
-                if not stack:
-                    _add(found, f"solver field {word}", path, line, "")
-                elif stack[0] in ("layer", "layers") and len(stack) < _DEEPEST:
-                    _add(found, f"field {'.'.join([*stack[1:], word])}", path, line, name)
-            elif word == "module" and stack[1:] == ["python_param"]:
-                _add(found, f"module {value}", path, line, name)
-            elif word == "name" and len(stack) == 1:
-                name = value
+    lines, counted = 1, 0
+
+    def add(what: str, at: int, name: str) -> None:
+        nonlocal lines, counted
+        if what not in found:
+            lines, counted = lines + text.count("\n", counted, at) - text.count("\n", at, counted), at
+            found[what] = f"{path}:{lines}" + (f": layer {name}" if name else "")
+
+    def look(inside: list[scan.Field], prefix: str, layer: str) -> None:
+        for name, start, value in inside:
+            what = prefix + name
+            if what not in found:
+                add(what, start, layer)
+            if isinstance(value, list):
+                if what.count(".") < _DEEPEST:
+                    look(value, f"{what}.", layer)
+            elif what == "field python_param.module":
+                add(f"module {scan.bare(value)}", start, layer)
+
+    for field, start, layer in fields:
+        add(f"solver field {field}", start, "")
+        if field not in ("layer", "layers") or not isinstance(layer, list):
+            continue
+        found.setdefault(f"form {field}", path)
+        name = next((scan.bare(str(one.value)) for one in layer if one.name == "name"), "")
+        type_name = ""
+        for one in layer:
+            if one.name == "type" and isinstance(one.value, str):
+                type_name = scan.bare(one.value)
+                if field == "layers" and one.value == type_name:  # without quotes
+                    add(f"layers type {type_name}", one.start, name)
+                    type_name = v2_type(type_name)
+                add(f"type {type_name}", one.start, name)
+        look(layer, "field ", name)
+        if type_name:
+            add(f"{type_name} with {sum(one.name == 'top' for one in layer)} tops", start, name)
     return found
-
-
-def _is_field(text: str, end: int) -> bool:
-    """Whether the word that ends here is a field's name, followed by a colon or a brace."""
-    rest = text[end : end + 40].lstrip()
-    return rest[:1] in (":", "{", "<")
-
-
-def _add(found: Evidence, what: str, path: str, line: int, name: str) -> None:
-    if what not in found:
-        found[what] = f"{path}:{line}" + (f": layer {name}" if name else "")
 
 
 def evidence_of_message(message: Any) -> Evidence:

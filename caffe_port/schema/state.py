@@ -69,7 +69,6 @@ def filter_net(net: Any, where: Callable[[int], str]) -> tuple[int, ...]:
             raise DefinitionError(where(i), "include and exclude rules", expected="only one kind", remedy="remove one")
         if included(layer, net.state):
             kept.append(i)
-    for i in reversed(range(len(net.layer))):
-        if i not in kept:
-            del net.layer[i]
+    for i in sorted({*range(len(net.layer))}.difference(kept), reverse=True):
+        del net.layer[i]
     return tuple(kept)

@@ -25,6 +25,7 @@ importing that registers them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -188,24 +189,22 @@ class Spec:
         self.n_bottoms, self.n_tops = len(message.bottom), len(message.top)
         self.works_in_place = self.n_bottoms > 0 < self.n_tops and message.bottom[0] == message.top[0]
         """Whether its first top is its first bottom."""
-        self.fields = Fields(message)
-        self.fields.skip(*_NET_FIELDS)
+        self.fields = fields = Fields(message)
+        fields.skip(*_NET_FIELDS)
         self.blob_shapes: dict[str, Shape] = {}
         self.fillers: dict[str, Any] = {}
         self.shared: set[str] = set()
         for what, n, (low, high) in (("bottom", self.n_bottoms, self.bottoms), ("top", self.n_tops, self.tops)):
-            wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-            wrong = n < low or (high is not None and n > high)
-            self.refuse(wrong, f"{n} {what}s", expected=f"{wanted} {what}{'' if wanted == '1' else 's'}")
-        moves = not self.in_place and set(self.fields.top) & set(self.fields.bottom)
+            if n < low or (high is not None and n > high):
+                wanted = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+                raise self.error(f"{n} {what}s", expected=f"{wanted} {what}{'' if wanted == '1' else 's'}")
+        moves = not self.in_place and set(message.top) & set(message.bottom)
         self.refuse(moves, "a top that is its bottom", expected="another name: the layer does not work in place")
         if self.param:
-            self.p = getattr(self.fields, self.param)
-            self.p.skip(*self.ignores)
-            for read in self.reads:
-                name, _, field = read.rstrip("?").rpartition("=")
-                known = not read.endswith("?") or self.p.has(field)
-                setattr(self, name or field, self.p.value(field) if known else None)
+            self.p = p = getattr(fields, self.param)
+            p.skip(*self.ignores)
+            for name, field, optional in _parsed(self.reads):
+                setattr(self, name, None if optional and not p.has(field) else p.value(field))
 
     # -- for records to override ---------------------------------------------------------------------------------------
 
@@ -241,6 +240,13 @@ class Spec:
         Raises:
             ShapeError: it has a negative axis, more than 32 axes, or more than 2**31 - 1 numbers.
         """
+        if (
+            len(shape) <= _MOST_AXES
+            and is_known(shape)
+            and (not shape or min(shape) > 0)
+            and prod(shape) <= _MOST_NUMBERS
+        ):
+            return
         known = [n for n in shape if is_known((n,))]
         if any(n < 0 for n in known) or (0 in known and max(known) > _MOST_NUMBERS):
             raise self.shape_error(f"{what} of shape {tuple(shape)}", expected=f"axes from 0 to {_MOST_NUMBERS:,}")
@@ -268,8 +274,9 @@ class Spec:
     def make_blobs(self, *shapes: Shape) -> None:
         """Create the parameter blobs that this layer has, given the shapes of all ``blob_specs``; the others are
         None."""
+        here = self.blobs_here()
         for blob, shape in zip(self.blob_specs, shapes, strict=True):
-            if blob in self.blobs_here():
+            if blob in here:
                 filler = getattr(self.p, blob.filler) if blob.filler else None
                 if filler is not None and blob.default and not self.p.has(blob.filler):
                     filler = Fields(type(filler.message)(value=blob.default))
@@ -339,6 +346,13 @@ class Spec:
             else:
                 raise self.error(f"field {path} is set, which this layer does not have")
         return ignored
+
+
+@cache
+def _parsed(reads: tuple[str, ...]) -> list[tuple[str, str, bool]]:
+    """``Spec.reads`` as the attribute, the field and whether it is None where that is not set."""
+    parts = [(read.rstrip("?").rpartition("="), read.endswith("?")) for read in reads]
+    return [(name or field, field, optional) for (name, _, field), optional in parts]
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 __all__ = ["Fields"]
@@ -17,21 +18,21 @@ class Fields:
     """
 
     def __init__(self, message: Any, path: str = "") -> None:
-        self._message, self._path = message, path
+        self._message, self._path, self._kinds = message, path, _kinds(message.DESCRIPTOR)
         self._read: set[str] = set()
         self._nested: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name[0] == "_":
             raise AttributeError(name)
         value = getattr(self._message, name)
         self._read.add(name)
-        field = self._message.DESCRIPTOR.fields_by_name[name]
-        if field.message_type is None:
-            return list(value) if hasattr(value, "append") else value
+        is_message, many, _ = self._kinds[name]
+        if not is_message:
+            return list(value) if many else value
         if name not in self._nested:
             path = f"{self._path}.{name}" if self._path else name
-            if hasattr(value, "append"):
+            if many:
                 self._nested[name] = [Fields(v, f"{path}[{i}]") for i, v in enumerate(value)]
             else:
                 self._nested[name] = Fields(value, path)
@@ -44,12 +45,12 @@ class Fields:
 
     def enum(self, name: str) -> str:
         """The name of the enum value in field ``name``: ``"MAX"``."""
-        number = getattr(self, name)
-        return self._message.DESCRIPTOR.fields_by_name[name].enum_type.values_by_number[number].name
+        names = self._kinds[name][2] or {}
+        return names[getattr(self, name)]
 
     def value(self, name: str) -> Any:
         """The value of field ``name``; of an enum the value's name."""
-        return self.enum(name) if self._message.DESCRIPTOR.fields_by_name[name].enum_type else getattr(self, name)
+        return self.enum(name) if self._kinds[name][2] else getattr(self, name)
 
     def skip(self, *names: str) -> None:
         """Mark fields as read that have no effect here, such as ``engine``."""
@@ -62,7 +63,7 @@ class Fields:
     @property
     def message(self) -> Any:
         """The message itself; everything in it counts as read."""
-        self._read.update(f.name for f in self._message.DESCRIPTOR.fields)
+        self._read.update(self._kinds)
         self._nested.clear()
         return self._message
 
@@ -76,3 +77,13 @@ class Fields:
                 nested = self._nested[field.name]
                 for item in nested if isinstance(nested, list) else [nested]:
                     yield from item.unread()
+
+
+@cache
+def _kinds(message: Any) -> dict[str, tuple[bool, bool, dict[int, str] | None]]:
+    """By the name of a descriptor's fields whether it is a message, whether it is repeated, and an enum's names."""
+    kinds = {}
+    for field in message.fields:
+        enum = field.enum_type and {number: value.name for number, value in field.enum_type.values_by_number.items()}
+        kinds[field.name] = field.message_type is not None, isinstance(field.default_value, list), enum
+    return kinds

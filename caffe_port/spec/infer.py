@@ -59,6 +59,9 @@ class Inferred:
     unknown: list[str] = field(default_factory=list)
 
 
+_ANY = unknown_shape()
+
+
 def infer(definition: Any, *, check: bool = True) -> Inferred:
     """All shapes of a net (a :class:`caffe_port.schema.Definition`).
 
@@ -70,25 +73,27 @@ def infer(definition: Any, *, check: bool = True) -> Inferred:
     """
     found = Inferred()
     owned: set[str] = set()
+    dialect = definition.dialect
     for i, message in enumerate(definition.net.layer):
-        bottoms = [found.blobs.get(name, unknown_shape()) for name in message.bottom]
-        record = RECORDS.find(kind(message, definition.dialect), definition.dialect)
-        spec, tops = None, [unknown_shape()] * len(message.top)
+        bottoms = [found.blobs.get(name, _ANY) for name in message.bottom]
+        record = RECORDS.find(kind(message, dialect), dialect)
+        spec, tops = None, [_ANY] * len(message.top)
         if record is None or not record.told:
             found.unknown.append(message.type)
         else:
-            made = record(message, definition.dialect, definition.where(i))
+            made = record(message, dialect, definition.where(i))
             try:
                 made.setup(*bottoms)
                 spec = made
-                tops = [blob_shape(shape, definition.dialect) for shape in spec.top_shapes(*bottoms)]
+                tops = [blob_shape(shape, dialect) for shape in spec.top_shapes(*bottoms)]
             except ShapeError:
                 if check and all(map(is_known, bottoms)):
                     raise
         for param, blob in zip(message.param, spec.blob_names if spec else (), strict=False):
             if spec and param.name in owned:
                 spec.shared.add(blob)
-            owned.update(filter(None, [param.name]))
+            if param.name:
+                owned.add(param.name)
         found.blobs.update(zip(message.top, tops, strict=False))
         found.layers.append(LayerShapes(message, spec, bottoms, tops))
     return found

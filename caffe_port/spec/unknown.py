@@ -42,4 +42,4 @@ def unknown_shape(axes: int = 4) -> tuple[int, ...]:
 
 def is_known(shape: tuple[int, ...]) -> bool:
     """Whether all of a shape's dimensions are known."""
-    return not any(n is UNKNOWN for n in shape)
+    return _Unknown not in map(type, shape)

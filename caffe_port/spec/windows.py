@@ -40,7 +40,8 @@ class Windows(Spec):
         """See :meth:`Spec.top_shapes`; what the windows reach over, padding included, can be a blob too."""
         tops, axes = super().top_shapes(*shapes), len(self.kernel)
         numbers = (*self.kernel, *self.stride)
-        self.refuse(any(n >= 2**31 for n in numbers), f"kernel {self.kernel}, stride {self.stride}", expected="32 bits")
+        if numbers and max(numbers) >= 2**31:
+            raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="32 bits")
         if axes and axes == len(self.stride) and len(shapes[0]) > axes and is_known(shapes[0]) and is_known(tops[0]):
             sides = zip(shapes[0][-axes:], tops[0][-axes:], self.kernel, self.stride, strict=True)
             reach = [(min(inside, outside) - 1) * s + k for inside, outside, k, s in sides]
@@ -53,11 +54,9 @@ class Windows(Spec):
         axes = len(x) - self.channel_axis - 1
         self.kernel, self.stride = self.spatial("kernel_size", axes, None), self.spatial("stride", axes, 1)
         self.pad, self.dilation = self.spatial("pad", axes, 0), self.holes(axes)
-        self.refuse(
-            any(n < 1 for n in (*self.kernel, *self.stride, *self.dilation)),
-            f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}",
-            expected="no zeros",
-        )
+        if min((*self.kernel, *self.stride, *self.dilation), default=1) < 1:
+            found = f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}"
+            raise self.error(found, expected="no zeros")
 
     def spatial(self, name: str, axes: int, default: int | None) -> tuple[int, ...]:
         """A repeated window field, with its ``_h``/``_w`` forms (base_conv_layer.cpp, LayerSetUp)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    gc.set_threshold(50_000, 20, 100)  # a file makes very many small objects, and few cycles
     options = read_options(arguments)
     stages = [stage for stage in arguments.stage.split(",") if stage]
     status, kinds = 0, dict[str, Summary]()

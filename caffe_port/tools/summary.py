@@ -15,7 +15,7 @@ from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.dialects import dialect as dialect_of
 from caffe_port.errors import CaffeError
 from caffe_port.schema import TEST, TRAIN, load_proto, parse_text, read_net, scan
-from caffe_port.schema.detect import detect_dialect, evidence_of_text, knows
+from caffe_port.schema.detect import detect_dialect, evidence_of_fields, knows
 from caffe_port.schema.forks import fork_of
 from caffe_port.schema.layer_types import known_names, known_type
 from caffe_port.schema.merge import schema_of
@@ -25,6 +25,7 @@ from caffe_port.spec import infer, is_known
 
 __all__ = ["LayerLine", "Summary", "summarize"]
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _PATH = re.compile(r"""["'][A-Za-z]:\\[^\\]""")
 
 
@@ -132,7 +133,7 @@ def _holds_text(path: str | Path) -> bool:
             head = file.read(4096)
     except OSError:
         return True  # its reader raises the error
-    return not any(byte < 9 or 13 < byte < 32 for byte in head)
+    return not _CONTROL.search(head)
 
 
 def _definition(
@@ -143,7 +144,7 @@ def _definition(
     except CaffeError as error:
         return Summary(path, "unreadable", parameters=None, problems=[str(error)])
     found = Summary(path, "net", text=text, notes=_notes(text))
-    chosen = _dialect(found, text, choice, proto)
+    chosen = _dialect(found, fields, choice, proto)
     schema = schema_of(chosen)
     if proto:
         schema = load_proto(proto, schema)
@@ -169,11 +170,11 @@ def _definition(
     return found
 
 
-def _dialect(found: Summary, text: str, choice: str | None, proto: str | None) -> Dialect:
-    evidence = evidence_of_text(text, found.file)
+def _dialect(found: Summary, fields: list[scan.Field], choice: str | None, proto: str | None) -> Dialect:
     if choice is not None:
         found.dialect, found.why = choice, "requested"
         return dialect_of(choice)
+    evidence = evidence_of_fields(fields, found.text, found.file)
     try:
         chosen, found.why = detect_dialect(evidence, load_proto(proto).displaced if proto else frozenset())
         found.dialect = chosen.name
@@ -195,7 +196,7 @@ def _notes(text: str) -> list[str]:
     return [
         f"line {scan.line_of(text, match.start())}: a Windows path: in prototxt \\ begins an escape, as in real Caffe; "
         "write / or \\\\"
-        for match in _PATH.finditer(text)
+        for match in (_PATH.finditer(text) if "\\" in text else ())
     ]
 
 

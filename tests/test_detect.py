@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import caffe_port
-from caffe_port.detection.detector import Detector, preparation_of
+from caffe_port.detection.detector import Detector
 from caffe_port.detection.objects import Found, read_labels
+from caffe_port.detection.preparation import preparation_of
 from caffe_port.detection.voc import Truth, judge, mean_precision, read_annotation
 from caffe_port.errors import CaffeError
 from caffe_port.tools import detect

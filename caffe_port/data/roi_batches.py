@@ -6,19 +6,41 @@ recorded from the running program: from source.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from caffe_port.data.picture_files import COLOR, load_picture
-from caffe_port.errors import DefinitionError
+from caffe_port.errors import DefinitionError, ShapeError
 
-__all__ = ["RoiBatches"]
+__all__ = ["RoiBatches", "scaled"]
 
 _NEEDED = {
     True: ("image", "boxes", "gt_classes", "width", "height"),
     False: ("image", "boxes", "max_classes", "max_overlaps", "bbox_targets", "width", "height"),
 }
+
+
+def scaled(picture: np.ndarray, means: Sequence[float], short: int, long: int) -> tuple[np.ndarray, float]:
+    """A picture less its mean, float32, with its shorter side of ``short`` pixels, or the longer of ``long`` if that is
+    less; and the factor.
+
+    Raises:
+        ShapeError: nothing would be left of it.
+    """
+    import cv2
+
+    less = (picture.astype(np.float32) - np.array(means)).astype(np.float32)
+    sides = picture.shape[:2]
+    factor = short / min(sides)
+    if np.round(factor * max(sides)) > long:
+        factor = long / max(sides)
+    try:
+        return cv2.resize(less, None, None, factor, factor, interpolation=cv2.INTER_LINEAR), factor
+    except (cv2.error, MemoryError):
+        found = f"a picture of {sides[1]} x {sides[0]} pixels to scale by {factor:g}"
+        raise ShapeError("picture", found, expected="sizes that OpenCV can resize") from None
 
 
 class RoiBatches:
@@ -124,18 +146,10 @@ class RoiBatches:
 
     def _picture(self, record: dict[str, Any], size: int) -> tuple[np.ndarray, float]:
         """The picture less its mean, with its shorter side of ``size``; and by how much it is scaled."""
-        import cv2
-
         found = load_picture(str(record["image"]), COLOR, f"{self.where}'s roidb")
         if record.get("flipped"):
             found = found[:, ::-1]
-        picture = found.astype(np.float32) - np.array(self.cfg.PIXEL_MEANS)
-        short, long = min(found.shape[:2]), max(found.shape[:2])
-        factor = size / short
-        if np.round(factor * long) > self.cfg.MAX_SIZE:
-            factor = self.cfg.MAX_SIZE / long
-        resized = cv2.resize(picture.astype(np.float32), None, None, factor, factor, interpolation=cv2.INTER_LINEAR)
-        return resized, factor
+        return scaled(found, self.cfg.PIXEL_MEANS, size, self.cfg.MAX_SIZE)
 
     def _rois(self, record: dict[str, Any], item: int, factor: float, count: int) -> tuple[np.ndarray, ...]:
         """Rois of one picture with their labels, targets and weights."""

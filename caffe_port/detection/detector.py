@@ -1,54 +1,22 @@
-"""A net with DetectionOutput as a function from pictures to objects."""
+"""A net with DetectionOutput as a function from pictures to objects, and which detector a net is for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from caffe_port.detection.objects import Found
-from caffe_port.errors import CaffeError, ShapeError
+from caffe_port.detection.preparation import checked, preparation_of
+from caffe_port.detection.regions import RegionDetector
+from caffe_port.errors import CaffeError
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
 
-__all__ = ["Detector", "Preparation", "preparation_of"]
-
-_VGG = (104.0, 117.0, 123.0)
-_RES10 = (104.0, 177.0, 123.0)
-_MOBILE = (127.5, 127.5, 127.5)
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Preprocessing: resize to the net's input, blue, green, red; minus ``mean``, times ``scale``."""
-
-    mean: tuple[float, ...]
-    scale: float
-    because: str
-    """The reason for these values, as text."""
-
-
-def preparation_of(net: Net) -> Preparation:
-    """The preprocessing for a net, derived from its definition.
-
-    A ``transform_param`` with ``mean_value`` determines it. Otherwise it is that of well-known nets: MobileNet-SSD, the
-    face detector of residual blocks, whose first layer is a BatchNorm, and those based on VGG-16.
-    """
-    layers = net.definition.net.layer
-    for layer in layers:
-        t = layer.transform_param
-        if len(t.mean_value):
-            mean = tuple(t.mean_value) * (3 if len(t.mean_value) == 1 else 1)
-            return Preparation(mean, t.scale, f"transform_param of layer {layer.name}")
-    if "mobilenet" in net.definition.net.name.lower():
-        return Preparation(_MOBILE, 0.007843, "a MobileNet")
-    if any(layer.type == "BatchNorm" and layer.bottom[0].split("_input")[0] in net.graph.inputs for layer in layers):
-        return Preparation(_RES10, 1.0, "a net that begins with BatchNorm, as the face detector res10")
-    return Preparation(_VGG, 1.0, "nets based on VGG-16")
+__all__ = ["Detector", "detector_of"]
 
 
 class Detector:
@@ -62,6 +30,11 @@ class Detector:
     Raises:
         CaffeError: the net has another input, or no DetectionOutput.
     """
+
+    batch: int | None = None
+    """The most pictures in a pass."""
+    first_pixel = 0.0
+    """What VOC's files and scores have added to coordinates: nothing, as in the original."""
 
     def __init__(
         self, net: Net, *, mean: Sequence[float] | None = None, scale: float | None = None, threshold: float = 0.5
@@ -77,12 +50,7 @@ class Detector:
             raise CaffeError(path, f"inputs {shapes}", expected="one of shape (num, 3, height, width)")
         ((self.input, shape),) = shapes.items()
         self.net, self.size, self.threshold = net, shape[2:], threshold
-        own = preparation_of(net)
-        self.preparation = Preparation(
-            tuple(own.mean if mean is None else mean), own.scale if scale is None else scale, own.because
-        )
-        if len(self.preparation.mean) != 3:
-            raise CaffeError("mean", f"{len(self.preparation.mean)} numbers", expected="3: of blue, green and red")
+        self.preparation = preparation_of(net).changed(mean, scale)
         classes: Any = {node.index: layer for node, layer in net.nodes}[makers[0].index]
         self.classes = [c for c in range(classes.classes) if c != classes.background]
 
@@ -90,10 +58,10 @@ class Detector:
         """The net's input (3, height, width) for a picture (height, width, 3) of uint8 red, green, blue."""
         import cv2
 
-        if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise ShapeError("picture", f"shape {picture.shape}", expected="(height, width, 3)")
         height, width = self.size
-        resized = cv2.resize(np.ascontiguousarray(picture[:, :, ::-1]), (width, height), interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(
+            np.ascontiguousarray(checked(picture)[:, :, ::-1]), (width, height), interpolation=cv2.INTER_LINEAR
+        )
         mean = np.array(self.preparation.mean, np.float32)
         ready = (resized.astype(np.float32) - mean) * np.float32(self.preparation.scale)
         return ready.transpose(2, 0, 1)
@@ -111,3 +79,19 @@ class Detector:
                 edges = np.clip(box, 0, 1) * [width, height, width, height]
                 found[int(item)].append(Found(int(label), score, tuple(edges.tolist())))
         return found
+
+
+def detector_of(net: Net, **options: Any) -> Detector | RegionDetector:
+    """The detector that a net is for, with ``mean``, ``scale`` and ``threshold`` as both take them.
+
+    Raises:
+        CaffeError: it is for none.
+    """
+    if RegionDetector.fits(net):
+        return RegionDetector(net, **options)
+    if "rois" in net.graph.inputs:
+        expected = "a net with DetectionOutput, or one from data and im_info that makes its own rois"
+        raise CaffeError(
+            net.definition.path, "rois as an input, of proposals made elsewhere (Fast R-CNN)", expected=expected
+        )
+    return Detector(net, **options)

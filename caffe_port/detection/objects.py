@@ -12,7 +12,7 @@ import numpy as np
 
 from caffe_port.errors import FileError, FormatError
 
-__all__ = ["Found", "drawn", "read_labels", "to_json", "voc_lines"]
+__all__ = ["Found", "drawn", "moved", "read_labels", "to_json", "voc_lines"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ def read_labels(path: str | Path) -> dict[int, str]:
     if not names:
         raise FormatError(str(path), "no names", expected="a label map, or a name a line")
     return names
+
+
+def moved(found: Found, by: float) -> Found:
+    """The object with ``by`` added to its coordinates."""
+    x0, y0, x1, y1 = (edge + by for edge in found.box)
+    return Found(found.label, found.score, (x0, y0, x1, y1))
 
 
 def to_json(picture: str, objects: Iterable[Found], names: dict[int, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""detect: pictures in, objects out, by an SSD net; scored against VOC's annotations."""
+"""detect: pictures in, objects out, by an SSD, Faster R-CNN or R-FCN net; scored against VOC's annotations."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from caffe_port.detection.detector import Detector
     from caffe_port.detection.objects import Found
+    from caffe_port.detection.regions import RegionDetector
 
 __all__ = ["main"]
 
@@ -29,13 +30,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "detect",
-        "Find objects with a trained SSD net. Writes OUT/detections.json, a list of pictures with their objects,"
-        " boxes in pixels; on request, VOC's result files and pictures with the boxes drawn.",
+        "Find objects with a trained SSD, Faster R-CNN or R-FCN net. Writes OUT/detections.json, a list of pictures"
+        " with their objects, boxes in pixels; on request, VOC's result files and pictures with the boxes drawn.",
         example="picture.jpg --prototxt deploy.prototxt --weights model.caffemodel -o found --draw",
     )
     add = parser.add_argument
     add("pictures", metavar="PICTURE", nargs="+", help="a picture, or a folder of them")
-    add("--prototxt", metavar="NET", required=True, help="the deploy net, which ends in DetectionOutput")
+    add(
+        "--prototxt",
+        metavar="NET",
+        required=True,
+        help="the deploy net: with DetectionOutput, or with cls_prob and bbox_pred",
+    )
     add("--weights", metavar="FILE", required=True, help="its parameters: .caffemodel, .safetensors, .pth, .npz or .h5")
     parser.add_output("OUT", help="the folder for the results; created if missing")
     add("--voc", action="store_true", help="also write OUT/comp4_det_test_CLASS.txt, as VOC's kit reads them")
@@ -56,18 +62,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add("--scale", type=float, metavar="F", help="multiplied afterwards; default: what the net was trained with")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="of the net's input; default: as in its definition")
+    add("--cfg", metavar="YML", help="Faster R-CNN: settings as py-faster-rcnn's experiments/cfgs/*.yml has them")
     add("--batch", type=int, default=1, metavar="N", help="pictures in a pass; default: %(default)s")
     add("--annotations", metavar="FOLDER", help="score against VOC's NAME.xml in this folder: mean average precision")
     parser.add_device()
     parser.add_json("print a line of JSON for each picture, and one of the scores")
     parser.add_quiet()
     parser.add_dialect()
-    parser.reads("prototxt", "weights", "labels")
+    parser.reads("prototxt", "weights", "labels", "cfg")
     run(_detect, parser, argv)
 
 
 def _detect(arguments: argparse.Namespace) -> None:
-    from caffe_port.detection.objects import dump_json, to_json
+    from caffe_port.detection.objects import dump_json, moved, to_json
     from caffe_port.segmentation.voc import pictures_in, read_picture
 
     if (arguments.voc or arguments.draw) and not arguments.output:
@@ -78,6 +85,10 @@ def _detect(arguments: argparse.Namespace) -> None:
     _check_names(pictures)
     truth = _truth(arguments, pictures)
     detector = _detector(arguments)
+    if detector.batch and arguments.batch > detector.batch:
+        raise CaffeError(
+            "--batch", f"{arguments.batch}", expected=f"{detector.batch}: as many pictures as the net takes"
+        )
     names = _names(arguments, detector)
     outputs = _outputs(arguments, pictures, names)
     results: dict[str, list[Found]] = {}
@@ -99,10 +110,11 @@ def _detect(arguments: argparse.Namespace) -> None:
     if arguments.output:
         with atomic_write(outputs["detections.json"], overwrite=arguments.force) as file:
             file.write(dump_json(told))
+    in_voc = {stem: [moved(o, detector.first_pixel) for o in objects] for stem, objects in results.items()}
     if arguments.voc:
-        _write_voc(outputs, results, names, overwrite=arguments.force)
+        _write_voc(outputs, in_voc, names, overwrite=arguments.force)
     if truth is not None:
-        _score(arguments, results, truth, names)
+        _score(arguments, in_voc, truth, names)
 
 
 def _check_names(pictures: Sequence[Path]) -> None:
@@ -113,10 +125,14 @@ def _check_names(pictures: Sequence[Path]) -> None:
         seen[path.stem] = path
 
 
-def _detector(arguments: argparse.Namespace) -> Detector:
-    from caffe_port.detection.detector import Detector
+def _detector(arguments: argparse.Namespace) -> Detector | RegionDetector:
+    from caffe_port.data import rcnn_settings
+    from caffe_port.detection.detector import detector_of
+    from caffe_port.detection.regions import RegionDetector
     from caffe_port.schema import read_net
 
+    if arguments.cfg:
+        rcnn_settings.read(arguments.cfg)
     options = read_options(arguments)
     definition = read_net(arguments.prototxt, phase="TEST", **options)
     if arguments.size:
@@ -128,16 +144,19 @@ def _detector(arguments: argparse.Namespace) -> Detector:
     threshold = arguments.threshold
     if threshold is None:
         threshold = SCORED_THRESHOLD if arguments.annotations else THRESHOLD
-    detector = Detector(
-        net.to(device_of(arguments.device)), mean=arguments.mean, scale=arguments.scale, threshold=threshold
-    )
+    given_net = net.to(device_of(arguments.device))
+    detector = detector_of(given_net, mean=arguments.mean, scale=arguments.scale, threshold=threshold)
+    if arguments.cfg and not isinstance(detector, RegionDetector):
+        raise CaffeError("--cfg", "an SSD net", expected="a Faster R-CNN or R-FCN net")
+    if arguments.size and isinstance(detector, RegionDetector):
+        raise CaffeError("--size", "a Faster R-CNN net, of any size", expected="TEST.SCALES in the file of --cfg")
     given = detector.preparation
     if not arguments.quiet and not arguments.json and (arguments.mean is None or arguments.scale is None):
         print_line(f"mean {', '.join(map(number, given.mean))}, scale {number(given.scale)}: {given.because}")
     return detector
 
 
-def _names(arguments: argparse.Namespace, detector: Detector) -> dict[int, str]:
+def _names(arguments: argparse.Namespace, detector: Detector | RegionDetector) -> dict[int, str]:
     from caffe_port.detection.objects import read_labels
     from caffe_port.segmentation.voc import CLASSES
 

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from caffe_port.errors import CaffeError
+from caffe_port.execution.executor import Mode
+from caffe_port.export.inputs import drawn_inputs
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
 
-__all__ = ["BOUNDS", "Checked", "Run", "check_runs", "distance", "drawn_inputs"]
+__all__ = ["BOUNDS", "Checked", "Run", "Watched", "check_runs", "distance"]
 
 BOUNDS = {"fp32": 1e-5, "fp16": 5e-3}
 """The largest error of an output, as a share of its largest value."""
@@ -27,6 +29,10 @@ Run = Callable[[Sequence[Mapping[str, Any]]], list[list[Any]]]
 """Runs an exported file on several sets of inputs, arrays by blob; gives for each the outputs in the file's order."""
 Feed = Callable[[dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]]
 """From drawn inputs of a net to those of the file and those of the net."""
+
+
+Watched = Sequence[tuple[int, str]]
+"""Blobs, each with the index of a node that reads it."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,18 @@ def check_runs(
     inputs: Mapping[str, tuple[int, ...]],
     reference: str | os.PathLike | None = None,
     feed: Feed | None = None,
+    watched: Watched = (),
 ) -> Checked:
     """Run a file and the net on drawn inputs at two batch sizes and compare.
+
+    Where a layer's tops change in steps (labels, switches, objects in the order of their scores), rounding alone may
+    decide between two equals. There the file's bottoms are compared and the net goes on with them.
 
     Args:
         wanted: the file's outputs. program: what runs it, for errors. bound: the largest error.
         dynamic_batch: run another batch size too, where all inputs have the same one.
         inputs: the shapes of the file's inputs. reference: an .npz of another Caffe's numbers, compared as well.
+        watched: the bottoms of such layers, which ``run`` gives behind the outputs.
 
     Raises:
         CaffeError: an output's error exceeds the bound, against the net or the reference; or the reference cannot be
@@ -81,23 +92,22 @@ def check_runs(
     first = next((net.shapes[n][0] for n in net.graph.inputs if net.shapes[n]), 1)
     alike = all(net.shapes[n][:1] == (first,) for n in net.graph.inputs)
     batches = (first, first + 1) if dynamic_batch and alike and net.graph.inputs else (first,)
-    before, feeds, expected = dict(net.shapes), list[Mapping[str, Any]](), list[dict[str, Any]]()
+    before, feeds, drawn = dict(net.shapes), list[Mapping[str, Any]](), list[dict[str, torch.Tensor]]()
     for batch in batches:
         given = drawn_inputs(net, batch if len(batches) > 1 else None, seed=batch)
         fed, given = feed(given) if feed else ({name: given[name].numpy() for name in inputs}, given)
         feeds.append(fed)
-        expected.append(_ours(net, given, wanted))
-    net.shapes.update(before)
-    net._shaped_for = None
+        drawn.append(given)
     if theirs:
         feeds.append({name: theirs[f"in/{name}"] for name in inputs})
     made = run(feeds)
     worst, error = "", -1.0
-    for outputs, ours in zip(made, expected, strict=False):
-        for name, found in zip(wanted, outputs, strict=True):
-            now = distance(found, ours[name])
+    for outputs, given in zip(made, drawn, strict=False):
+        for name, now in _errors(net, given, wanted, outputs, watched):
             if not now <= error:
                 worst, error = name, now
+    net.shapes.update(before)
+    net._shaped_for = None
     if not error <= bound:
         raise CaffeError(
             f"export: output {worst}",
@@ -111,50 +121,26 @@ def check_runs(
     return Checked(worst or "none", max(error, 0.0), batches, Path(reference).name if reference else "", program)
 
 
-def drawn_inputs(net: Net, batch: int | None, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random values for every input: like pixels minus their mean if it has a picture's shape, else around 0.
-
-    Args:
-        batch: length of the first axis; None: the definition's.
-    """
-    generator = np.random.default_rng(seed)
-    found = {}
-    for name in net.graph.inputs:
-        shape = net.shapes[name]
-        if batch is not None and shape:
-            shape = (batch, *shape[1:])
-        limit = _index_limit(net, name)
-        if limit:
-            found[name] = torch.from_numpy(generator.integers(0, limit, shape).astype(np.float32))
-            continue
-        pixels = len(shape) == 4 and shape[1] in (1, 3)
-        array = generator.normal(0, 60 if pixels else 1, shape)
-        found[name] = torch.from_numpy(array.astype(np.float32))
-    return found
-
-
-def _index_limit(net: Net, name: str) -> int:
-    """The number of possible values if a blob holds indices; 0 if it does not."""
-    for node, layer in net.nodes:
-        if name in node.bottoms:
-            if node.type == "Split":
-                return max(_index_limit(net, top) for top in node.tops)
-            if node.type == "Embed":
-                return int(layer.input_dim)
-            if node.type == "BatchReindex" and node.bottoms[1] == name:
-                return net.shapes[node.bottoms[0]][0]
-            if node.type in ("Unpooling", "Upsample") and name in node.bottoms[1:]:
-                return prod(net.shapes[node.tops[0]][2:])
-    return 0
-
-
 @torch.no_grad()
-def _ours(net: Net, given: dict[str, torch.Tensor], wanted: Sequence[str]) -> dict[str, Any]:
+def _errors(
+    net: Net, given: dict[str, torch.Tensor], wanted: Sequence[str], outputs: Sequence[Any], watched: Watched
+) -> list[tuple[str, float]]:
+    """The error of each watched blob and of each output."""
     for _, layer in net.nodes:
         for state in getattr(layer, "states", ()):  # a file starts every run from zeros
             getattr(layer, state).zero_()
-    tops = net(given, blobs=wanted) if given else net(blobs=wanted)
-    return {name: tops[name].numpy() for name in wanted}
+    blobs, errors = dict(given), list[tuple[str, float]]()
+
+    def go_on_with(i: int) -> None:
+        for (node, blob), found in zip(watched, outputs[len(wanted) :], strict=True):
+            if node == i:
+                errors.append((blob, distance(found, blobs[blob].numpy())))
+                blobs[blob] = torch.from_numpy(found)
+
+    net.reshape_for({name: tuple(x.shape) for name, x in given.items()})
+    net.executor.run(Mode.INFER, blobs, keep=wanted, before=go_on_with if watched else None)
+    pairs = zip(wanted, outputs, strict=False)
+    return errors + [(name, distance(found, blobs[name].numpy())) for name, found in pairs]
 
 
 def distance(found: Any, expected: Any) -> float:

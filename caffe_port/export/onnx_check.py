@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from caffe_port.export.check import BOUNDS, Checked, check_runs
+from caffe_port.export.onnx_write import outputs_added
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
@@ -34,10 +35,21 @@ def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.Pat
     Raises:
         CaffeError: an output's error exceeds the bound, against the net or the reference.
     """
-    runs = session(path)
+    graph = writer.graph
+    known = {v.name for v in writer.inputs}.union(graph.initializers)
+    watched = [(node, blob, v) for node, pairs in writer.steps.items() for blob, v in pairs if v.name not in known]
+    added = {v.name: graph.half and not v.single for *_, v in watched}
+    names = [v.name for v in writer.outputs]
+    runs = _giving(path, {name: half for name, half in added.items() if name not in names})
+    names += [v.name for *_, v in watched]
 
     def run(feeds: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-        return [runs.run([v.name for v in writer.outputs], feed) for feed in feeds]
+        unique = [*dict.fromkeys(names)]
+        made = []
+        for feed in feeds:
+            found = dict(zip(unique, runs.run(unique, feed), strict=True))
+            made.append([found[name].astype(np.float32, copy=False) for name in names])
+        return made
 
     return check_runs(
         net,
@@ -49,7 +61,21 @@ def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.Pat
         inputs={v.name: v.shape for v in writer.inputs},
         reference=reference,
         feed=partial(_fed, writer),
+        watched=[(node, blob) for node, blob, _ in watched],
     )
+
+
+def _giving(path: Path, more: Mapping[str, bool]) -> Any:
+    """A session of the file that gives these values, too; the file stays as it is."""
+    if not more:
+        return session(path)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(outputs_added(more))
+    try:
+        return session(path)
+    finally:
+        os.truncate(path, size)
 
 
 def _fed(writer: Any, given: dict[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -19,8 +19,9 @@ import torch
 from caffe_port.console import info
 from caffe_port.errors import CaffeError
 from caffe_port.export import onnx_detection, onnx_layers, onnx_windows  # noqa: F401
+from caffe_port.export.inputs import in_steps, takes_regions
 from caffe_port.export.onnx_check import check
-from caffe_port.export.onnx_graph import Array, Graph, Value, operator_of
+from caffe_port.export.onnx_graph import SINGLE, Array, Graph, Value, operator_of
 from caffe_port.export.onnx_picture import Preprocessing
 from caffe_port.export.onnx_write import save
 from caffe_port.export.parts import (
@@ -135,6 +136,7 @@ class _Writer:
     Attributes:
         inputs, outputs: the graph's, as values. folded, computed: see :class:`Exported`.
         values: the value of each blob's last version, by blob.
+        steps: by node, the bottoms of layers whose tops change in steps, with their values.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class _Writer:
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.steps: dict[int, list[tuple[str, Value]]] = {}
         self.folded: dict[str, str] = {}
         self.computed: list[str] = []
         self._versions = {b: sum(b in node.tops for node, _ in nodes) for b in net.graph.blobs}
@@ -186,10 +189,10 @@ class _Writer:
                 self.inputs.append(picture)
                 self.values[top] = self.graph.cast(value, "float") if self.graph.half else value
                 continue
-            value = Value(self.graph.fresh(top), shape)
+            regions = takes_regions(self.net, top)
+            value = Value(self.graph.fresh(top), shape, self.graph.half, 0 if regions else None)
             self.inputs.append(value)
-            self.graph.layer = top
-            self.values[top] = self.graph.cast(value, "float") if self.graph.half else value
+            self.values[top] = value
 
     @staticmethod
     def _known(layer: Any) -> bool:
@@ -211,13 +214,15 @@ class _Writer:
     def _value(self, name: str) -> Value:
         if name not in self.values:
             array = self.constants[name].detach().cpu().numpy()
-            self.values[name] = Value(self.graph.initializer(f"{name}.value", array), tuple(array.shape))
+            key = self.graph.initializer(f"{name}.value", array)
+            self.values[name] = Value(key, tuple(array.shape), key in self.graph.singles)
         return self.values[name]
 
     def _write(self, i: int, node: Node, layer: Layer) -> None:
         function = operator_of(layer, self.net.dialect)
+        if function is None:
+            self.graph.needs_fixed_size(layer, "boxes for a map")
         assert function is not None
-        bottoms = [self._value(b) for b in node.bottoms]
         more: dict[str, Array] = {}
         absorbed: list[tuple[Node, Layer]] = []
         if self.fold and node.type in WITH_WEIGHTS and len(node.bottoms) == 1:
@@ -225,7 +230,14 @@ class _Writer:
             if absorbed:
                 more = folded_weights(layer, absorbed)
         before = {v.name for v in self.values.values()}
-        tops = function(self.graph, layer, *bottoms, **more)
+        with self.graph.single_precision(function in SINGLE):
+            bottoms = [self._value(b) for b in node.bottoms]
+            if node.type not in _PASSED_ON:
+                bottoms = [self.graph.typed(b) for b in bottoms]
+            if in_steps(layer):
+                pairs = zip(node.bottoms, bottoms, strict=True)
+                self.steps[node.index] = [(blob, value) for blob, value in pairs if blob not in self.constants]
+            tops = function(self.graph, layer, *bottoms, **more)
         tops = tops if isinstance(tops, tuple) else (tops,)
         last = absorbed[-1][0] if absorbed else node
         for other, _ in absorbed:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,14 @@ class Value:
 
     Attributes:
         name: its name in the file. shape: as the definition gives it; the first axis may be dynamic in the file.
+        single: float32 in a half-precision graph, too.
+        rows: the axis whose length depends on the numbers (objects found), if one does.
     """
 
     name: str
     shape: tuple[int, ...]
+    single: bool = False
+    rows: int | None = None
 
 
 Operator = Callable[..., Any]
@@ -39,12 +44,18 @@ OPERATORS: dict[str, dict[str, Operator]] = {}
 """By layer type and dialect, "" for all dialects."""
 
 
-def operator(*types: str, dialect: str = "") -> Callable[[Operator], Operator]:
-    """Register the function that writes a layer type into a graph."""
+SINGLE: set[Operator] = set()
+"""Those that compute in float32 in a half-precision graph, too."""
+
+
+def operator(*types: str, dialect: str = "", single: bool = False) -> Callable[[Operator], Operator]:
+    """Register the function that writes a layer type into a graph; ``single``: in float32 at least."""
 
     def register(function: Operator) -> Operator:
         for type_name in types:
             OPERATORS.setdefault(type_name, {})[dialect] = function
+        if single:
+            SINGLE.add(function)
         return function
 
     return register
@@ -74,9 +85,30 @@ class Graph:
         self.dynamic_batch, self.dynamic_size = dynamic_batch, dynamic_size
         self.nodes: list[Any] = []
         self.initializers: dict[str, Array] = {}
+        self.singles: set[str] = set()
+        """Initializers that stay float32 in a half-precision graph."""
         self.layer = ""
+        self._single = False
+        self._casts: dict[tuple[str, bool], Value] = {}
         self._constants: dict[tuple[Any, ...], str] = {}
         self._used: set[str] = set()
+
+    @contextmanager
+    def single_precision(self, wanted: bool = True) -> Iterator[None]:
+        """What is added within computes in float32."""
+        before, self._single = self._single, wanted and self.half
+        try:
+            yield
+        finally:
+            self._single = before
+
+    def typed(self, x: Value) -> Value:
+        """A value in the precision of what is being added."""
+        if not self.half or x.single == self._single:
+            return x
+        if (x.name, self._single) not in self._casts:
+            self._casts[x.name, self._single] = self.cast(x, "float")
+        return self._casts[x.name, self._single]
 
     def fresh(self, wanted: str) -> str:
         """``wanted``, with a number appended if a value or node already has that name."""
@@ -91,14 +123,16 @@ class Graph:
         """A named array of the file; float32 becomes float16 in a half-precision graph when it is written."""
         name = self.fresh(name)
         self.initializers[name] = array
+        if self._single:
+            self.singles.add(name)
         return name
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """A small array, each once in the file."""
         array = np.asarray(value, dtype)
-        if self.half and array.dtype == np.float32:
+        if self.half and not self._single and array.dtype == np.float32:
             array = np.clip(array, -65504, 65504)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (self._single and array.dtype == np.float32, array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = self.initializer(f"{self.layer}/constant", array)
         return self._constants[key]
@@ -130,7 +164,10 @@ class Graph:
             **attributes,
         )
         self.nodes.append(node)
-        values = tuple(Value(name, tuple(int(n) for n in shape)) for name in names)
+        shape = tuple(int(n) for n in shape)
+        varying = [v for v in inputs if isinstance(v, Value) and v.rows is not None]
+        rows = next((v.rows for v in varying if v.rows == 0 or len(v.shape) == len(shape)), None)
+        values = tuple(Value(name, shape, self._single, rows) for name in names)
         return values if outputs > 1 else values[0]
 
     def rename(self, value: Value, name: str) -> Value:
@@ -143,21 +180,21 @@ class Graph:
                         field[i] = name
             if name in node.output:
                 break
-        return Value(name, value.shape)
+        return replace(value, name=name)
 
     # -- shared by operators -------------------------------------------------------------------------------------------
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        """The same values in another shape, whose first axis stays dynamic if it is unchanged."""
+        """The same values in another shape, whose first axis may have any length if it is unchanged."""
         shape = tuple(int(n) for n in shape)
         if shape == x.shape:
             return x
         wanted = list(shape)
-        if self.dynamic_batch and shape and x.shape and shape[0] == x.shape[0]:
+        if shape and x.shape and shape[0] == x.shape[0]:
             wanted[0] = 0
-        elif self.dynamic_batch and shape and x.shape and shape[0] % x.shape[0] == 0:
+        elif shape and x.shape and shape[0] % x.shape[0] == 0:
             wanted[0] = -1  # the batch, followed by other axes
-        elif self.dynamic_batch and shape and x.shape and x.shape[0] % shape[0] == 0 and prod(shape) == prod(x.shape):
+        elif shape and x.shape and x.shape[0] % shape[0] == 0 and prod(shape) == prod(x.shape):
             wanted[0] = -1
         return self.node("Reshape", [x, self.constant(wanted)], shape)
 
@@ -165,8 +202,10 @@ class Graph:
         """As another type: "float" is the graph's precision."""
         from onnx import TensorProto
 
-        kind = {"float": "FLOAT16" if self.half else "FLOAT", "int64": "INT64", "bool": "BOOL", "float32": "FLOAT"}[to]
-        return self.node("Cast", [x], x.shape, to=getattr(TensorProto, kind))
+        half = self.half and not self._single
+        kind = {"float": "FLOAT16" if half else "FLOAT", "int64": "INT64", "bool": "BOOL", "float32": "FLOAT"}
+        kind["double"] = "DOUBLE"
+        return self.node("Cast", [x], x.shape, to=getattr(TensorProto, kind[to]))
 
     def affine(self, x: Value, scale: Array | None, shift: Array | None, axis: int = 1) -> Value:
         """x * scale + shift along an axis."""

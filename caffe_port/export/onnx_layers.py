@@ -118,7 +118,15 @@ def tile(g: Graph, layer: Any, x: Value) -> Value:
 @operator("Flatten", "Reshape")
 def reshaped(g: Graph, layer: Any, x: Value) -> Value:
     (shape,) = layer.reshape(x.shape)
+    if layer.type == "Reshape" and layer.shuffles != 1:
+        return g.node("DepthToSpace", [x], shape, blocksize=layer.shuffles, mode="CRD")
     if g.dynamic_size:
+        if layer.type == "Reshape" and layer.num_axes == -1:
+            start = layer.from_axis % (len(x.shape) + 1)
+            wanted = [0] * start + list(layer.dims)
+            if wanted[0] == x.shape[0]:
+                wanted[0] = 0
+            return g.node("Reshape", [x, g.constant(wanted)], shape)
         if layer.type == "Flatten" and layer.from_axis == 1 and shape == (x.shape[0], prod(x.shape[1:])):
             return g.node("Flatten", [x], shape, axis=1)
         g.needs_fixed_size(layer, "another shape")

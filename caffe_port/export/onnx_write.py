@@ -17,7 +17,7 @@ from caffe_port.export.onnx_graph import Array, Graph, Value
 from caffe_port.formats.mapping import write_array
 from caffe_port.formats.wire import BYTES, bytes_field, tag, varint, varint_field
 
-__all__ = ["LARGEST", "save"]
+__all__ = ["LARGEST", "outputs_added", "save"]
 
 LARGEST = 2**31 - 1
 """The largest protobuf message in bytes."""
@@ -31,21 +31,24 @@ def save(path: Path, graph: Graph, inputs: Sequence[Value], outputs: Sequence[Va
     """Write the file, and NAME.data for its arrays if they do not fit into it; ``facts`` are its metadata."""
     arrays = graph.initializers
     model = _message(graph, inputs, outputs, facts)
-    if len(model) + sum(_nbytes(array, graph) + 200 for array in arrays.values()) < LARGEST:
+    if len(model) + sum(_nbytes(key, array, graph) + 200 for key, array in arrays.items()) < LARGEST:
         with path.open("xb") as file:
             _inside(file, model, arrays, graph)
     else:
         _beside(path, model, arrays, graph)
 
 
-def _nbytes(array: Array, graph: Graph) -> int:
-    half = graph.half and array.dtype == np.float32
-    return int(array.nbytes) // 2 if half else int(array.nbytes)
+def _halved(key: str, array: Array, graph: Graph) -> bool:
+    return bool(graph.half and array.dtype == np.float32 and key not in graph.singles)
 
 
-def _stored(array: Array, graph: Graph) -> Array:
+def _nbytes(key: str, array: Array, graph: Graph) -> int:
+    return int(array.nbytes) // (2 if _halved(key, array, graph) else 1)
+
+
+def _stored(key: str, array: Array, graph: Graph) -> Array:
     """The array in the file's form: little-endian, contiguous, float16 in a half-precision graph."""
-    if graph.half and array.dtype == np.float32:
+    if _halved(key, array, graph):
         array = array.astype(np.float16)
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
 
@@ -54,47 +57,56 @@ def _message(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], fa
     """The model without the initializers."""
     from onnx import TensorProto, helper
 
-    def described(value: Value, symbol: str = "") -> Any:
+    symbols: dict[int, str] = {}
+    """By length, what the first axis of inputs is called."""
+    for value in inputs:
+        if value.shape and value.rows is None:
+            symbols.setdefault(value.shape[0], f"{value.name}_batch" if symbols else "batch")
+
+    def described(value: Value, *, given: bool) -> Any:
         shape: list[Any] = list(value.shape)
-        kind = TensorProto.UINT8 if getattr(value, "picture", False) else TensorProto.FLOAT
-        if getattr(value, "picture", False):
+        picture = getattr(value, "picture", False)
+        if picture:
             shape[1], shape[2] = "height", "width"
         elif graph.dynamic_size and len(shape) == 4:
-            shape[2], shape[3] = f"{symbol}height", f"{symbol}width"
-        if graph.dynamic_batch and shape:
-            shape[0] = "batch"
-        return helper.make_tensor_value_info(value.name, kind, shape)
+            shape[2:] = ("height", "width") if given else (f"{value.name}_height", f"{value.name}_width")
+        if value.rows is not None:
+            if not given:
+                shape[value.rows] = None
+            elif graph.dynamic_batch:
+                shape[value.rows] = f"{value.name}_rows"
+        elif graph.dynamic_batch and shape:
+            shape[0] = symbols.get(shape[0])
+        return helper.make_tensor_value_info(value.name, TensorProto.UINT8 if picture else TensorProto.FLOAT, shape)
 
     body = helper.make_graph(
         graph.nodes,
         facts.get("caffe.net") or "net",
-        [described(v) for v in inputs],
-        [described(v, f"{v.name}_") for v in outputs],
+        [described(v, given=True) for v in inputs],
+        [described(v, given=False) for v in outputs],
     )
-    if graph.dynamic_batch:
-        _forget_unsure(body, graph, inputs, outputs)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", graph.opset)])
     model.ir_version, model.producer_name, model.producer_version = _IR_VERSION, "caffe_port", caffe_port.__version__
     helper.set_model_props(model, dict(facts))
     return model.SerializeToString()
 
 
-def _forget_unsure(body: Any, graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
-    """Leave the first axis of values that do not start with the batch open for the runtime."""
-    batch = {v.shape[0] for v in inputs if v.shape}
-    for described, value in zip([*body.input, *body.output], [*inputs, *outputs], strict=True):
-        if value.shape and value.shape[0] not in batch:
-            dim = described.type.tensor_type.shape.dim[0]
-            dim.Clear()
-            if described in body.input:
-                dim.dim_value = value.shape[0]
+def outputs_added(names: Mapping[str, bool]) -> bytes:
+    """What makes these values outputs, too, when it is appended to a file; each with whether it is float16."""
+    from onnx import GraphProto, TensorProto, helper
+
+    part = GraphProto()
+    for name, half in names.items():
+        kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+        part.output.append(helper.make_tensor_value_info(name, kind, None))
+    return bytes_field(_GRAPH, part.SerializeToString())
 
 
 def _header(key: str, array: Array, graph: Graph) -> bytes:
     """A TensorProto's fields before its numbers."""
     from onnx import helper
 
-    dtype = np.dtype(np.float16) if graph.half and array.dtype == np.float32 else array.dtype
+    dtype = np.dtype(np.float16) if _halved(key, array, graph) else array.dtype
     dims = b"".join(varint_field(_DIMS, n) for n in array.shape)
     return dims + varint_field(_TYPE, helper.np_dtype_to_tensor_dtype(dtype)) + bytes_field(_NAME, key)
 
@@ -105,18 +117,18 @@ def _inside(file: BinaryIO, model: bytes, arrays: Mapping[str, Array], graph: Gr
     heads = {key: _header(key, array, graph) for key, array in arrays.items()}
     parts = []
     for key, array in arrays.items():
-        size = _nbytes(array, graph)
+        size = _nbytes(key, array, graph)
         raw = tag(_RAW, BYTES) + varint(size)
         tensor = len(heads[key]) + len(raw) + size
-        parts.append((tag(_INITIALIZER, BYTES) + varint(tensor) + heads[key] + raw, size, array))
+        parts.append((tag(_INITIALIZER, BYTES) + varint(tensor) + heads[key] + raw, size, key))
     total = sum(len(lead) + size for lead, size, _ in parts)
     if not parts:
         return
     # A second part of the graph's message: protobuf merges the two.
     file.write(tag(_GRAPH, BYTES) + varint(total))
-    for lead, _, array in parts:
+    for lead, _, key in parts:
         file.write(lead)
-        write_array(file, _stored(array, graph), None)
+        write_array(file, _stored(key, arrays[key], graph), None)
 
 
 def _beside(path: Path, model: bytes, arrays: Mapping[str, Array], graph: Graph) -> None:
@@ -126,7 +138,7 @@ def _beside(path: Path, model: bytes, arrays: Mapping[str, Array], graph: Graph)
     at, location = 0, f"{path.name}.data"
     with path.with_name(location).open("xb") as file:
         for key, array in arrays.items():
-            stored = _stored(array, graph)
+            stored = _stored(key, array, graph)
             tensor = message.graph.initializer.add()
             tensor.name, tensor.data_type = key, helper.np_dtype_to_tensor_dtype(stored.dtype)
             tensor.dims.extend(stored.shape)

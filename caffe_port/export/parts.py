@@ -13,6 +13,7 @@ import numpy as np
 
 from caffe_port.errors import CaffeError, FileError, nearest
 from caffe_port.export.check import Checked
+from caffe_port.export.inputs import PROPOSAL
 from caffe_port.graph import Node
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ def fixed_batch(net: Net, nodes: Nodes) -> str:
     for node, layer in nodes:
         if node.type in _RECURRENT:
             return f"layer {node.name} is unrolled over its steps"
+        if layer.type == PROPOSAL:
+            return f"layer {node.name} takes one picture"
         if node.type in _ALONG and getattr(layer, _ALONG[node.type]) == 0:
             return f"layer {node.name} works along the first axis"
     before = dict(net.shapes)

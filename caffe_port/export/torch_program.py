@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from caffe_port.errors import CaffeError
-from caffe_port.export.check import distance, drawn_inputs
+from caffe_port.export.check import distance
+from caffe_port.export.inputs import drawn_inputs
 from caffe_port.formats.atomic import atomic_path, check_output
 
 if TYPE_CHECKING:

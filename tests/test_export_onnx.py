@@ -191,15 +191,17 @@ def test_half_precision(tmp_path: Path) -> None:
     assert (tmp_path / "net.onnx").stat().st_size < 6000
 
 
-def test_a_picture_goes_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "atol"), [("fp32", 1e-4), ("fp16", 0.1)])
+def test_a_picture_goes_in(dtype: str, atol: float, tmp_path: Path) -> None:
     net = drawn("""
         layer { name: 'data' type: 'Input' top: 'data' input_param { shape { dim: 1 dim: 3 dim: 8 dim: 6 } } }
         layer { name: 'p' type: 'Power' bottom: 'data' top: 'p' power_param { scale: 2 } }""")
-    onnx(net, tmp_path / "net.onnx", preprocessing=Preprocessing(mean=(104, 117, 123), scale=0.5, rgb=True))
+    preprocessing = Preprocessing(mean=(104, 117, 123), scale=0.5, rgb=True)
+    onnx(net, tmp_path / "net.onnx", preprocessing=preprocessing, dtype=dtype)
     picture = np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3), np.uint8)
     (found,) = session(tmp_path / "net.onnx").run(None, {"data": picture})
     expected = (picture[..., ::-1].astype(np.float32) - np.float32([104, 117, 123])).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=atol)
 
 
 @pytest.mark.parametrize(

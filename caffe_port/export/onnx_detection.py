@@ -278,7 +278,7 @@ def moved(g: Graph, layer: Any, cells: Value, moves: Value) -> Value:
     if g.dynamic_size:
         anchors = everywhere(g, layer, cells)
     else:
-        array = rcnn_boxes.shifted(layer.anchors, *cells.shape[2:], layer.stride)
+        array = rcnn_boxes.shifted(layer.anchors, cells.shape[2], cells.shape[3], layer.stride)
         anchors = Value(g.constant(array, np.float32), array.shape)
     near, far = columns(g, anchors, 0, 2), columns(g, anchors, 2, 4)
     size = linear(g, computed(g, "Sub", far, near), 1, 1.0)
@@ -331,8 +331,8 @@ def psroi_pooling(g: Graph, layer: Any, x: Value, rois: Value) -> Value:
     # Edges of bins: (regions, x and y, bins), within the map.
     limit = g.node("Gather", [g.node("Shape", [x], (4,)), g.constant([[3], [2]])], (2, 1))
     edges = []
-    for kind, first in (("Floor", 0), ("Ceil", 1)):
-        at = g.node("Mul", [step, g.constant(np.arange(first, first + side), np.float32)], (count, 2, side))
+    for kind, begin in (("Floor", 0), ("Ceil", 1)):
+        at = g.node("Mul", [step, g.constant(np.arange(begin, begin + side), np.float32)], (count, 2, side))
         whole = g.cast(g.node(kind, [g.node("Add", [at, start], at.shape)], at.shape), "int64")
         edges.append(computed(g, "Max", computed(g, "Min", whole, limit), g.constant(0)))
 

@@ -185,9 +185,9 @@ class _Writer:
             shape = self.net.shapes[top]
             if self.preprocessing is not None and len(shape) == 4 and not self.inputs:
                 self.graph.layer = top
-                picture, value = self.preprocessing.write(self.graph, top, shape)
+                with self.graph.single_precision():
+                    picture, self.values[top] = self.preprocessing.write(self.graph, top, shape)
                 self.inputs.append(picture)
-                self.values[top] = self.graph.cast(value, "float") if self.graph.half else value
                 continue
             regions = takes_regions(self.net, top)
             value = Value(self.graph.fresh(top), shape, self.graph.half, 0 if regions else None)

@@ -134,6 +134,23 @@ def test_names_are_distinguished() -> None:
     assert all(find(name) and find(name.replace("-", "_")) for name in every)
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("caffe", "train"), "train"),
+        (("caffe", "device_query"), "device-query"),
+        (("convert_imageset",), "convert-imageset"),
+        (("draw_net.py",), "draw"),
+        (("upgrade_solver_proto_text",), "upgrade"),
+    ],
+)
+def test_a_command_is_found_as_caffe_spells_it(
+    words: tuple[str, ...], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words, "--help") == 0
+    assert capsys.readouterr().out.startswith(f"usage: caffe-port {name} ")
+
+
 def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("caffe2torsh") == 2
     assert capsys.readouterr().err == (

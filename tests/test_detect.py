@@ -24,7 +24,7 @@ sys.path.insert(0, str(EXAMPLES))
 import spots  # noqa: E402
 
 NET = str(EXAMPLES / "spots.prototxt")
-PLAIN = ("--mean", "0", "0", "0", "--scale", "1")
+PLAIN = ("--mean", "0,0,0", "--scale", "1")
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_json_lines(here: Path, capsys: pytest.CaptureFixture) -> None:
         (["--batch", "0"], "--batch"),
         (["--annotations", "nowhere"], "nowhere: expected one of VOC's annotations, found no such folder"),
         (["--labels", "nowhere"], "nowhere"),
-        (["--size", "0", "9"], "--size"),
-        (["--size", "8", "8"], "spots.prototxt"),
+        (["--input-size", "0x9"], "--input-size: expected HEIGHTxWIDTH"),
+        (["--input-size", "8x8"], "spots.prototxt"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture) -> None:

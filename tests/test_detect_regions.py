@@ -197,7 +197,7 @@ def test_the_command(files: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "says"),
     [
         (["--batch", "2"], "--batch: expected 1: as many pictures as the net takes, found 2"),
-        (["--size", "40", "40"], "--size"),
+        (["--input-size", "40x40"], "--input-size"),
         (["--cfg", "nowhere"], "nowhere"),
     ],
 )

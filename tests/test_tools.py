@@ -216,7 +216,14 @@ def test_convert_says_what_is_next(here: Path, capsys: pytest.CaptureFixture[str
     assert call("convert", "m.caffemodel") == 0
     said = capsys.readouterr().out
     assert "wrote m.safetensors\n\nnext:\n" in said
-    assert "caffe-port parity NET.prototxt m.caffemodel REFERENCE.npz" in said
+    for command in (
+        "caffe-port info NET.prototxt m.caffemodel",
+        "caffe-port view NET.prototxt m.caffemodel -o net.html",
+        "caffe-port export NET.prototxt m.caffemodel -o m.onnx",
+        "caffe-port parity NET.prototxt m.caffemodel REFERENCE.npz",
+        "caffe-port torch2caffe m.safetensors --prototxt NET.prototxt",
+    ):
+        assert command in said
     assert call("convert", "m.caffemodel", "-f", "-q") == 0
     assert capsys.readouterr().out == ""
 

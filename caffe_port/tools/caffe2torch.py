@@ -65,8 +65,10 @@ def _convert_and_tell(arguments: argparse.Namespace) -> None:
     for what, how in (
         ("its arrays in PyTorch", loads.get(Path(output).suffix, f"numpy.load({output!r})")),
         ("the net in PyTorch", f"caffe_port.Net({net!r}, {source!r})"),
-        ("show the net", f"caffe-port info {net} {source}"),
-        ("check the result", f"caffe-port dump-reference; caffe-port parity {net} {source} REFERENCE.npz"),
+        ("its layers and shapes", f"caffe-port info {net} {source}"),
+        ("a page to look at", f"caffe-port view {net} {source} -o net.html"),
+        ("ONNX, checked", f"caffe-port export {net} {source} -o {Path(output).with_suffix('.onnx')}"),
+        ("check against Caffe", f"caffe-port dump-reference; caffe-port parity {net} {source} REFERENCE.npz"),
         ("back to Caffe", f"caffe-port torch2caffe {output} --prototxt {net}"),
     ):
         print(f"  {what:22} {how}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError, ShapeError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, as_gflags, print_json, read_options, run, table
+from caffe_port.tools.cli import Parser, as_gflags, numbers, print_json, read_options, run, table
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -78,12 +78,12 @@ def _classify(arguments: argparse.Namespace) -> None:
     if arguments.output:
         check_output(arguments.output, overwrite=arguments.force)
     labels = Path(arguments.labels).read_text(encoding="utf-8").splitlines() if arguments.labels else []
-    device, swap = device_of(arguments.device), _numbers("--channel-swap", arguments.channel_swap, int)
+    device, swap = device_of(arguments.device), numbers("--channel-swap", arguments.channel_swap, int)
     options = read_options(arguments)
     net = Classifier(
         arguments.model_def,
         arguments.pretrained_model,
-        image_dims=_numbers("--images-dim", arguments.images_dim, int) if arguments.images_dim else None,
+        image_dims=numbers("--images-dim", arguments.images_dim, int) or None,
         input_scale=arguments.input_scale,
         raw_scale=arguments.raw_scale,
         channel_swap=swap,
@@ -112,19 +112,12 @@ def _classify(arguments: argparse.Namespace) -> None:
             np.save(file, np.array(scores))
 
 
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise CaffeError(option, repr(text), expected="numbers separated by commas") from None
-
-
 def _mean(arguments: argparse.Namespace, size: tuple[int, ...]) -> np.ndarray | None:
     """The mean in the net's order of channels: a picture, centre-cropped where it is larger, or a number a channel."""
     if arguments.mean and arguments.mean_file:
         raise CaffeError("--mean and --mean-file", "both", expected="one")
     if arguments.mean:
-        return np.array(_numbers("--mean", arguments.mean, float), np.float32)
+        return np.array(numbers("--mean", arguments.mean), np.float32)
     if not arguments.mean_file:
         return None
     if arguments.mean_file.endswith(".npy"):

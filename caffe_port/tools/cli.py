@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from caffe_port.net import Net
     from caffe_port.schema import Definition
 
-__all__ = ["Parser", "as_gflags", "print_json", "read_options", "run", "table", "trained_net"]
+__all__ = ["Parser", "as_gflags", "numbers", "print_json", "read_options", "run", "size", "table", "trained_net"]
 
 _WRONG, _INTERRUPTED, _TERMINATED = 2, 130, 143
 
@@ -131,6 +131,33 @@ def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.allow_writes:
             allow_writes()
     return {"dialect": arguments.dialect, "proto": arguments.proto}
+
+
+def numbers(option: str, text: str | None, kind: type = float) -> list[Any]:
+    """The value of an option such as ``--mean 104,117,123``; [] without one.
+
+    Raises:
+        CaffeError: it is something else.
+    """
+    try:
+        return [kind(part) for part in text.split(",")] if text else []
+    except ValueError:
+        expected = "numbers separated by commas, such as 104,117,123"
+        raise CaffeError(option, repr(text), expected=expected) from None
+
+
+def size(option: str, text: str | None) -> tuple[int, int] | None:
+    """The value of an option such as ``--input-size 224x320``, as height and width; None without one.
+
+    Raises:
+        CaffeError: it is something else.
+    """
+    if not text:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise CaffeError(option, repr(text), expected="HEIGHTxWIDTH, such as 224x224")
+    return int(height), int(width)
 
 
 _FLAG = re.compile(r"--?([A-Za-z]\w[\w-]*)(=.*)?", re.DOTALL)

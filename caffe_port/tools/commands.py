@@ -88,8 +88,8 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
 
 
 def find(name: str) -> Command | None:
-    """The command of that name or alias; _ counts as -."""
-    spelled = name.replace("_", "-")
+    """The command of that name or alias; _ counts as -, and the names of Caffe's scripts may end in .py."""
+    spelled = name.removesuffix(".py").replace("_", "-")
     for group in COMMANDS.values():
         for command in group:
             if spelled == command.name or spelled in command.aliases:
@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(_usage())
         sys.exit(0)
     name, *rest = arguments
+    if name == "caffe" and rest:  # as it is written: caffe train
+        name, *rest = rest
     if name in ("--version", "-version"):
         print(f"caffe_port {caffe_port.__version__}")
         sys.exit(0)
@@ -137,7 +139,8 @@ def _usage() -> str:
         lines += ["", f"{group}:", *(f"  {command.name:22}{command.does}" for command in commands)]
     others = [alias for group in COMMANDS.values() for command in group for alias in command.aliases]
     if others:
-        lines += ["", f"Caffe's own names work too: {', '.join(a.replace('-', '_') for a in others)}"]
+        names = ", ".join(["caffe train", *(alias.replace("-", "_") for alias in others)])
+        lines += ["", f"Caffe's own names work too: {names}"]
     lines += ["", "caffe-port COMMAND --help for options and an example; caffe-port --version"]
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, print_json, read_options, run, table, trained_net
+from caffe_port.tools.cli import Parser, numbers, print_json, read_options, run, size, table, trained_net
 from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
@@ -53,15 +53,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         metavar="S",
         help=f"smallest score of an object; default: {THRESHOLD}, with --annotations {SCORED_THRESHOLD}",
     )
-    add(
-        "--mean",
-        type=float,
-        nargs=3,
-        metavar=("B", "G", "R"),
-        help="subtracted; default: what the net was trained with",
-    )
+    add("--mean", metavar="B,G,R", help="subtracted; default: what the net was trained with")
     add("--scale", type=float, metavar="F", help="multiplied afterwards; default: what the net was trained with")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of the net's input; default: as in its definition")
+    add("--input-size", metavar="HxW", help="of the net's input; default: as in its definition")
     add("--cfg", metavar="YML", help="Faster R-CNN: settings as py-faster-rcnn's experiments/cfgs/*.yml has them")
     add("--batch", type=int, default=1, metavar="N", help="pictures in a pass; default: %(default)s")
     add("--annotations", metavar="FOLDER", help="score against VOC's NAME.xml in this folder: mean average precision")
@@ -135,23 +129,24 @@ def _detector(arguments: argparse.Namespace) -> Detector | RegionDetector:
         rcnn_settings.read(arguments.cfg)
     options = read_options(arguments)
     definition = read_net(arguments.prototxt, phase="TEST", **options)
-    if arguments.size:
+    if (given_size := size("--input-size", arguments.input_size)) is not None:
         inputs = [layer for layer in definition.net.layer if layer.type == "Input"]
-        if min(arguments.size) < 1 or len(inputs) != 1 or len(inputs[0].input_param.shape[0].dim) != 4:
-            raise CaffeError("--size", f"{arguments.size}", expected="sizes above 0, and a net of one input of 4 axes")
-        inputs[0].input_param.shape[0].dim[2:] = arguments.size
+        if len(inputs) != 1 or len(inputs[0].input_param.shape[0].dim) != 4:
+            raise CaffeError("--input-size", f"{len(inputs)} inputs", expected="a net of one input of 4 axes")
+        inputs[0].input_param.shape[0].dim[2:] = given_size
+    mean = numbers("--mean", arguments.mean)
     net = trained_net(definition, arguments.weights, quiet=arguments.quiet or arguments.json)
     threshold = arguments.threshold
     if threshold is None:
         threshold = SCORED_THRESHOLD if arguments.annotations else THRESHOLD
     given_net = net.to(device_of(arguments.device))
-    detector = detector_of(given_net, mean=arguments.mean, scale=arguments.scale, threshold=threshold)
+    detector = detector_of(given_net, mean=mean or None, scale=arguments.scale, threshold=threshold)
     if arguments.cfg and not isinstance(detector, RegionDetector):
         raise CaffeError("--cfg", "an SSD net", expected="a Faster R-CNN or R-FCN net")
-    if arguments.size and isinstance(detector, RegionDetector):
-        raise CaffeError("--size", "a Faster R-CNN net, of any size", expected="TEST.SCALES in the file of --cfg")
+    if given_size and isinstance(detector, RegionDetector):
+        raise CaffeError("--input-size", "a Faster R-CNN net, of any size", expected="TEST.SCALES in the file of --cfg")
     given = detector.preparation
-    if not arguments.quiet and not arguments.json and (arguments.mean is None or arguments.scale is None):
+    if not arguments.quiet and not arguments.json and not (mean and arguments.scale is not None):
         print_line(f"mean {', '.join(map(number, given.mean))}, scale {number(given.scale)}: {given.because}")
     return detector
 

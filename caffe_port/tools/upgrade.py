@@ -23,6 +23,7 @@ from caffe_port.schema.merge import schema_of
 from caffe_port.schema.text import read_text
 from caffe_port.schema.upgrade import generation
 from caffe_port.tools.cli import Parser, read_options, run
+from caffe_port.tools.progress import working
 
 __all__ = ["main", "read_definition"]
 
@@ -49,12 +50,13 @@ def _upgrade(arguments: argparse.Namespace) -> None:
     check_output(arguments.output, overwrite=arguments.force)
     options = read_options(arguments)
     source = Path(arguments.input)
-    if source.is_file() and b"\0" in source.open("rb").read(4096):
-        old, data = _binary(arguments.input, options)
-    else:
-        old, data = _text(arguments.input, options)
-    with atomic_write(arguments.output, overwrite=arguments.force) as file:
-        file.write(data)
+    with working(f"upgrading {source.name}", quiet=arguments.quiet):
+        if source.is_file() and b"\0" in source.open("rb").read(4096):
+            old, data = _binary(arguments.input, options)
+        else:
+            old, data = _text(arguments.input, options)
+        with atomic_write(arguments.output, overwrite=arguments.force) as file:
+            file.write(data)
     if not arguments.quiet:
         print(f"wrote {arguments.output}: {old}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from caffe_port.errors import CaffeError, FormatError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.schema import Definition, read_net
-from caffe_port.tools.cli import Parser, read_options, run
+from caffe_port.tools.cli import Parser, numbers, read_options, run
 from caffe_port.tools.progress import working
 
 if TYPE_CHECKING:
@@ -199,10 +199,7 @@ def _fill(net: Net, name: str, arguments: argparse.Namespace) -> np.ndarray:
     if arguments.rgb_net:
         values = values[::-1]
     if arguments.mean:
-        try:
-            mean = np.array([float(n) for n in arguments.mean.split(",")], np.float32)
-        except ValueError:
-            mean = np.zeros(0, np.float32)
+        mean = np.array(numbers("--mean", arguments.mean), np.float32)
         if len(mean) not in (1, channels):
             expected = f"1 or {channels} numbers with commas, such as 104,117,123"
             raise CaffeError("--mean", repr(arguments.mean), expected=expected)

@@ -20,21 +20,23 @@ from caffe_port.net import Net
 from caffe_port.segmentation.crf import SETTINGS, Setting, dense_crf
 from caffe_port.segmentation.inference import DATA, MASKED, SEGMENTED, Segmentation
 
-__all__ = ["KINDS", "Product", "Refined", "ScoreNet", "Scoring", "System", "kind_of"]
+__all__ = ["KINDS", "Product", "Refined", "ScoreNet", "Scoring", "System", "kind_of", "present"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-KINDS = ("decouplednet", "deconvnet", "plain")
+KINDS = ("decouplednet", "deconvnet", "segnet", "pspnet", "deeplab", "plain")
 
 
 class System(Protocol):
     """A system that segments pictures.
 
     Attributes:
-        classes: without the background. least: lower bound of a map before a CRF takes its logarithm.
+        classes: without the background. first: the first class's label. least: lower bound of a map before a CRF takes
+            its logarithm.
     """
 
     classes: int
+    first: int
     least: float
 
     def __call__(self, picture: Array, /) -> Segmentation:
@@ -42,10 +44,13 @@ class System(Protocol):
 
 
 def kind_of(net: Net) -> str:
-    """A net's kind, one of KINDS: DecoupledNet has a second input, DeconvNet unpools."""
+    """A net's kind, one of KINDS: DecoupledNet has a second input, DeconvNet unpools, others' Caffe tells it."""
     if MASKED in net.graph.inputs:
         return "decouplednet"
-    return "deconvnet" if any(node.type == "Unpooling" for node, _ in net.nodes) else "plain"
+    if any(node.type == "Unpooling" for node, _ in net.nodes):
+        return "deconvnet"
+    of_caffe = {"segnet": "segnet", "pspnet": "pspnet", "deeplab1": "deeplab", "deeplab2": "deeplab"}
+    return of_caffe.get(net.dialect.name, "plain")
 
 
 class Scoring:
@@ -55,6 +60,7 @@ class Scoring:
     """
 
     classes: int
+    first = 1
     least = 0.0
 
     def __call__(self, picture: Array, /) -> Segmentation:
@@ -63,15 +69,16 @@ class Scoring:
         maps = np.exp(scores - scores.max(0))
         maps /= maps.sum(0)
         pixels = scores.argmax(0).astype(np.uint8)
-        return Segmentation(pixels, maps[1:].max((1, 2)), tuple(range(len(maps))), maps, _present(pixels))
+        return Segmentation(pixels, maps[1:].max((1, 2)), tuple(range(len(maps))), maps, present(pixels))
 
     def scores(self, picture: Array) -> Array:
         """The scores, float32 (1 + classes, height, width)."""
         raise NotImplementedError
 
 
-def _present(pixels: Array) -> tuple[int, ...]:
-    return tuple(int(label) for label in np.unique(pixels) if label)
+def present(pixels: Array, first: int = 1) -> tuple[int, ...]:
+    """The labels from ``first`` on that a picture has."""
+    return tuple(int(label) for label in np.unique(pixels) if label >= first)
 
 
 class ScoreNet:
@@ -137,7 +144,7 @@ class Refined:
     def __init__(
         self, system: System, setting: Setting = SETTINGS["deconvnet"], *, device: torch.device | str = "cpu"
     ) -> None:
-        self.classes, self.least = system.classes, 0.0
+        self.classes, self.first, self.least = system.classes, system.first, 0.0
         self._system, self._setting, self._device = system, setting, device
 
     def __call__(self, picture: Array, /) -> Segmentation:
@@ -154,4 +161,4 @@ class Refined:
             device=self._device,
         )
         pixels = np.array(found.labels, np.uint8)[maps.argmax(0)]
-        return Segmentation(pixels, found.scores, found.labels, maps, _present(pixels))
+        return Segmentation(pixels, found.scores, found.labels, maps, present(pixels, found.first), found.first)

@@ -6,6 +6,7 @@ Deep Convolutional Nets and Fully Connected CRFs", 2015, section 2 (scores are i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from caffe_port.net import Net
 from caffe_port.segmentation.ensembles import ScoreNet, Scoring
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import as_input, checked, prepare
+from caffe_port.segmentation.voc import MEAN
 
 __all__ = ["FITS", "FullyConvolutional", "resized"]
 
@@ -38,14 +40,16 @@ class FullyConvolutional(Scoring):
             a square and resized to the input as DecoupledNet's, the scores are resized back, bilinearly. Default: "pad"
             for nets with a score for each pixel or for the first, the last and every nth, "resize" for others.
 
+        mean: with "pad", subtracted from blue, green and red.
+
     Raises:
         DefinitionError: the net is not such a net. CaffeError: no such fit.
     """
 
-    def __init__(self, net: Net, *, fit: str | None = None) -> None:
+    def __init__(self, net: Net, *, fit: str | None = None, mean: Sequence[float] = MEAN) -> None:
         if fit not in (None, *FITS):
             raise CaffeError("fit", repr(fit), expected=" or ".join(FITS))
-        self._run = ScoreNet(net)
+        self._run, self._mean = ScoreNet(net), tuple(mean)
         self.classes = self._run.classes
         sides = list(zip(self._run.size, self._run.coarse, strict=True))
         self.fit = fit or ("pad" if all(n == m or _on_corners(n, m) for n, m in sides) else "resize")
@@ -61,7 +65,7 @@ class FullyConvolutional(Scoring):
 
     def _padded(self, picture: Array) -> Array:
         """The picture in the upper left of an input of a size that the net accepts."""
-        data = as_input(checked(picture).astype(np.float64))
+        data = as_input(checked(picture).astype(np.float64), self._mean)
         more = []
         for side, coarse, wanted in zip(self._run.size, self._run.coarse, data.shape[2:], strict=True):
             step = (side - 1) // (coarse - 1) if _on_corners(side, coarse) else -(-side // coarse)

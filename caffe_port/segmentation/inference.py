@@ -10,6 +10,7 @@ Source: DecoupledNet_inference.m, preprocess_image.m; section 4.3 of the paper, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,8 @@ class Segmentation:
         pixels: each pixel's label, uint8 (height, width).
         scores, labels: as in :class:`Maps`.
         maps: float32 (len(labels), height, width). Bicubic interpolation overshoots: values may exceed 0 to 1 slightly.
-        found: the labels (from 1) of the classes in the picture.
+        found: the labels of the classes in the picture.
+        first: the label of the first score: 1, or 0 for a net without a background.
     """
 
     pixels: Array
@@ -79,6 +81,7 @@ class Segmentation:
     labels: tuple[int, ...]
     maps: Array
     found: tuple[int, ...]
+    first: int = 1
 
 
 class Segmenter:
@@ -93,6 +96,7 @@ class Segmenter:
         DefinitionError: the net is not such a net.
     """
 
+    first = 1
     least = 1e-5
     """Lower bound of a map before a CRF takes its logarithm: bicubic interpolation undershoots 0."""
 
@@ -191,9 +195,9 @@ def checked(picture: Array) -> Array:
     return picture
 
 
-def as_input(pixels: Array) -> Array:
+def as_input(pixels: Array, mean: Sequence[float] = MEAN) -> Array:
     """Pixels (height, width, 3), red first, as VGG's nets' input: float32 (1, 3, height, width), minus the mean."""
-    return np.ascontiguousarray((pixels[:, :, ::-1] - MEAN).transpose(2, 0, 1), dtype=np.float32)[None]
+    return np.ascontiguousarray((pixels[:, :, ::-1] - np.array(mean)).transpose(2, 0, 1), dtype=np.float32)[None]
 
 
 def _selections(scores: Tensor, found: list[int]) -> Tensor:

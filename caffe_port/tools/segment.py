@@ -1,10 +1,11 @@
-"""segment: masks of pictures by DecoupledNet's and DeconvNet's released procedures, or by any net of scores."""
+"""segment: masks of pictures by the released procedures of DecoupledNet, DeconvNet, SegNet, PSPNet and DeepLab, or by
+any net of scores."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["CRFS", "FITS", "KINDS", "main"]
 
 _DEPLOY = "prototxt/decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
-KINDS = ("decouplednet", "deconvnet", "plain")
+KINDS = ("decouplednet", "deconvnet", "segnet", "pspnet", "deeplab", "plain")
 CRFS = ("deconvnet", "deeplab")
 FITS = ("pad", "resize")
 _OPTIONS = {
     "decouplednet": ("threshold", "pass_by_pass"),
     "deconvnet": ("proposals", "smallest", "model", "aligned"),
+    "pspnet": ("base", "scales", "mean"),
+    "deeplab": ("mean",),
     "plain": ("fit",),
 }
-"""Options that apply to one kind of net only."""
+"""Options that apply to some kinds of nets only."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "segment",
-        "Segment pictures with a trained DecoupledNet, DeconvNet, or any net that scores every class at every pixel,"
-        " such as FCN-8s. Writes OUT/NAME.png, of the picture's size, a PNG whose palette indices are labels; 0 is the"
-        " background.",
+        "Segment pictures with a trained DecoupledNet, DeconvNet, SegNet, PSPNet, DeepLab, or any net that scores every"
+        " class at every pixel, such as FCN-8s. Writes OUT/NAME.png, of the picture's size, a PNG whose palette indices"
+        " are labels; 0 is the background.",
         example="picture.jpg --prototxt deploy.prototxt --weights inference.caffemodel -o masks",
     )
     add = parser.add_argument
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         action="store_true",
         help="also write OUT/NAME.npz: maps (n, height, width), their n labels, and every class's score",
     )
-    add("--system", choices=KINDS, help="how the net is used; default: by its inputs and layers")
+    add("--system", choices=KINDS, help="how the net is used; default: by its inputs, layers and Caffe")
     add("--with", nargs=2, metavar=("NET", "FILE"), dest="other", help="an ensemble with this net: scores multiplied")
     add("--crf", choices=CRFS, help="a dense CRF over the maps, with these settings")
     add("--classes", metavar="A,B,...|FILE", help="the classes' names from label 1 on, to print; default: classes.txt")
@@ -106,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add("--model", metavar="FILE", help="the structured forest for EdgeBox, OpenCV's model.yml.gz; default: gradients")
     add("--aligned", action="store_true", default=None, help="without the original's shift by one pixel")
+    add = parser.add_argument_group("PSPNet, DeepLab").add_argument
+    add("--mean", type=float, nargs=3, metavar=("B", "G", "R"), help="subtracted; default: as their programs")
+    add("--base", type=_count, metavar="P", help="PSPNet: longer side at scale 1; default: 512, with 19 labels 2048")
+    add("--scales", type=float, nargs="+", metavar="S", help="PSPNet: scales to average over; default: 1")
     add = parser.add_argument_group("other nets").add_argument
     add("--fit", choices=FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
     parser.add_dialect()
@@ -143,21 +150,21 @@ def _segment(arguments: argparse.Namespace) -> None:
     jobs = _jobs(_pictures(arguments), arguments)
     segmenter = _system(arguments)
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    names, width = _class_names(arguments, segmenter.classes), max(len(job.picture.name) for job in jobs)
+    names, width = _class_names(arguments, segmenter), max(len(job.picture.name) for job in jobs)
     for job in each(jobs, "segment", quiet=arguments.quiet):
         picture = voc.read_picture(job.picture)
         found = segmenter(picture)
         _write(job, picture, found, colours, arguments.force)
         if arguments.json:
-            found_scores = {names[label]: float(found.scores[label - 1]) for label in found.found}
+            found_scores = {names[label]: float(found.scores[label - found.first]) for label in found.found}
             print_json({"picture": str(job.picture), "mask": str(job.mask), "classes": found_scores})
         elif not arguments.quiet:
-            scores = (f"{names[label]} {number(found.scores[label - 1], '.2f')}" for label in found.found)
+            scores = (f"{names[label]} {number(found.scores[label - found.first], '.2f')}" for label in found.found)
             print_line(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
 
 
-def _class_names(arguments: argparse.Namespace, count: int) -> tuple[str, ...]:
-    """Names of labels 0 to ``count``: those given, those of a folder's classes.txt, VOC's, or numbers.
+def _class_names(arguments: argparse.Namespace, system: System) -> tuple[str, ...]:
+    """Names of all labels from 0: those given, those of a folder's classes.txt, VOC's, or numbers.
 
     Raises:
         CaffeError: as many are not given.
@@ -165,16 +172,17 @@ def _class_names(arguments: argparse.Namespace, count: int) -> tuple[str, ...]:
     from caffe_port.segmentation.folder import CLASSES_FILE, PHOTOGRAPHS, Folder
     from caffe_port.segmentation.voc import class_names
 
+    count, background = system.classes, ("background",)[: system.first]
     folders = [Path(given) for given in arguments.pictures if (Path(given) / PHOTOGRAPHS).is_dir()]
     if arguments.classes:
         file = Path(arguments.classes)
         names = file.read_text(encoding="utf-8").split() if file.is_file() else arguments.classes.split(",")
         if len(names) != count:
             raise CaffeError("--classes", f"{len(names)} names", expected=f"{count}, as the net scores")
-        return ("background", *names)
+        return (*background, *names)
     if folders and (folders[0] / CLASSES_FILE).is_file() and len(Folder(folders[0]).classes) == count:
-        return ("background", *Folder(folders[0]).classes)
-    return class_names(count)
+        return (*background, *Folder(folders[0]).classes)
+    return class_names(count) if background else tuple(map(str, range(count)))
 
 
 def _warn_unfolded(net: Any, weights: str) -> None:
@@ -263,6 +271,7 @@ def _system(arguments: argparse.Namespace) -> System:
     Raises:
         CaffeError: an option that applies to none of its nets; an ensemble with DecoupledNet.
     """
+    from caffe_port.segmentation import fork_nets
     from caffe_port.segmentation.crf import SETTINGS
     from caffe_port.segmentation.deconvnet import PROPOSALS, ProposalSegmenter
     from caffe_port.segmentation.ensembles import Product, Refined, kind_of
@@ -282,29 +291,42 @@ def _system(arguments: argparse.Namespace) -> System:
         kind = PassByPass if arguments.pass_by_pass else Segmenter
         system: System = kind(nets[0], threshold=THRESHOLD if arguments.threshold is None else arguments.threshold)
     else:
-        first, *others = (
-            FullyConvolutional(net, fit=arguments.fit)
-            if kind == "plain"
-            else ProposalSegmenter(
+        made: dict[str, Callable[[Any], Any]] = {
+            "plain": lambda net: FullyConvolutional(net, fit=arguments.fit),
+            "segnet": fork_nets.SegNet,
+            "pspnet": lambda net: fork_nets.PSPNet(
+                net,
+                base=arguments.base,
+                scales=arguments.scales or (1.0,),
+                mean=arguments.mean or fork_nets.PSPNET_MEAN,
+            ),
+            "deeplab": lambda net: fork_nets.DeepLab(net, mean=arguments.mean),
+            "deconvnet": lambda net: ProposalSegmenter(
                 net,
                 proposals=arguments.proposals or PROPOSALS,
                 smallest=arguments.smallest,
                 model=arguments.model,
                 aligned=bool(arguments.aligned),
-            )
-            for net, kind in zip(nets, kinds, strict=True)
-        )
+            ),
+        }
+        first, *others = (made[kind](net) for net, kind in zip(nets, kinds, strict=True))
         system = Product(first, others[0]) if others else first
     return Refined(system, SETTINGS[arguments.crf], device=device) if arguments.crf else system
 
 
 def _check_options(arguments: argparse.Namespace, kinds: Sequence[str]) -> None:
+    takers: dict[str, list[str]] = {}
     for kind, options in _OPTIONS.items():
         for option in options:
-            if kind not in kinds and getattr(arguments, option) is not None:
-                raise CaffeError(f"--{option.replace('_', '-')}", f"a net for {' and '.join(kinds)}", expected=kind)
-    if len(kinds) > 1 and "decouplednet" in kinds:
-        raise CaffeError("--with", "a DecoupledNet", expected="nets that score every class at every pixel")
+            takers.setdefault(option, []).append(kind)
+    for option, takes in takers.items():
+        if not {*takes} & {*kinds} and getattr(arguments, option) is not None:
+            found = f"a net for {' and '.join(kinds)}"
+            raise CaffeError(f"--{option.replace('_', '-')}", found, expected=" or ".join(takes))
+    alone = {"decouplednet": "a DecoupledNet", "segnet": "a SegNet", "pspnet": "a PSPNet"}
+    if len(kinds) > 1 and {*alone} & {*kinds}:
+        found = next(alone[kind] for kind in kinds if kind in alone)
+        raise CaffeError("--with", found, expected="nets that score every class at every pixel")
 
 
 def _write(job: Job, picture: np.ndarray, found: Segmentation, colours: np.ndarray, overwrite: bool) -> None:

@@ -49,7 +49,7 @@ def convolution(name: str, bottom: str, width: int, body: str) -> str:
     return layer("Convolution", name, bottom, f"convolution_param {{ num_output: {width} {body} }}")
 
 
-def rectified(name: str, bottom: str, width: int, body: str) -> str:
+def with_relu(name: str, bottom: str, width: int, body: str) -> str:
     return convolution(name, bottom, width, body) + layer("ReLU", f"{name}_relu", name, top=name)
 
 
@@ -62,18 +62,18 @@ def _layers() -> Iterator[str]:
     below = "data"
     for i, (count, width) in enumerate(TRUNK, 1):
         for j in range(1, count + 1):
-            yield rectified(f"conv{i}_{j}", below, width, "kernel_size: 3 pad: 1")
+            yield with_relu(f"conv{i}_{j}", below, width, "kernel_size: 3 pad: 1")
             below = f"conv{i}_{j}"
         window = "kernel_size: 2 stride: 2" if i < 5 else "kernel_size: 3 stride: 1 pad: 1"
         yield layer("Pooling", f"pool{i}", below, f"pooling_param {{ pool: MAX {window} }}")
         below = f"pool{i}"
     yield layer("Normalize", "conv4_3_norm", "conv4_3", "norm_param { across_spatial: false channel_shared: false }")
-    yield rectified("fc6", below, 1024, "kernel_size: 3 pad: 6 dilation: 6")
-    yield rectified("fc7", "fc6", 1024, "kernel_size: 1")
+    yield with_relu("fc6", below, 1024, "kernel_size: 3 pad: 6 dilation: 6")
+    yield with_relu("fc7", "fc6", 1024, "kernel_size: 1")
     below = "fc7"
     for n, narrow, wide, body in EXTRAS:
-        yield rectified(f"conv{n}_1", below, narrow, "kernel_size: 1")
-        yield rectified(f"conv{n}_2", f"conv{n}_1", wide, f"kernel_size: 3 {body}")
+        yield with_relu(f"conv{n}_1", below, narrow, "kernel_size: 1")
+        yield with_relu(f"conv{n}_2", f"conv{n}_1", wide, f"kernel_size: 3 {body}")
         below = f"conv{n}_2"
     for blob, least, largest, step, ratios in SOURCES:
         boxes = 2 + 2 * len(ratios)
@@ -83,8 +83,8 @@ def _layers() -> Iterator[str]:
             order = "permute_param { order: 0 order: 2 order: 3 order: 1 }"
             yield layer("Permute", f"{name}_perm", name, order)
             yield layer("Flatten", f"{name}_flat", f"{name}_perm", "flatten_param { axis: 1 }")
-        told = " ".join(f"aspect_ratio: {r}" for r in ratios)
-        body = f"min_size: {least} max_size: {largest} {told} flip: true clip: false step: {step} offset: 0.5"
+        ratio_fields = " ".join(f"aspect_ratio: {r}" for r in ratios)
+        body = f"min_size: {least} max_size: {largest} {ratio_fields} flip: true clip: false step: {step} offset: 0.5"
         body += " variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2"
         yield layer("PriorBox", f"{blob}_priors", f"{blob} data", f"prior_box_param {{ {body} }}")
     for name, end, axis in (("loc", "_mbox_loc_flat", 1), ("conf", "_mbox_conf_flat", 1), ("priors", "_priors", 2)):

@@ -48,7 +48,9 @@ def serve_port(prototxt: str, weights: str, threads: int) -> None:
 
 
 def serve_hand(prototxt: str, weights: str, threads: int) -> None:
-    os.environ["CAFFE_PORT_KEEP_MEMORY"] = "0"  # what our own net asks of the C library would be its rival's gain too
+    os.environ["CAFFE_PORT_KEEP_MEMORY"] = (
+        "0"  # what our own net asks of the C library would be the other program's gain too
+    )
     import torch
 
     import caffe_port

@@ -270,14 +270,14 @@ class Result:
         cells = [self.row.type, described(self.row)]
         for kind in ("forward", "both"):
             ratio = self.ratio(f"ours {kind}", f"plain {kind}")
-            cells += [self.told(f"ours {kind}"), self.told(f"plain {kind}")]
+            cells += [self.timing(f"ours {kind}"), self.timing(f"plain {kind}")]
             cells.append("{:.2f} ({:.2f})".format(*ratio) if ratio else "")
         memory, arithmetic = min(self.times["copy"].seconds), self.flops / speed
         limit = self.row.note or ("arithmetic" if arithmetic > memory else "memory")
         floor = "" if self.row.view else milliseconds(max(memory, arithmetic))
-        return [*cells, self.told("net"), self.told("OpenCV"), floor, limit]
+        return [*cells, self.timing("net"), self.timing("OpenCV"), floor, limit]
 
-    def told(self, name: str) -> str:
+    def timing(self, name: str) -> str:
         return milliseconds(statistics.median(self.times[name].seconds)) if name in self.times else ""
 
 

@@ -32,7 +32,7 @@ LISTS = ("seg_imgset_Full/train.txt", "stage_1_train_imgset/train.txt")
 SOLVER = """net: "{net}" base_lr: 0.01 lr_policy: "fixed" momentum: 0.9 weight_decay: 0.0005 max_iter: 1000000
 display: 0 snapshot_prefix: "none" solver_mode: CPU random_seed: 1
 """
-WAYS = ("reading", "standing", "data alone")
+KINDS = ("reading", "repeated", "data alone")
 
 
 def furnish(folder: Path, nets: list[str], side: int) -> None:
@@ -65,7 +65,7 @@ def serve(way: str, solver_path: str, args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     solver = Solver(solver_path, dialect="noh")
     layer: Any = solver.net.nodes[0][1]
-    if way == "standing":
+    if way == "repeated":
         batch = layer()
         layer.forward = lambda: batch
 
@@ -84,7 +84,7 @@ def serve(way: str, solver_path: str, args: argparse.Namespace) -> None:
         for _ in range(args.steps):
             step()
         print((time.perf_counter() - start) * 1e3 / args.steps, flush=True)
-        layer.ahead._job.join()  # its current job must not overlap the next measurement
+        layer.prefetcher._job.join()  # its current job must not overlap the next measurement
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps in a turn (default 8)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads for each (default 2)")
-    parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--solver", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -106,16 +106,16 @@ def main() -> None:
         print(
             f"{args.side}-pixel pictures, {args.threads} threads, {args.rounds} rounds of {args.steps} steps in turn\n"
         )
-        print(f"{'':12}{'step, reading':>15}{'standing':>10}{'ratio':>7}{'median':>8}{'data alone':>12}{'hidden':>8}")
+        print(f"{'':12}{'step, reading':>15}{'repeated':>10}{'ratio':>7}{'median':>8}{'data alone':>12}{'hidden':>8}")
         for i, net in enumerate(nets):
             me = [sys.executable, __file__, "--solver", f"{i}_solver.prototxt"]
             me += ["--steps", str(args.steps), "--threads", str(args.threads)]
-            commands = {way: [*me, "--serve", way] for way in WAYS}
+            commands = {way: [*me, "--serve", way] for way in KINDS}
             times, _ = take_turns(commands, rounds=args.rounds, warm=1, threads=args.threads, cwd=Path(folder))
-            reading, standing, alone = (min(times[way]) for way in WAYS)
-            ratio = median(a / b for a, b in zip(times["reading"], times["standing"], strict=True))
-            hidden = 1 - (reading - standing) / alone
-            numbers = f"{reading:15.1f}{standing:10.1f}{reading / standing:7.2f}{ratio:8.2f}"
+            reading, repeated, alone = (min(times[way]) for way in KINDS)
+            ratio = median(a / b for a, b in zip(times["reading"], times["repeated"], strict=True))
+            hidden = 1 - (reading - repeated) / alone
+            numbers = f"{reading:15.1f}{repeated:10.1f}{reading / repeated:7.2f}{ratio:8.2f}"
             print(f"{net:12}{numbers}{alone:12.1f}{hidden:8.0%}", flush=True)
 
 

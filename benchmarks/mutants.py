@@ -43,7 +43,7 @@ LAYER_TESTS = [
 ]
 FACTS = {
     *("bottoms", "tops", "labels", "in_place", "loss", "blob_specs", "reads", "aligned", "states", "gates"),
-    *("transposed", "data_shaped", "told", "reads_bottoms", "reads_tops", "spoils_diffs"),
+    *("transposed", "data_shaped", "inferable", "reads_bottoms", "reads_tops", "corrupts_diffs"),
 }
 """Facts of a record. Without those that only documentation reads (``by_phase``) or that only skip a field
 (``ignores``)."""

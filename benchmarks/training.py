@@ -145,8 +145,8 @@ def compare(args: argparse.Namespace, folder: str, weights: str) -> None:
     commands = {"caffe_port": [*me, "--serve", "port"], "plain PyTorch": [*me, "--serve", "hand"]}
     if args.fork:
         here = str(Path(__file__).parent)
-        rival = [f"{args.fork}/python", folder, weights, here, str(args.batch)]
-        commands["the fork"] = [args.fork_python, "-c", FORK.replace("CLOCK", args.clock), *rival]
+        baseline = [f"{args.fork}/python", folder, weights, here, str(args.batch)]
+        commands["the fork"] = [args.fork_python, "-c", FORK.replace("CLOCK", args.clock), *baseline]
     times, peaks = take_turns(commands, rounds=args.rounds, warm=2, threads=args.threads, cwd=ROOT)
     print(f"one training step, batch {args.batch} at {SIDE}x{SIDE}, width {args.width}, fp32, {args.threads} threads, ")
     print(f"{args.rounds} rounds in turn, by {args.clock}\n")

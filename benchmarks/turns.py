@@ -71,8 +71,8 @@ def take_turns(
                 answer = process.stdout.readline().split()
                 if not answer:
                     raise SystemExit(f"{name} stopped with status {process.wait()}")
-                told = f"round {i + 1 - warm} of {rounds}: {name} {float(answer[0]):.0f} ms"
-                print(told, file=sys.stderr, flush=True)
+                line = f"round {i + 1 - warm} of {rounds}: {name} {float(answer[0]):.0f} ms"
+                print(line, file=sys.stderr, flush=True)
                 if i >= warm:
                     times[name].append(float(answer[0]))
                 if len(answer) > 1:

@@ -174,8 +174,8 @@ def needs_backward(graph: Graph, facts: Sequence[Facts], *, force: bool) -> Need
     layer: list[bool] = []
     bottoms: list[list[bool]] = []
     for node, fact in zip(graph.nodes, facts, strict=True):
-        told = list(node.message.propagate_down)
-        bottoms.append(told or [blob_needs[b] for b in node.bottoms])
+        given = list(node.message.propagate_down)
+        bottoms.append(given or [blob_needs[b] for b in node.bottoms])
         layer.append(any(blob_needs[b] for b in node.bottoms) or any(fact.learns))
         if layer[-1]:
             blob_needs.update(dict.fromkeys(node.tops, True))
@@ -212,7 +212,7 @@ class Reads:
     signs: bool = False
     keeps_signs: bool = False
     shares_memory: bool = False
-    spoils_diffs: bool = False
+    corrupts_diffs: bool = False
     clears: bool = False
     """Its backward pass sets its bottoms' data to 0."""
 
@@ -287,7 +287,7 @@ def overwritten(graph: Graph, reads: Sequence[Reads]) -> dict[int, Overwritten]:
                 by.update(j for j, _ in writers)
         for writers in tops.values():
             by.update(j for j, _ in writers)
-        if fact.spoils_diffs and node.bottoms[:1] == node.tops[:1]:
+        if fact.corrupts_diffs and node.bottoms[:1] == node.tops[:1]:
             by.add(i)
         if by:
             last = [{k: writers[-1] for k, writers in side.items() if writers} for side in (bottoms, tops)]
@@ -325,7 +325,7 @@ def path_between(graph: Graph, node: Node) -> tuple[list[Node], list[Node]]:
         return path
 
     first, second = climb(node.bottoms[0]), climb(node.bottoms[1])
-    meeting = next((b for b in second if b in first), None)
-    if meeting is None:
+    common = next((b for b in second if b in first), None)
+    if common is None:
         raise DefinitionError(f"{node.where}: layer {node.name}", "its bottoms have no common ancestor")
-    return [maker[b] for b in first[: first.index(meeting)]], [maker[b] for b in second[: second.index(meeting)]]
+    return [maker[b] for b in first[: first.index(common)]], [maker[b] for b in second[: second.index(common)]]

@@ -407,7 +407,7 @@ class Net(Named):
         return self._executor
 
     def _compiled(self, modules: Sequence[nn.Module | None]) -> Executor:
-        found, standing = list[nn.Module](), list[Layer]()
+        found, layers = list[nn.Module](), list[Layer]()
         for place, module in zip(self._places, modules, strict=True):
             where = f"{place.where}: layer {place.name} ({place.type_name})"
             if module is None:
@@ -417,14 +417,14 @@ class Net(Named):
                 given = f"a layer of {layer.n_bottoms} bottoms and {layer.n_tops} tops in its place"
                 raise CaffeError(where, given, expected=f"{place.n_bottoms} and {place.n_tops}")
             found.append(module)
-            standing.append(layer)
-        nodes = list(zip(self.graph.nodes, standing, strict=True))
+            layers.append(layer)
+        nodes = list(zip(self.graph.nodes, layers, strict=True))
         weights = [[self.loss_weights[top] for top in node.tops] for node, _ in nodes]
         facts = [Facts(learned_blobs(n, lay), w, lay.labels) for (n, lay), w in zip(nodes, weights, strict=True)]
         return Executor(
             self.graph,
             found,
-            standing,
+            layers,
             [place.kind for place in self._places],
             call=self.call_layer,
             shaped=self.blob_view,

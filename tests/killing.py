@@ -118,7 +118,7 @@ test_iter: 2 test_interval: 3 snapshot: 2 snapshot_prefix: "{folder}/snap"
 NETS = {"bvlc": BVLC, "noh": NOH}
 
 
-def furnish(place: Path) -> None:
+def write_nets_and_data(place: Path) -> None:
     """Write the nets and their data."""
     numbers = np.random.RandomState(3)
     for i in range(7):
@@ -221,6 +221,6 @@ def child(order: dict[str, Any], environment: dict[str, str]) -> int:
 
 if __name__ == "__main__":
     os.chdir(sys.argv[1])
-    furnish(Path())
+    write_nets_and_data(Path())
     for line in sys.stdin:
         print(json.dumps(forked(json.loads(line))), flush=True)

@@ -274,9 +274,9 @@ def test_fields_without_effect_are_told_once(
     layer = "layer {{ name: '{0}' type: 'ReLU' bottom: 'x' top: '{0}' quantization_param {{ bw_layer_in: 8 }} }} "
     monkeypatch.setenv("GLOG_minloglevel", "0")
     caffe_port.Net("input: 'x' input_shape { dim: 1 }" + layer.format("a") + layer.format("b"))
-    told = [line for line in capsys.readouterr().err.split("\n") if "quantization_param" in line]
-    assert len(told) == 1
-    assert "is read without effect: intel/caffe's whole-number arithmetic is not followed" in told[0]
+    logged = [line for line in capsys.readouterr().err.split("\n") if "quantization_param" in line]
+    assert len(logged) == 1
+    assert "is read without effect: intel/caffe's whole-number arithmetic is not followed" in logged[0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from killing import SOLVER, Diary, furnish
+from killing import SOLVER, Diary, write_nets_and_data
 
 from caffe_port.formats import open_weights
 from caffe_port.random import CRand, c_rand
@@ -85,7 +85,7 @@ SOLVERS = {"bvlc": ("bvlc", SOLVER), "noh": ("noh", SOLVER), "hdf5": ("bvlc", AD
 def test_a_snapshot_is_resumed(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the log of the run without a break from there on, and its weights."""
     monkeypatch.chdir(tmp_path)
-    furnish(tmp_path)
+    write_nets_and_data(tmp_path)
     shutil.copytree(WRITTEN / case, "run", ignore=shutil.ignore_patterns("*_8.*"))
     c_rand().set_state(CRand().get_state())  # as in a process of its own
     net, text = SOLVERS[case]

@@ -141,8 +141,8 @@ def test_models_from_the_wild_there_and_back(source: Path, tmp_path: Path, capsy
     original = {layer.name: layer for layer in open_weights(model).layers if layer.blobs}
     kept = {layer.name: layer for layer in open_weights(back).layers if layer.blobs}
     left_out = original.keys() - kept.keys()
-    told = capsys.readouterr().out.partition("omitted")[2]
-    assert all(name in told for name in left_out)
+    printed = capsys.readouterr().out.partition("omitted")[2]
+    assert all(name in printed for name in left_out)
     for name, layer in kept.items():
         assert contents(layer) == contents(original[name])
 

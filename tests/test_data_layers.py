@@ -227,8 +227,8 @@ from caffe_port.data.batches import Cursor
 from caffe_port.data.pictures import Labelled, PictureBatches, Reader
 
 reader, as_it_is = Reader(Places("")), Transformer(scale=1, mirror=False, crop=0, mean=None, train=False)
-ahead = Prefetcher(PictureBatches("list", [Labelled(1, "large.png", 0)], Cursor(1), reader, as_it_is, 12))
-ahead.start()
+prefetcher = Prefetcher(PictureBatches("list", [Labelled(1, "large.png", 0)], Cursor(1), reader, as_it_is, 12))
+prefetcher.start()
 """
 
 

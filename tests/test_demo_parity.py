@@ -16,7 +16,7 @@ from caffe_port.formats import open_weights
 from caffe_port.tools import demo_parity as demo
 from caffe_port.tools.replay import Reference
 
-MATERIAL = EMBEDDED / "demo"
+DEMO_DATA = EMBEDDED / "demo"
 
 
 def call(*argv: str) -> int | str | None:
@@ -40,7 +40,7 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture) -> None:
     output = here / "demo_parity"
     assert sorted(p.name for p in output.iterdir()) == ["decouplednet.safetensors", "parity.html", "seg.png"]
     ours, theirs = (
-        open_weights(p).state_dict() for p in (output / "decouplednet.safetensors", MATERIAL / "weights.caffemodel")
+        open_weights(p).state_dict() for p in (output / "decouplednet.safetensors", DEMO_DATA / "weights.caffemodel")
     )
     assert list(ours) == list(theirs)
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
@@ -51,9 +51,9 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_number_that_is_not_the_forks(here: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    shutil.copytree(MATERIAL, here / "material")
-    monkeypatch.setattr(demo, "MATERIAL", here / "material")
-    arrays = dict(np.load(MATERIAL / "reference.npz"))
+    shutil.copytree(DEMO_DATA, here / "material")
+    monkeypatch.setattr(demo, "DEMO_DATA", here / "material")
+    arrays = dict(np.load(DEMO_DATA / "reference.npz"))
     arrays["out/fc6-seg"] = arrays["out/fc6-seg"] * 1.001
     np.savez(here / "material" / "reference.npz", **arrays)
     assert call() == 1
@@ -68,7 +68,7 @@ def test_wrong_input(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         capsys.readouterr().err
         == "caffe-port demo-parity: error: file: cannot be created: File exists; choose another with -o\n"
     )
-    monkeypatch.setattr(demo, "MATERIAL", here)
+    monkeypatch.setattr(demo, "DEMO_DATA", here)
     assert call() == 2
     assert "run the demo in a clone of the repository" in capsys.readouterr().err
 
@@ -77,18 +77,18 @@ def test_wrong_input(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_the_input_is_the_picture() -> None:
-    with Image.open(MATERIAL / "picture.png") as picture:
-        assert np.array_equal(demo.blob_of(picture), Reference(MATERIAL / "reference.npz")["in/data"])
+    with Image.open(DEMO_DATA / "picture.png") as picture:
+        assert np.array_equal(demo.blob_of(picture), Reference(DEMO_DATA / "reference.npz")["in/data"])
         assert np.abs(np.asarray(picture, int) - np.asarray(embed_demo.draw(), int)).max() <= 1
 
 
 def test_the_net_is_the_builders() -> None:
-    assert (MATERIAL / "net.prototxt").read_text(encoding="utf-8") == str(narrow(embed_demo.NET, embed_demo.WIDTH))
+    assert (DEMO_DATA / "net.prototxt").read_text(encoding="utf-8") == str(narrow(embed_demo.NET, embed_demo.WIDTH))
 
 
 @needs_shared("reference/noh_inference")
 def test_the_weights_are_the_references() -> None:
-    ours, theirs = (open_weights(p) for p in (MATERIAL / "weights.caffemodel", embed_demo.WEIGHTS))
+    ours, theirs = (open_weights(p) for p in (DEMO_DATA / "weights.caffemodel", embed_demo.WEIGHTS))
     assert [(a.name, a.type) for a in ours.layers] == [(b.name, b.type) for b in theirs.layers]
     expected = theirs.state_dict()
     assert all(np.array_equal(array, expected[key]) for key, array in ours.state_dict().items())

@@ -45,8 +45,8 @@ def test_objects_are_where_they_were_drawn(here: Path, tmp_path: Path, capsys: p
     out = tmp_path / "out"
     labels, annotations = ("--labels", str(here / "labels.txt")), ("--annotations", str(here / "annotations"))
     run(here, *PLAIN, *labels, *annotations, "-o", str(out), "--voc", "--draw", "--batch", "3", "--threshold", "0.5")
-    told = capsys.readouterr().out
-    assert [line.split() for line in told.splitlines()[-3:]] == [
+    printed = capsys.readouterr().out
+    assert [line.split() for line in printed.splitlines()[-3:]] == [
         [n, "1.0000", "1.0000"] for n in ("red", "blue", "mean")
     ]
     lines = []
@@ -84,8 +84,8 @@ def test_json_lines(here: Path, capsys: pytest.CaptureFixture) -> None:
 )
 def test_wrong_arguments(arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture) -> None:
     run(here, *arguments, status=2)
-    told = capsys.readouterr().err.strip().splitlines()
-    assert says in told[-1]
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert says in printed[-1]
 
 
 def test_results_that_are_there_stay(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

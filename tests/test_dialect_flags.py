@@ -335,7 +335,7 @@ def snapshot_off_interval_adds_one(d: str, folder: Path) -> bool:
     return name.startswith("snap_iter_3")
 
 
-def debug_tells_updates(d: str, folder: Path) -> bool:
+def debug_logs_updates(d: str, folder: Path) -> bool:
     lines = train(d, folder, debug_info="true")
     assert any("[Forward]" in line for line in lines)
     return any("[Update]" in line for line in lines)
@@ -410,7 +410,7 @@ ROWS: list[tuple[Callable[..., bool], tuple[str, ...], tuple[str, ...]]] = [  # 
     (logs_speed, ("bvlc", "mixed"), ALL),
     (logs_kind_of_snapshot, tuple(d for d in AS_BVLC if d != "segnet"), ALL),
     (snapshot_off_interval_adds_one, ("noh",), ALL),
-    (debug_tells_updates, ("noh",), ALL),
+    (debug_logs_updates, ("noh",), ALL),
     (decay_before_iter_size, ("noh",), ALL),
     (shared_parameters_decay_apart, ("noh", "segnet"), ALL),
     (checks_rate_fields, ("bvlc", "mixed"), ALL),

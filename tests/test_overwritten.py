@@ -162,9 +162,9 @@ def test_solver_uses_the_chosen_gradient(gradients: str, debug_info: str) -> Non
     expected = by_blobs.params["c"][0].data - 0.1 * by_blobs.params["c"][0].diff
     solver.step(1)
     np.testing.assert_allclose(solver.net.params["c"][0].data, expected, rtol=1e-5)
-    told = [line for line in stream.getvalue().splitlines() if "Gradients of layers" in line]
-    assert len(told) == 1 and "r (ReLU) under b, s" in told[0]
-    assert ("derivatives" in told[0]) == (gradients == "true")
+    logged = [line for line in stream.getvalue().splitlines() if "Gradients of layers" in line]
+    assert len(logged) == 1 and "r (ReLU) under b, s" in logged[0]
+    assert ("derivatives" in logged[0]) == (gradients == "true")
 
 
 def test_a_choice_that_is_none() -> None:

@@ -51,7 +51,7 @@ def test_any_other_name_is_free_and_weights_load(name: str, proto: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "name", ["shared", "copies", "aliases", "lent", "filled", "fillers", "fields", "name", "where"]
+    "name", ["shared", "copies", "aliases", "held_arrays", "filled", "fillers", "fields", "name", "where"]
 )
 def test_what_the_net_reads_is_refused(name: str, proto: Path) -> None:
     with pytest.raises(LayerError, match=rf"layer m \(Attributed\): expected another name: .*sets self\.{name}"):

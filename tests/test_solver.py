@@ -192,9 +192,9 @@ def test_clipping_is_of_the_norm_of_all(limit: float, scaled: bool) -> None:
     gradients = [random.randn(4, 3), random.randn(5)]
     norm = np.sqrt(sum((g**2).sum() for g in gradients))
     found = [torch.tensor(g, dtype=torch.float32) for g in gradients]
-    told = optimizers.clip(param, found)
+    clipped = optimizers.clip(param, found)
     factor = limit / norm if scaled else 1
-    assert told == (pytest.approx((norm, factor)) if scaled else None)
+    assert clipped == (pytest.approx((norm, factor)) if scaled else None)
     for f, g in zip(found, gradients, strict=True):
         np.testing.assert_allclose(f, factor * g, rtol=1e-5)
 

@@ -23,7 +23,7 @@ def rows(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def told(said: str, what: str) -> list[tuple[str, str]]:
+def logged(said: str, what: str) -> list[tuple[str, str]]:
     """Each ``name = number`` of net outputs in the log."""
     return re.findall(rf"{what} net output #\d+: (\w+) = (\S+)", said)
 
@@ -38,10 +38,10 @@ def test_tables_hold_what_the_log_says(solve: Solve, monkeypatch: pytest.MonkeyP
     assert [row["NumIters"] for row in train] == ["0", "2", "4", "6"]
     assert [row["LearningRate"] for row in train] == ["0.01", "0.01", "0.01", "0.001"]
     assert [row["Loss"] for row in train] == re.findall(r"Iteration \d+ \(.*\), loss = (\S+)", said)
-    assert [("loss", row["loss"]) for row in train] == told(said, "Train")
+    assert [("loss", row["loss"]) for row in train] == logged(said, "Train")
     assert [*test[0]] == ["NumIters", "Seconds", "accuracy", "loss"]
     assert [row["NumIters"] for row in test] == ["0", "4", "8"]
-    assert [(n, row[n]) for row in test for n in ("accuracy", "loss")] == told(said, "Test")
+    assert [(n, row[n]) for row in test for n in ("accuracy", "loss")] == logged(said, "Test")
     seconds = [float(row["Seconds"]) for row in train]
     assert sorted(seconds) == seconds
 

@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused(fields: str, message: str) -> None:
         Solver(fields + SETTINGS)
 
 
-class Heard(Callback):
+class Recorder(Callback):
     """Keeps when which test net was scored."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Heard(Callback):
 )
 def test_tests_come_when_due(fields: str, seen: list[tuple[int, int]]) -> None:
     solver = Solver(f'net: "a" {fields}' + SETTINGS)
-    tests = Heard()
+    tests = Recorder()
     solver.callbacks.append(tests)
     solver.solve()
     assert tests.seen == seen

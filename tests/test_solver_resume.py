@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from killing import NETS, SOLVER, Diary, furnish, train
+from killing import NETS, SOLVER, Diary, train, write_nets_and_data
 from trainer import ENDS, Trainer, same, same_files
 
 import caffe_port
@@ -96,7 +96,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run's snapshots at 2 and 4."""
     monkeypatch.chdir(tmp_path)
-    furnish(tmp_path)
+    write_nets_and_data(tmp_path)
     train("noh", Path("run"), 4)
     return Path("run")
 

@@ -45,8 +45,8 @@ class Trainer:
 def same(place: Path, ours: str, whole: str, iterations: int = 16) -> None:
     """The last snapshots are equal to the last byte, and the logs do not differ."""
     same_files(place, ours, whole, iterations)
-    told = [{*(place / folder / "diary").read_text().splitlines()} for folder in (ours, whole)]
-    assert told[0] == told[1]
+    logged = [{*(place / folder / "diary").read_text().splitlines()} for folder in (ours, whole)]
+    assert logged[0] == logged[1]
 
 
 def same_files(place: Path, ours: str, whole: str, iterations: int = 16) -> None:

@@ -110,7 +110,7 @@ class LabelMaps:
 
     def __init__(self, reader: Reader, layer: str) -> None:
         self._reader, self._layer = reader, layer
-        self._said: set[bool] = set()
+        self._logged: set[bool] = set()
 
     def read(self, name: str, where: str) -> Array:
         """The labels, uint8 (height, width).
@@ -121,13 +121,13 @@ class LabelMaps:
         path = self._reader.find(name, where)
         palette = _has_palette(path)
         labels = _indices(path, where) if palette else load_picture(path, GRAY, where)
-        self._say(palette)
+        self._log_form(palette)
         return labels
 
-    def _say(self, palette: bool) -> None:
-        if palette in self._said:
+    def _log_form(self, palette: bool) -> None:
+        if palette in self._logged:
             return
-        self._said.add(palette)
+        self._logged.add(palette)
         kind = "PNGs with a palette: labels are its indices" if palette else "read as grey: labels are its values"
         info(f"layer {self._layer}: masks are {kind}")
 

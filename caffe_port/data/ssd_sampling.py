@@ -37,7 +37,7 @@ class Sampler:
         where: the layer, for errors.
 
     Attributes:
-        hopeless: in words, why no box can ever pass; "" if one may.
+        never_passes: in words, why no box can ever pass; "" if one may.
 
     Raises:
         CaffeError: ranges that no box can be drawn from.
@@ -48,16 +48,16 @@ class Sampler:
         self.trials = p.max_trials if p.use_original_image else 0  # nothing else draws
         self.most = p.max_sample if p.HasField("max_sample") else self.trials
         self.scale, self.aspect = (F(s.min_scale), F(s.max_scale)), (F(s.min_aspect_ratio), F(s.max_aspect_ratio))
-        self.kind, self.bounds, self.hopeless = "", (None, None), ""
+        self.kind, self.bounds, self.never_passes = "", (None, None), ""
         for kind in ("object_coverage", "sample_coverage", "jaccard_overlap"):
             low, high = (F(getattr(c, n)) if c.HasField(n) else None for n in (f"min_{kind}", f"max_{kind}"))
             if low is not None or high is not None:
                 self.kind, self.bounds = kind, (low, high)
         low, high = self.bounds
         if (low is not None and low > 1) or (high is not None and high < 0):
-            self.hopeless = f"{self.kind} lies between 0 and 1"
+            self.never_passes = f"{self.kind} lies between 0 and 1"
         elif low is not None and high is not None and low > high:
-            self.hopeless = f"min_{self.kind} {low:g} is above max_{self.kind} {high:g}"
+            self.never_passes = f"min_{self.kind} {low:g} is above max_{self.kind} {high:g}"
         if not self.trials or not self.most:
             return
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

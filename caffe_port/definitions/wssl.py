@@ -25,7 +25,7 @@ STRONG, WEAK, TESTED = 5, 15, 2
 """Images of a batch."""
 LEVEL = "25"
 """Strong annotations for each class, if the setting has none."""
-FRESH: dict[str, Any] = {"learn": USUAL, "fill": XAVIER}
+NEW_LAYER: dict[str, Any] = {"learn": USUAL, "fill": XAVIER}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def network(setting: Setting, fov: FoV, norm: Norm | None = None) -> Iterator[La
         for step in range(1, depth + 1):
             at = f"{stage}_{step}"
             conv = f"conv{at}"
-            layer = convolution(conv, bottom, conv, setting.features(width), 3, pad=hole, dilation=hole, **FRESH)
+            layer = convolution(conv, bottom, conv, setting.features(width), 3, pad=hole, dilation=hole, **NEW_LAYER)
             yield from unit(layer, f"bn{at}", f"relu{at}", norm)
             bottom = conv
         pool = f"pool{stage}"
@@ -85,7 +85,7 @@ def network(setting: Setting, fov: FoV, norm: Norm | None = None) -> Iterator[La
     point: dict[str, Any] = {"kernel": 1}
     for number, window in ((6, fov.window), (7, point)):
         fc = f"fc{number}"
-        layer = convolution(fc, bottom, fc, setting.features(fov.features), **window, **FRESH)
+        layer = convolution(fc, bottom, fc, setting.features(fov.features), **window, **NEW_LAYER)
         yield from unit(layer, f"bn{fc}", f"relu{number}", norm)
         if not norm:
             yield dropout(f"drop{number}", fc)

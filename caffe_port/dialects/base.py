@@ -150,7 +150,7 @@ class Dialect:
     logs_kind_of_snapshot: bool = True
     """The log's snapshot lines contain the kind of file (bvlc: solver.cpp, sgd_solver.cpp)."""
 
-    debug_tells_updates: bool = False
+    debug_logs_updates: bool = False
     """``debug_info`` reports every update, but not parameters, their norms or test nets (noh: net.cpp)."""
 
     snapshot_off_interval_adds_one: bool = False

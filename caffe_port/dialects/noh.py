@@ -74,7 +74,7 @@ NOH = register(
         smooths_last_loss=False,
         logs_speed=False,
         logs_kind_of_snapshot=False,
-        debug_tells_updates=True,
+        debug_logs_updates=True,
         snapshot_off_interval_adds_one=True,
     )
 )

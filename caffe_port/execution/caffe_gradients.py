@@ -58,7 +58,7 @@ class CaffeGradients:
                 layer.reads_signs,
                 layer.keeps_signs,
                 layer.shares_memory,
-                layer.spoils_diffs,
+                layer.corrupts_diffs,
                 layer.clears_data,
             )
             for layer in layers
@@ -81,14 +81,14 @@ class CaffeGradients:
 
     def pairs(self, needs: Needs) -> list[str]:
         """For the log: each such layer that runs backward, and the layers that overwrite its blobs."""
-        told = []
+        pairs = []
         for i, one in self.of.items():
             if needs.layer[i]:
                 by = ", ".join(self.nodes[j][0].name for j in one.by if j != i) or "itself"
-                told.append(f"{self.nodes[i][0].name} ({self.nodes[i][0].type}) under {by}")
-        return told
+                pairs.append(f"{self.nodes[i][0].name} ({self.nodes[i][0].type}) under {by}")
+        return pairs
 
-    def spread(self, first: int, last: int, blobs: Blobs) -> None:
+    def copy_in_place(self, first: int, last: int, blobs: Blobs) -> None:
         """After nodes ``first`` to ``last`` ran: copy an in-place layer's result to the other blobs that share its
         memory in Caffe."""
         for i in range(first, last + 1):
@@ -124,7 +124,7 @@ class CaffeGradients:
 
         bottoms, tops = now(one.bottoms, given), now(one.tops, tops)
         given, bottoms, tops, diffs = ([_wide(t) for t in ts] for ts in (given, bottoms, tops, diffs))
-        view = Backward(given, bottoms, tops, diffs, wanted, in_place=layer.works_in_place)
+        view = Backward(given, bottoms, tops, diffs, wanted, in_place=layer.is_in_place)
         with torch.no_grad():
             return layer.caffe_gradient(view)
 
@@ -153,7 +153,7 @@ class Pass:
         blobs.update(zip(node.tops, tops, strict=True))
 
     def note(self, first: int, last: int, blobs: Blobs) -> None:
-        """After nodes ``first`` to ``last`` ran; also calls :meth:`CaffeGradients.spread`."""
+        """After nodes ``first`` to ``last`` ran; also calls :meth:`CaffeGradients.copy_in_place`."""
         for i in range(first, last + 1):
             for top in self.gradients.written.get(i, ()):
                 self.written[i, top] = blobs[top].detach()

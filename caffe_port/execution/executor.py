@@ -155,7 +155,7 @@ class Executor:
                 before(i)
             done = step(i, last)
             if special.besides:
-                special.spread(i, done, blobs)
+                special.copy_in_place(i, done, blobs)
             if run is not None and mode is not Mode.RECORD:
                 run.note(i, done, blobs)
             if weigh is not None:

@@ -48,7 +48,7 @@ class InferStep:
         if not suits(x):
             return None
         for layer in self.layers:
-            if layer.lent and any(ref() is not None for ref in layer.lent.values()):
+            if layer.held_arrays and any(ref() is not None for ref in layer.held_arrays.values()):
                 self.packed = self.state = None
                 return None
         linear = self.layers[0]
@@ -78,7 +78,7 @@ def infer_steps(nodes: Nodes, plain: Collection[int], *, low_memory: bool) -> di
         for follower, other in nodes[node.index + 1 :]:
             if follower.bottoms != (top,) or follower.tops != (top,) or follower.index in plain or step.relu:
                 break
-            if other.rectifies:
+            if other.is_relu:
                 step.relu = True
             elif other.channel_affine() is None:
                 break
@@ -116,6 +116,6 @@ def train_steps(nodes: Nodes, plain: Collection[int], loss_weights: Mapping[str,
         elif isinstance(layer, FusesReLU) and following is not None and not {node.index, node.index + 1} & {*plain}:
             follower, other = following
             here = follower.bottoms == node.tops == follower.tops and not any(loss_weights[t] for t in node.tops)
-            if here and other.rectifies:
+            if here and other.is_relu:
                 steps[node.index] = TrainStep(layer, node.bottoms[0], node.tops[0])
     return steps

@@ -103,7 +103,7 @@ def onnx(
     wanted = wanted_outputs(net, outputs)
     reset_shapes(net)
     nodes = needed_nodes(net, wanted)
-    refuse_layers(net, nodes, partial(_known, net), "ONNX export", _WAYS_ON)
+    refuse_layers(net, nodes, partial(_known, net), "ONNX export", _ALTERNATIVES)
     if dynamic_batch and (why := fixed_batch(net, nodes)):
         info(f"the batch size is fixed: {why}")
         dynamic_batch = False
@@ -123,7 +123,7 @@ def onnx(
     return result
 
 
-_WAYS_ON = "cut the net before them with --outputs BLOB, or give a plugin's layer a method onnx(graph, *bottoms)"
+_ALTERNATIVES = "cut the net before them with --outputs BLOB, or give a plugin's layer a method onnx(graph, *bottoms)"
 
 
 def _known(net: Net, node: Node, layer: Layer) -> bool:

@@ -37,7 +37,7 @@ def _shape(reader: Reader) -> list[int]:
         elif number == 1:
             dims.append(reader.integer())
         if len(dims) > _MOST_AXES:
-            raise _misfit(reader, f"{len(dims)} axes or more", f"at most {_MOST_AXES}")
+            raise _error(reader, f"{len(dims)} axes or more", f"at most {_MOST_AXES}")
     return dims
 
 
@@ -72,7 +72,7 @@ def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
             raw[number] = reader.span()
     shape = tuple(legacy.get(i, 0) for i in _DIMS) if legacy else tuple(dims)
     if not is_shape(shape) or prod(max(n, 1) for n in shape) > _LARGEST_COUNT:
-        raise _misfit(
+        raise _error(
             reader, f"the shape {shape[: _MOST_AXES + 1]}", "axes of at least 0 and at most 2**31 - 1 numbers together"
         )
 
@@ -85,13 +85,13 @@ def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
         else:
             return None
         if array.size != prod(shape):
-            raise _misfit(reader, f"{array.size} numbers", f"{prod(shape)} for its shape {shape}")
+            raise _error(reader, f"{array.size} numbers", f"{prod(shape)} for its shape {shape}")
         return array.reshape(shape)
 
     data = stored(_DATA, _DOUBLE_DATA, _RAW_DATA)
     if data is None:
         if prod(shape):
-            raise _misfit(reader, "no numbers", f"{prod(shape)} for its shape {shape}")
+            raise _error(reader, "no numbers", f"{prod(shape)} for its shape {shape}")
         data = np.empty(shape, _FLOAT)
     return data, stored(_DIFF, _DOUBLE_DIFF, _RAW_DIFF)
 
@@ -99,13 +99,13 @@ def read_blob(reader: Reader) -> tuple[np.ndarray, np.ndarray | None]:
 def _raw_array(reader: Reader, span: tuple[int, int], code: int) -> np.ndarray:
     dtype, size = _RAW_TYPES.get(code), span[1] - span[0]
     if dtype is None:
-        raise _misfit(reader, f"raw numbers of type {code}", "DOUBLE (0), FLOAT (1) or FLOAT16 (2)")
+        raise _error(reader, f"raw numbers of type {code}", "DOUBLE (0), FLOAT (1) or FLOAT16 (2)")
     if size % dtype.itemsize:
-        raise _misfit(reader, f"{size} raw bytes", f"a multiple of {dtype.itemsize}")
+        raise _error(reader, f"{size} raw bytes", f"a multiple of {dtype.itemsize}")
     return np.frombuffer(reader.buffer, dtype, size // dtype.itemsize, span[0]) if size else np.empty(0, dtype)
 
 
-def _misfit(reader: Reader, found: str, expected: str) -> FormatError:
+def _error(reader: Reader, found: str, expected: str) -> FormatError:
     return FormatError(f"{reader.path}: {reader.what}", found, expected=expected, remedy="the file is damaged")
 
 

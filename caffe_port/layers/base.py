@@ -51,7 +51,18 @@ class Named(nn.Module):
 
 _OWN = frozenset(
     (
-        *("aliases", "blob_shapes", "copies", "dialect", "fields", "filled", "fillers", "lent", "n_bottoms", "n_tops"),
+        *(
+            "aliases",
+            "blob_shapes",
+            "copies",
+            "dialect",
+            "fields",
+            "filled",
+            "fillers",
+            "held_arrays",
+            "n_bottoms",
+            "n_tops",
+        ),
         *("name", "shared", "where"),
     )
 )
@@ -73,7 +84,7 @@ class Layer(Spec, Named):
     """Whether a pass changes state that the next one reads."""
     overwrites_diffs: bool = False
     """Whether backward replaces the parameters' diffs instead of adding to them."""
-    rectifies: bool = False
+    is_relu: bool = False
     """Whether the layer is exactly max(x, 0)."""
 
     def __init__(self, message: Any, dialect: Dialect, where: str) -> None:
@@ -84,7 +95,7 @@ class Layer(Spec, Named):
         """Blobs that were filled when they were created."""
         self.copies = Copies()
         """Arrays over host copies of parameters on another device."""
-        self.lent: dict[str, weakref.ref[Any]] = {}
+        self.held_arrays: dict[str, weakref.ref[Any]] = {}
         """Arrays over parameters that callers hold and may write to at any time."""
         self.aliases: dict[str, nn.Parameter] = {}
         """Parameters that share another's memory in another shape (share_mode: PERMISSIVE), with its owner."""
@@ -189,7 +200,7 @@ class Layer(Spec, Named):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the arrays of this process."""
-        return {**self.__dict__, "lent": {}, "copies": Copies()}
+        return {**self.__dict__, "held_arrays": {}, "copies": Copies()}
 
 
 def layer(
@@ -241,8 +252,8 @@ def unknown_types(messages: Iterable[Any], dialect: Dialect) -> str:
     groups: dict[str, list[str]] = {}
     for name in list(names)[1:]:
         groups.setdefault(fork_of(name), []).append(name)
-    told = (f"{', '.join(types)}{f' of {fork}' if fork else ''}" for fork, types in groups.items())
-    return f"; also unknown: {'; '.join(told)}" if groups else ""
+    listed = (f"{', '.join(types)}{f' of {fork}' if fork else ''}" for fork, types in groups.items())
+    return f"; also unknown: {'; '.join(listed)}" if groups else ""
 
 
 def create(message: Any, dialect: Dialect, where: str, also: str = "") -> Layer:

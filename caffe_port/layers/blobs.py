@@ -115,7 +115,7 @@ class Owner(Protocol):
     dialect: Dialect
     filled: set[str]
     copies: Copies
-    lent: dict[str, weakref.ref[Any]]
+    held_arrays: dict[str, weakref.ref[Any]]
 
     @property
     def blob_names(self) -> list[str]:
@@ -153,7 +153,7 @@ class Parameter(Shaped):
             array.flags.writeable = False  # computed in every pass: writes would be lost
             return array
         # Views of views keep only their base alive.
-        self._layer.lent[self._name] = weakref.ref(array.base if isinstance(array.base, np.ndarray) else array)
+        self._layer.held_arrays[self._name] = weakref.ref(array.base if isinstance(array.base, np.ndarray) else array)
         return array
 
     @property

@@ -58,7 +58,7 @@ class Eltwise(elementwise.Eltwise, Layer):
     """
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        if self.works_in_place and self.operation != "PROD":
+        if self.is_in_place and self.operation != "PROD":
             nothing = 0 if self.operation == "SUM" else -torch.finfo(bottoms[0].dtype).max
             bottoms = (torch.full_like(bottoms[0], nothing), *bottoms[1:])
         if self.operation == "PROD":

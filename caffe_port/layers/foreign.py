@@ -50,9 +50,9 @@ class Foreign(Layer):
         self.n_bottoms, self.n_tops, self.labels = place.n_bottoms, place.n_tops, place.labels
         self.blob_shapes = {name: tuple(blob.shape) for name, blob in module.named_parameters()}
         self.fillers = dict.fromkeys(self.blob_shapes)
-        self.shared, self.aliases, self.filled, self.lent, self.copies = set(), {}, set(), {}, Copies()
+        self.shared, self.aliases, self.filled, self.held_arrays, self.copies = set(), {}, set(), {}, Copies()
         self.drawn_again: list[str] = []
-        self.works_in_place = False
+        self.is_in_place = False
         self._shapes: dict[tuple[Shape, ...], list[Shape]] = {}
 
     def __getattr__(self, name: str) -> Any:

@@ -31,7 +31,7 @@ class _Curve(Layer):
 
     def caffe_gradient(self, b: Backward) -> Gradients:
         slope = self.caffe_slope(b)
-        return [slope * (slope if b.in_place and self.spoils_diffs else b.diffs[0])], {}
+        return [slope * (slope if b.in_place and self.corrupts_diffs else b.diffs[0])], {}
 
 
 @layer("ReLU")
@@ -43,7 +43,7 @@ class ReLU(elementwise.ReLU, Layer):
 
     def setup(self, x: Shape) -> None:
         super().setup(x)
-        self.rectifies = not self.slope and self.n_tops == 1 and not self.capped
+        self.is_relu = not self.slope and self.n_tops == 1 and not self.capped
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         y = F.leaky_relu(x, self.slope) if self.slope else F.relu6(x) if self.capped else F.relu(x)

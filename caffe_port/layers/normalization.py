@@ -366,7 +366,7 @@ class LRN(elementwise.LRN, Layer):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.across and self.works_in_place:
+        if self.across and self.is_in_place:
             return _denominators(x, self.size, self.alpha / self.size, self.beta, self.k)[1].square()
         if self.across:
             return _AcrossChannels.run(x, self.size, self.alpha / self.size, self.beta, self.k)

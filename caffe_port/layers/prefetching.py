@@ -101,7 +101,7 @@ class Prefetching(Reading):
         if not self.dialect.data_seeded_each_batch:
             self.seed_thread(self.draw())
         self.shapes = source.shapes[: self.n_tops]
-        self.ahead = Prefetcher(source)
+        self.prefetcher = Prefetcher(source)
         self._start()
 
     def open(self) -> Batches:
@@ -112,16 +112,16 @@ class Prefetching(Reading):
         return self.shapes
 
     def forward(self) -> tuple[Tensor, ...]:
-        batch = self.ahead.take()
+        batch = self.prefetcher.take()
         self._start()
         self.shapes = [a.shape for a in batch[: self.n_tops]]
         return self.tensors(batch)
 
     def get_position(self) -> State:
-        return self.ahead.get_state()
+        return self.prefetcher.get_state()
 
     def set_position(self, state: State) -> None:
-        self.ahead.set_state(state)
+        self.prefetcher.set_state(state)
 
     def seed_thread(self, seed: int) -> None:
         """Take the seed of the thread's own stream, for layers that draw from it."""
@@ -166,7 +166,7 @@ class Prefetching(Reading):
     def _start(self) -> None:
         if self.dialect.data_seeded_each_batch:
             self._seed_transformations()
-        self.ahead.start()
+        self.prefetcher.start()
 
     def _seed_transformations(self) -> None:
         if self.transformer.draws:

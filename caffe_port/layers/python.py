@@ -135,7 +135,7 @@ class Python(Layer, RunsCode):
         return [tuple(blob.shape) for blob in self.top]
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        tops = _Island.apply(self, *bottoms, *self.parameters()) if self.n_tops else self.run(bottoms)
+        tops = _PythonFunction.apply(self, *bottoms, *self.parameters()) if self.n_tops else self.run(bottoms)
         return tops if isinstance(tops, tuple) else (tops,)
 
     def run(self, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -187,7 +187,7 @@ class Python(Layer, RunsCode):
         return torch.from_numpy(array.copy()).to(self.like)
 
 
-class _Island(Function):
+class _PythonFunction(Function):
     """The user's forward and backward as one operation; parameters are inputs so that backward is called for them."""
 
     @staticmethod

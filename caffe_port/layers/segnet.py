@@ -94,7 +94,7 @@ class DenseImageData(Prefetching):
 
     def _start(self) -> None:
         # The original draws from the net's stream in its thread; here the draws are made before the thread starts.
-        source = self.ahead.source
+        source = self.prefetcher.source
         assert isinstance(source, DenseImages)
         source.draws = [self.draw() for _ in range(source.words)]
         super()._start()

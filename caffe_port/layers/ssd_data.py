@@ -103,8 +103,8 @@ class AnnotatedData(_OfDataParam):
         where = f"{self.where}: layer {self.name}"
         samplers = [Sampler(s.message, f"{where}: batch_sampler {i}") for i, s in enumerate(p.batch_sampler)]
         for i, sampler in enumerate(samplers):
-            if sampler.hopeless:
-                info(f"layer {self.name}: batch_sampler {i} never accepts a box: {sampler.hopeless}")
+            if sampler.never_passes:
+                info(f"layer {self.name}: batch_sampler {i} never accepts a box: {sampler.never_passes}")
         if p.label_map_file:
             read_label_map(self.find(p.label_map_file, "label map"))
         if t.p.HasField("distort_param"):

@@ -50,21 +50,21 @@ def ground_truth(rows: np.ndarray, use_difficult: bool) -> dict[int, Boxes]:
     }
 
 
-def match(boxes: Tensor, priors: Tensor, per_prediction: float | None, leave_out: np.ndarray | None) -> tuple:
+def match(boxes: Tensor, priors: Tensor, per_prediction: float | None, excluded: np.ndarray | None) -> tuple:
     """Match priors with boxes: first the pairs of largest overlap, one prior a box, then the rest.
 
     Args:
         boxes, priors: (n, 4) and (P, 4).
         per_prediction: the overlap from which every other prior is matched with its best box; None: not at all.
-        leave_out: the priors (P,) that get no box.
+        excluded: the priors (P,) that get no box.
 
     Returns:
         (matching, best overlaps), both (P,).
     """
     found = np.full(len(priors), -1)
     best = np.zeros(len(priors), np.float32)
-    if leave_out is not None and len(boxes):
-        found[leave_out] = -2
+    if excluded is not None and len(boxes):
+        found[excluded] = -2
     if not len(boxes):
         return found, best
     table = overlaps(priors, boxes).numpy()

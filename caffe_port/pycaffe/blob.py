@@ -103,13 +103,13 @@ def fill(
         CaffeError: another blob, or, where pycaffe requires all or none, one is missing. ShapeError: a value
             does not fit.
     """
-    noun = "input" if what == "data" else "output"
+    role = "input" if what == "data" else "output"
     for name in given:
         if name not in names:
-            raise CaffeError("net", f"no {noun} {name!r}", expected=", ".join(names) or f"no {noun}s")
+            raise CaffeError("net", f"no {role} {name!r}", expected=", ".join(names) or f"no {role}s")
     missing = [name for name in names if name not in given]
     if missing and all_or_none:
-        raise CaffeError("net", f"nothing for {', '.join(missing)}", expected=f"values for all {noun}s, or for none")
+        raise CaffeError("net", f"nothing for {', '.join(missing)}", expected=f"values for all {role}s, or for none")
     for name, value in given.items():
         array, target = np.asarray(value), getattr(blobs[name], what)
         try:
@@ -117,7 +117,7 @@ def fill(
                 raise ValueError
             target[...] = array
         except ValueError:
-            where, fits, found = f"{noun} {name}", f"{target.shape}", f"shape {array.shape}"
+            where, fits, found = f"{role} {name}", f"{target.shape}", f"shape {array.shape}"
             raise ShapeError(where, found, expected=fits, remedy="reshape the blob first") from None
 
 

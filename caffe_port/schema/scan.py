@@ -300,11 +300,11 @@ def listed(names: Sequence[Unknown], text: str, where: str) -> str:
     for one in names:
         if one is not first:
             groups.setdefault(one.fork, []).append(f"{one} (line {bisect_left(ends, one.at[0]) + 1})")
-    told = f", of {first.fork}" if first.fork else ""
+    text = f", of {first.fork}" if first.fork else ""
     for fork, others in groups.items():
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
-        told += f"; also unknown{f', of {fork}' if fork else ''}: {shown}"
-    return told if len(told) < _LONGEST else f"{told[:_LONGEST]} ..."
+        text += f"; also unknown{f', of {fork}' if fork else ''}: {shown}"
+    return text if len(text) < _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 _SHOWN, _LONGEST = 8, 600

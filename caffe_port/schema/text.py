@@ -132,8 +132,8 @@ def _with_others(error: DefinitionError, text: str, root: Any) -> DefinitionErro
     names = scan.unknown(found, root, known_names())
     if not names:
         return error
-    told = scan.listed(names, text, error.where)
-    return DefinitionError(error.where, error.found + told, expected=error.expected, remedy=error.remedy)
+    listed = scan.listed(names, text, error.where)
+    return DefinitionError(error.where, error.found + listed, expected=error.expected, remedy=error.remedy)
 
 
 def _unknown_field(where: str, root: Any, message_name: str, field: str) -> DefinitionError:

@@ -114,15 +114,15 @@ class Segmenter:
 
     def maps(self, data: Array) -> Maps:
         """The maps of a prepared picture, float32 (1, 3, size, size)."""
-        begun = self._staged.first(**{DATA: self._tensor(data)})
-        scores = begun.tops[SCORES].flatten()
+        first = self._staged.first(**{DATA: self._tensor(data)})
+        scores = first.tops[SCORES].flatten()
         found = self._found(scores)
         if not found:
             return Maps(scores.numpy(force=True), (0,), np.ones((1, self.size, self.size), np.float32))
         selected = _selections(scores, found)
         if len(found) == 1:
             selected = selected[:1]
-        tops = self._staged.second(begun, **{MASKED: selected})
+        tops = self._staged.second(first, **{MASKED: selected})
         return _combined(scores, found, tops[SEGMENTED])
 
     def _tensor(self, data: Array) -> Tensor:

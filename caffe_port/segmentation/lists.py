@@ -87,15 +87,15 @@ class Prepared:
     lines: dict[str, int] = field(default_factory=dict)
     remarks: dict[str, list[str]] = field(default_factory=dict)
 
-    def remark(self, what: str, whom: Iterable[str]) -> None:
-        if whom := list(whom):
-            self.remarks[what] = whom
+    def remark(self, what: str, names: Iterable[str]) -> None:
+        if names := list(names):
+            self.remarks[what] = names
 
     def warnings(self) -> list[str]:
         """A line for each remark: the number of pictures or classes, and the first of them."""
         return [
-            f"{what}: {len(whom)} ({', '.join(whom[:3])}{', ...' if len(whom) > 3 else ''})"
-            for what, whom in self.remarks.items()
+            f"{what}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in self.remarks.items()
         ]
 
 

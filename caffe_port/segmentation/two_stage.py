@@ -12,11 +12,11 @@ from caffe_port.graph import dependents
 from caffe_port.layers.base import Shape
 from caffe_port.net import Net
 
-__all__ = ["Begun", "TwoStage"]
+__all__ = ["FirstStage", "TwoStage"]
 
 
 @dataclass(frozen=True)
-class Begun:
+class FirstStage:
     """The results of the first stage.
 
     Attributes:
@@ -58,7 +58,7 @@ class TwoStage:
         self._known = [name for name in net.graph.outputs if name not in made]
         self._unknown = [name for name in net.graph.outputs if name in made]
 
-    def first(self, **inputs: Tensor) -> Begun:
+    def first(self, **inputs: Tensor) -> FirstStage:
         """The first stage.
 
         Raises:
@@ -70,9 +70,9 @@ class TwoStage:
         self.net.reshape_for({**{name: (rows, *self._declared[name][1:]) for name in self.later}, **shapes})
         blobs = self.net.run_nodes(inputs, self._first, {*self._known, *self._carried})
         tops = {name: blobs[name].contiguous() for name in self._known}
-        return Begun(tops, shapes, {name: blobs[name] for name in self._carried})
+        return FirstStage(tops, shapes, {name: blobs[name] for name in self._carried})
 
-    def second(self, begun: Begun, **inputs: Tensor) -> dict[str, Tensor]:
+    def second(self, first: FirstStage, **inputs: Tensor) -> dict[str, Tensor]:
         """The second stage, with any number of rows (axis 0); the first stage's only row goes with each of them.
 
         Returns:
@@ -85,12 +85,12 @@ class TwoStage:
         self._check(inputs, self.later)
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         rows = max(shape[0] for shape in shapes.values())
-        if any(shape[0] not in (1, rows) for shape in begun.shapes.values()):
+        if any(shape[0] not in (1, rows) for shape in first.shapes.values()):
             raise ShapeError(
                 "second stage", f"{rows} rows", expected="as many as the first stage had, which are several"
             )
-        self.net.reshape_for({**{name: (rows, *shape[1:]) for name, shape in begun.shapes.items()}, **shapes})
-        carried = {name: blob.expand(self.net.shapes[name]) for name, blob in begun.carried.items()}
+        self.net.reshape_for({**{name: (rows, *shape[1:]) for name, shape in first.shapes.items()}, **shapes})
+        carried = {name: blob.expand(self.net.shapes[name]) for name, blob in first.carried.items()}
         blobs = self.net.run_nodes({**carried, **inputs}, self._second, self._unknown)
         return {name: blob.contiguous() for name, blob in blobs.items()}
 

@@ -80,7 +80,7 @@ def _log_forward(net: Net, i: int, blobs: dict[str, Tensor], log: Log) -> None:
     for name in node.tops:
         if name in net.loss_weights and not name.startswith("(automatic"):
             _log(log, "Forward", node.name, f"top blob {name} data", blobs[name])
-    if not net.dialect.debug_tells_updates:
+    if not net.dialect.debug_logs_updates:
         for display, blob in zip(_displays(node, layer), layer.caffe_blobs, strict=True):
             _log(log, "Forward", node.name, f"param blob {display} data", blob)
 
@@ -98,7 +98,7 @@ def _log_backward(net: Net, i: int, bottoms: Sequence[Tensor], log: Log) -> None
 
 
 def _log_norms(net: Net, log: Log) -> None:
-    if net.dialect.debug_tells_updates:
+    if net.dialect.debug_logs_updates:
         return
     blobs = [blob for _, _, blob in _parameters(net)]
     norms = [

@@ -17,7 +17,7 @@ __all__ = ["Bf16Net"]
 _PRODUCTS = ("Convolution", "Deconvolution", "InnerProduct")
 """Computed in bfloat16, with copies of the parameters."""
 
-_INDIFFERENT = ("ReLU", "Dropout", "DropoutChannel", "Concat", "Slice", "Split", "Crop", "Flatten", "Reshape")
+_EITHER_PRECISION = ("ReLU", "Dropout", "DropoutChannel", "Concat", "Slice", "Split", "Crop", "Flatten", "Reshape")
 """Computed in what their bottoms have, for no digit is lost there."""
 
 _NARROWED = ("Pooling", "Unpooling", "BN", "BatchNorm", "Scale", "Bias", "LRN", "PReLU")
@@ -36,7 +36,7 @@ class Bf16Net(Net):
         if node.type in _PRODUCTS:
             halves = {name: p.bfloat16() for name, p in layer.named_parameters(recurse=False)}
             tops = functional_call(layer, halves, tuple(b.bfloat16() for b in bottoms))
-        elif node.type in _INDIFFERENT:
+        elif node.type in _EITHER_PRECISION:
             tops = layer(*bottoms)
         else:
             tops = layer(*(b.float() if b.dtype == torch.bfloat16 else b for b in bottoms))

@@ -26,13 +26,13 @@ class Signals:
     def __init__(self, sigint: str = "stop", sighup: str = "snapshot") -> None:
         effects = {"SIGINT": sigint, "SIGHUP": sighup, "SIGTERM": "stop"}
         self._effects = {getattr(signal, name): effect for name, effect in effects.items() if hasattr(signal, name)}
-        self._came: list[str] = []
+        self._received: list[str] = []
         self._stopping = False
         self._before: dict[int, Any] = {}
 
     def requested(self) -> str:
         """The effect of a signal that has come since the last call, "none" if none has."""
-        return self._came.pop(0) if self._came else "none"
+        return self._received.pop(0) if self._received else "none"
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         effect = self._effects[signal.Signals(number)]
@@ -43,7 +43,7 @@ class Signals:
             if sys.stderr.isatty():  # past Python's own buffers, which may be in use just now
                 os.write(2, b"\nstopping after this iteration; the same again stops at once\n")
         if effect != "none":
-            self._came.append(effect)
+            self._received.append(effect)
 
     def __enter__(self) -> Signals:
         self._before = {number: signal.signal(number, self._take) for number in self._effects}

@@ -84,7 +84,7 @@ class Snapshots:
         positions = self.group.gather(state.facts()) if resume else []
         if not self.group.first:
             return states
-        _sweep(Path(f"{self.param.snapshot_prefix}_iter_"))
+        _remove_temporary(Path(f"{self.param.snapshot_prefix}_iter_"))
         staged = {path: path.with_name(_NEW + path.name) for path in (weights, states)}
         try:
             self.log.line(f"Snapshotting to {kind}{weights}")
@@ -143,8 +143,8 @@ class Snapshots:
             good = latest(path, but=path)
             if good is None and isinstance(error, FileError):
                 raise
-            offer = f"the last whole snapshot is {good}" if good else "there is no other whole snapshot in its folder"
-            raise error.advised(offer) from error
+            advice = f"the last whole snapshot is {good}" if good else "there is no other whole snapshot in its folder"
+            raise error.advised(advice) from error
         if path.suffix != ".h5":
             self.log.line("SGDSolver: restoring history", "sgd_solver.cpp")  # whatever the type, as in Caffe
         self._restore_history(state, found, path)
@@ -186,7 +186,7 @@ class Snapshots:
             self.log.line(f"{counts}: data and random numbers start from the beginning")
 
 
-def _sweep(prefix: Path) -> None:
+def _remove_temporary(prefix: Path) -> None:
     """Remove the temporary files of killed processes for snapshots of this prefix."""
     name = glob.escape(_NEW + prefix.name)
     for pattern in (f"{name}*", f".{name}*.tmp", f".{glob.escape(prefix.name)}*.resume.*.tmp"):

@@ -121,7 +121,7 @@ class Solver:
         made = {"fp32": Net, "bf16": Bf16Net}[precision]
         self.net = made(definition, phase="TRAIN", gradients=gradients).to(device)
         check_form(param, self.net, self.path)
-        self._tell_gradients()
+        self._log_gradients()
         if channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.test_nets: list[Net] = []
@@ -156,7 +156,7 @@ class Solver:
                 self.log.line(f"Finetuning from {path}")
                 net.load(path)
 
-    def _tell_gradients(self) -> None:
+    def _log_gradients(self) -> None:
         """Name the layers whose gradient in Caffe is not their derivative, and which of the two they get."""
         pairs = self.net.caffe_gradients.pairs(self.net.needs)
         if pairs:
@@ -296,7 +296,7 @@ class Solver:
             self.log.clipped(*clipped, param.clip_gradients)
         late = self.dialect.decay_before_iter_size and param.type == "SGD"
         local = [rate * self.state.learnable[i].lr_mult / (param.iter_size if late else 1) for i in moving]
-        logged = self._debugs and self.dialect.debug_tells_updates
+        logged = self._debugs and self.dialect.debug_logs_updates
         kept = [[h[i] for i in moving] for h in state.history]
         for places, (some, steps, *histories) in optimizers.pieces(weights, grads, *kept):
             optimizers.prepare(param, self.dialect, some, steps, [decays[moving[i]] for i in places])
@@ -365,7 +365,7 @@ class Solver:
     @torch.no_grad()
     def _test_pass(self, net: Net) -> tuple[float, dict[str, Tensor]]:
         """Forward over one batch: the loss, the outputs."""
-        if self.param.debug_info and not self.dialect.debug_tells_updates:
+        if self.param.debug_info and not self.dialect.debug_logs_updates:
             return debug.run(net, self.log, learns=False)
         loss, outputs = net.losses()
         return loss.item(), outputs

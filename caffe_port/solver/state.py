@@ -163,5 +163,5 @@ def _positioned(net: Net) -> dict[str, Any]:
 
 def _statistics(net: Net) -> list[Tensor]:
     """The blobs that forward passes write to (BatchNorm's)."""
-    keepers = [layer for _, layer in net.nodes if layer.keeps_state and not isinstance(layer, Stateful)]
-    return [getattr(layer, name) for layer in keepers for name in layer.blob_names]
+    layers = [layer for _, layer in net.nodes if layer.keeps_state and not isinstance(layer, Stateful)]
+    return [getattr(layer, name) for layer in layers for name in layer.blob_names]

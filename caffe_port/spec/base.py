@@ -161,7 +161,7 @@ class Spec:
     """Whether in place exactly the values above 0 remain above 0, wherever its gradient is not 0."""
     shares_memory: bool = False
     """Whether in Caffe the tops share the first bottom's memory."""
-    spoils_diffs: bool = False
+    corrupts_diffs: bool = False
     """Whether in place, where top and bottom have one diff, backward overwrites values that it reads later."""
     clears_data: bool = False
     """Whether its backward pass sets its bottoms' data to 0."""
@@ -169,7 +169,7 @@ class Spec:
     """The dialects in whose coordinate maps this layer's tops have the coordinates of its first bottom."""
     by_phase: ClassVar[bool] = False
     """Whether it computes something else in TRAIN than in TEST."""
-    told: ClassVar[bool] = True
+    inferable: ClassVar[bool] = True
     """Whether the definition determines its blobs and shapes; a Python layer's are known only to its code."""
     data_shaped: ClassVar[bool] = False
     """Whether the tops' shapes depend on the bottoms' values; ``reshape`` then gives the largest."""
@@ -187,7 +187,7 @@ class Spec:
         super().__init__()
         self.where, self.dialect, self.name = where, dialect, message.name
         self.n_bottoms, self.n_tops = len(message.bottom), len(message.top)
-        self.works_in_place = self.n_bottoms > 0 < self.n_tops and message.bottom[0] == message.top[0]
+        self.is_in_place = self.n_bottoms > 0 < self.n_tops and message.bottom[0] == message.top[0]
         """Whether its first top is its first bottom."""
         self.fields = fields = Fields(message)
         fields.skip(*_NET_FIELDS)
@@ -438,9 +438,9 @@ def without_effect(definition: Any, others: Iterable[str]) -> list[str]:
     fields = {field.name for message in (net, *net.layer) for field, _ in message.ListFields()}
     readers = (message.data_param for message in net.layer if message.HasField("data_param"))
     fields.update(f"data_param.{field.name}" for message in readers for field, _ in message.ListFields())
-    told = [f"{name} is read without effect: {why}" for name, why in NO_EFFECT.items() if name in fields]
+    without = [f"{name} is read without effect: {why}" for name, why in NO_EFFECT.items() if name in fields]
     ignored = [f"{field} is another layer type's, ignored as in Caffe" for field in others]
-    return ignored + [f"{definition.path}: {line}" for line in told]
+    return ignored + [f"{definition.path}: {line}" for line in without]
 
 
 def records_of(type_name: str) -> Iterable[type[Spec]]:

@@ -46,7 +46,7 @@ class Power(Neuron):
         self.linear = self.power == 1 or self.power * self.scale == 0
         self.reads_bottoms = () if self.linear else (0,)
         self.reads_tops = () if self.linear or self.power == 2 else (0,)
-        self.spoils_diffs = self.power * self.scale != 0
+        self.corrupts_diffs = self.power * self.scale != 0
 
 
 @record("ReLU", "relu_param")
@@ -74,7 +74,7 @@ class PReLU(Neuron):
     def setup(self, x: Shape) -> None:
         self.refuse_shape(len(x) < 2, f"a bottom of shape {x}", expected="2 axes or more")
         self.make_blobs(() if self.p.channel_shared else (x[1],))
-        self.reads_bottoms = () if self.works_in_place else (0,)  # in place it keeps a copy
+        self.reads_bottoms = () if self.is_in_place else (0,)  # in place it keeps a copy
 
 
 class _Exponential(Neuron):
@@ -102,7 +102,7 @@ class Exp(_Exponential):
 @record("Log", "log_param", BVLC)
 class Log(_Exponential):
     reads = ("scale", "shift")
-    reads_bottoms, spoils_diffs = (0,), True
+    reads_bottoms, corrupts_diffs = (0,), True
 
     def setup(self, x: Shape) -> None:
         log_base = self.log_base()
@@ -130,7 +130,7 @@ class Eltwise(Spec):
     aligned = BOTH
     reads = ("operation", "stable=stable_prod_grad", "coeff")
     coeff: list[float]
-    spoils_diffs = True
+    corrupts_diffs = True
 
     def setup(self, *shapes: Shape) -> None:
         self.refuse(
@@ -167,7 +167,7 @@ class Affine(Spec):
             self.p.skip("num_axes", "filler")
         self.make_blobs(*[self.operand_shape] * len(self.blob_specs))
         if self.type == "Scale":  # which in place keeps a copy of its bottom
-            self.reads_bottoms = tuple(range(self.works_in_place, self.n_bottoms))
+            self.reads_bottoms = tuple(range(self.is_in_place, self.n_bottoms))
 
     def over(self, x: Shape) -> Shape:
         """The shape of the parameter: ``num_axes`` axes of ``x`` from ``axis`` on; -1 is all of them."""
@@ -278,7 +278,7 @@ class MVN(Spec):
     def setup(self, x: Shape) -> None:
         self.eps = self.p.eps if self.dialect.mvn_eps is None else self.dialect.mvn_eps
         if self.normalize_variance:
-            self.reads_tops, self.spoils_diffs = (0,), True
+            self.reads_tops, self.corrupts_diffs = (0,), True
             self.reads_bottoms = (0,) if self.dialect.mvn_measures_again else ()
 
     def reshape(self, x: Shape) -> list[Shape]:

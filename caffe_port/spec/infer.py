@@ -78,7 +78,7 @@ def infer(definition: Any, *, check: bool = True) -> Inferred:
         bottoms = [found.blobs.get(name, _ANY) for name in message.bottom]
         record = RECORDS.find(kind(message, dialect), dialect)
         spec, tops = None, [_ANY] * len(message.top)
-        if record is None or not record.told:
+        if record is None or not record.inferable:
             found.unknown.append(message.type)
         else:
             made = record(message, dialect, definition.where(i))

@@ -87,7 +87,7 @@ class MemoryData(Source):
 class FromFiles(Source):
     """Data whose shapes come from files, or partly from the definition."""
 
-    def told(self, channels: int, sides: tuple[int, int] = (UNKNOWN, UNKNOWN)) -> Shape:
+    def batch_shape(self, channels: int, sides: tuple[int, int] = (UNKNOWN, UNKNOWN)) -> Shape:
         """(batch, channels, height, width), with the crop's size if there is one."""
         crop = self.fields.transform_param.crop_size
         return (self.p.batch_size, channels, *((crop, crop) if crop else sides))
@@ -113,7 +113,7 @@ class Data(FromFiles):
 
     def pictures(self) -> Shape:
         """Of the first top."""
-        return self.told(UNKNOWN)
+        return self.batch_shape(UNKNOWN)
 
 
 @record("WindowData", "window_data_param")
@@ -123,7 +123,7 @@ class WindowData(Data):
     data_shaped = False
 
     def pictures(self) -> Shape:
-        return self.told(3)
+        return self.batch_shape(3)
 
 
 @record("ImageData", "image_data_param")
@@ -133,7 +133,7 @@ class ImageData(Data):
 
     def pictures(self) -> Shape:
         p = self.p
-        return self.told(3 if p.is_color else 1, (p.new_height or UNKNOWN, p.new_width or UNKNOWN))
+        return self.batch_shape(3 if p.is_color else 1, (p.new_height or UNKNOWN, p.new_width or UNKNOWN))
 
 
 class Masks(ImageData):
@@ -188,4 +188,4 @@ class Python(Spec):
     bottoms = (0, None)
     tops = (0, None)
     data_shaped = True
-    told = False
+    inferable = False

@@ -249,10 +249,10 @@ class MultiBoxLoss(_OfPriors, Loss):
         self.thins = p.has("nms_param") and nms.nms_threshold > 0
         self.nms_threshold, self.nms_top_k = nms.nms_threshold, nms.top_k
         nms.skip("eta")
-        told = self.fields.propagate_down or [True, True, False, False]
-        wrong = len(told) != 4
-        self.refuse(wrong, f"{len(told)} propagate_down", expected="none, or one for each of the 4 bottoms")
-        self.counts_loc, self.counts_conf = told[:2]
+        counted = self.fields.propagate_down or [True, True, False, False]
+        wrong = len(counted) != 4
+        self.refuse(wrong, f"{len(counted)} propagate_down", expected="none, or one for each of the 4 bottoms")
+        self.counts_loc, self.counts_conf = counted[:2]
 
     def reshape(self, loc: Shape, conf: Shape, prior: Shape, gt: Shape) -> list[Shape]:
         self.count_priors(loc, conf, prior)
@@ -264,7 +264,7 @@ class MultiBoxLoss(_OfPriors, Loss):
 class _Transformed(FromFiles):
     """Pictures through SSD's transform_param."""
 
-    def told(self, channels: int, sides: tuple[int, int] = (UNKNOWN, UNKNOWN)) -> Shape:
+    def batch_shape(self, channels: int, sides: tuple[int, int] = (UNKNOWN, UNKNOWN)) -> Shape:
         t = self.fields.transform_param
         if t.has("resize_param"):
             known = t.resize_param.enum("resize_mode") != "FIT_SMALL_SIZE"
@@ -296,7 +296,7 @@ class _Frames(_Transformed):
 
     def pictures(self) -> Shape:
         """Of the first top."""
-        return self.told(UNKNOWN)
+        return self.batch_shape(UNKNOWN)
 
     def batch(self) -> int:
         return self.fields.data_param.batch_size

@@ -167,7 +167,7 @@ class _Clock:
 
     def __init__(self, net: Any) -> None:
         self._device: torch.device = net._like().device
-        self._begun = 0.0
+        self._started = 0.0
         self.reset()
         for way in ("forward", "backward"):
             getattr(net, f"before_{way}")(self._begin)
@@ -184,10 +184,10 @@ class _Clock:
         return time.perf_counter()
 
     def _begin(self, number: int) -> None:
-        self._begun = self.now()
+        self._started = self.now()
 
     def _end(self, way: str, number: int) -> None:
-        self.spent[way][number] += self.now() - self._begun
+        self.spent[way][number] += self.now() - self._started
 
 
 def _net(arguments: argparse.Namespace, phase: str, log: Log) -> Any:

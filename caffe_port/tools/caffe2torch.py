@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def convert(argv: Sequence[str] | None = None) -> NoReturn:
     """The command ``convert``: the same, and the next steps printed at its end."""
-    run(_convert_and_tell, _parser("convert"), argv)
+    run(_convert_and_print, _parser("convert"), argv)
 
 
 def _parser(name: str) -> Parser:
@@ -54,7 +54,7 @@ def _parser(name: str) -> Parser:
     return parser
 
 
-def _convert_and_tell(arguments: argparse.Namespace) -> None:
+def _convert_and_print(arguments: argparse.Namespace) -> None:
     _convert(arguments)
     if arguments.quiet or arguments.json or arguments.list:
         return
@@ -97,8 +97,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         print(_listing(weights, arrays, types))
     if arguments.list:
         return
-    with progress(sum(a.nbytes for a in arrays.values()), Path(output).name, quiet=arguments.quiet) as told:
-        save_state_dict(output, arrays, format=format, overwrite=arguments.force, progress=told)
+    with progress(sum(a.nbytes for a in arrays.values()), Path(output).name, quiet=arguments.quiet) as report:
+        save_state_dict(output, arrays, format=format, overwrite=arguments.force, progress=report)
     if not (arguments.quiet or arguments.json):
         print(f"wrote {output}")
 

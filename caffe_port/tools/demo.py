@@ -62,11 +62,11 @@ def _demo(arguments: argparse.Namespace) -> None:
     convert = ("-m", "caffe_port.tools.caffe2torch", str(weights.makes), "-o", str(converted), "-f")
     steps = [*made.steps, Step("torch", convert, (weights,), converted)]
 
-    def told(step: Step, seconds: float) -> None:
+    def report(step: Step, seconds: float) -> None:
         print(f"{seconds:6.1f} s  {WHAT[step.name]}", flush=True)
 
     # As many at a time as there are cores, with one thread each: the fastest for such narrow nets.
-    runner = Runner(output, usable_cores(), told=told)
+    runner = Runner(output, usable_cores(), report=report)
     known = sum(runner.done(step) for step in steps)
     print(f"{len(steps)} steps, {known} of them done before; each is a command, in {output / 'steps'}\n", flush=True)
     runner.run(steps)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["blob_of", "main"]
 
-MATERIAL = data("tests/reference/demo", "demo_data")
+DEMO_DATA = data("tests/reference/demo", "demo_data")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -78,7 +78,7 @@ Done in {seconds:.1f} s. With a model of your own:
 
 
 def _material(name: str) -> Path:
-    path = MATERIAL / name
+    path = DEMO_DATA / name
     if not path.is_file():
         raise FileError(
             str(path), "no such file", remedy="run the demo in a clone of the repository, which contains it"

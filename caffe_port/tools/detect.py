@@ -86,24 +86,24 @@ def _detect(arguments: argparse.Namespace) -> None:
     names = _names(arguments, detector)
     outputs = _outputs(arguments, pictures, names)
     results: dict[str, list[Found]] = {}
-    told = []
+    records = []
     batches = [pictures[i : i + arguments.batch] for i in range(0, len(pictures), arguments.batch)]
     for batch in each(batches, "detect", quiet=arguments.quiet):
         shown = [read_picture(path) for path in batch]
         for path, picture, objects in zip(batch, shown, detector(*shown), strict=True):
             results[path.stem] = objects
-            told.append(to_json(str(path), objects, names))
+            records.append(to_json(str(path), objects, names))
             if arguments.draw:
                 _draw(outputs[path.stem], picture, objects, names, overwrite=arguments.force)
             if arguments.json:
-                print_json(told[-1])
+                print_json(records[-1])
             elif not arguments.quiet:
-                found = (f"{o['class']} {number(o['score'], '.2f')}" for o in told[-1]["objects"][:8])
+                found = (f"{o['class']} {number(o['score'], '.2f')}" for o in records[-1]["objects"][:8])
                 more = len(objects) - 8
                 print_line(f"{path.name}  {', '.join(found) or 'nothing'}{f' and {more} more' if more > 0 else ''}")
     if arguments.output:
         with atomic_write(outputs["detections.json"], overwrite=arguments.force) as file:
-            file.write(dump_json(told))
+            file.write(dump_json(records))
     in_voc = {stem: [moved(o, detector.first_pixel) for o in objects] for stem, objects in results.items()}
     if arguments.voc:
         _write_voc(outputs, in_voc, names, overwrite=arguments.force)

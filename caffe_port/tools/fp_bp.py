@@ -28,7 +28,7 @@ from caffe_port.tools.progress import progress
 if TYPE_CHECKING:
     from caffe_port.schema import Definition
 
-__all__ = ["DEFINITION", "Made", "convert", "main", "write"]
+__all__ = ["DEFINITION", "DerivedLayer", "convert", "main", "write"]
 
 SUFFIX = "-bp"
 DEFINITION = published() / "decouplednet" / "fp_bp_network.prototxt"
@@ -36,7 +36,7 @@ _TYPES = ("Convolution", "Deconvolution")
 
 
 @dataclass(frozen=True)
-class Made:
+class DerivedLayer:
     """A layer of the forward-backward net with its parameters: ``how`` they derive from layer ``source``."""
 
     layer: str
@@ -45,7 +45,7 @@ class Made:
     blobs: list[np.ndarray]
 
 
-def convert(definition: Definition, weights: Weights) -> list[Made]:
+def convert(definition: Definition, weights: Weights) -> list[DerivedLayer]:
     """The parameters of every layer of ``definition`` that has some.
 
     Args:
@@ -89,7 +89,7 @@ def convert(definition: Definition, weights: Weights) -> list[Made]:
                     where, f"weights {weight}", expected=f"{blobs[0].shape} for the backward pass of {base}"
                 )
             blobs += [np.zeros(shape, np.float32) for shape in others]
-        made.append(Made(layer.name, name, how, blobs))
+        made.append(DerivedLayer(layer.name, name, how, blobs))
     return made
 
 
@@ -159,7 +159,7 @@ def write(
     overwrite: bool = False,
     quiet: bool = False,
     **options: Any,
-) -> tuple[Weights, dict[str, Made]]:
+) -> tuple[Weights, dict[str, DerivedLayer]]:
     """:func:`convert` from file to file: the classification net's weights, and the result by layer.
 
     Args:
@@ -172,8 +172,8 @@ def write(
     definition = read_net(prototxt, **options)
     made = {layer.layer: layer for layer in convert(definition, weights)}
     blobs = [made[layer.name].blobs if layer.name in made else [] for layer in definition.net.layer]
-    with progress(sum(b.nbytes for layer in blobs for b in layer), Path(output).name, quiet=quiet) as told:
-        write_net(output, definition, blobs, overwrite=overwrite, progress=told)
+    with progress(sum(b.nbytes for layer in blobs for b in layer), Path(output).name, quiet=quiet) as report:
+        write_net(output, definition, blobs, overwrite=overwrite, progress=report)
     return weights, made
 
 

@@ -88,7 +88,7 @@ def _as_text(found: Summary, *, quiet: bool) -> str:
     layers = f", {len(found.lines)} layers" if found.lines else ""
     lines = [f"{found.file}: {found.kind}{f' {found.name}' if found.name else ''}{layers}"]
     if found.dialect or found.why:
-        lines.append(f"  dialect: {found.dialect or 'not told'}: {found.why}")
+        lines.append(f"  dialect: {found.dialect or 'not determined'}: {found.why}")
     if found.phases:
         lines.append(f"  phases: {', '.join(f'{name} with {n} layers' for name, n in found.phases.items())}")
     for what, values in (("stages", found.stages), ("levels", found.levels)):
@@ -136,11 +136,11 @@ def _unknown(found: Summary) -> list[str]:
         where = f" (line {lines[0]}{f' and {len(lines) - 1} more' if lines[1:] else ''})" if lines else ""
         near = f", near: {one.near}" if one.near and not one.fork else ""
         groups.setdefault(one.fork, []).append(f"{one}{where}{near}")
-    told = []
+    listed = []
     for fork, names in groups.items():
-        told.append(f"  unknown{f', of {fork}' if fork else ''}:")
-        told += [f"    {name}" for name in names]
-    return told
+        listed.append(f"  unknown{f', of {fork}' if fork else ''}:")
+        listed += [f"    {name}" for name in names]
+    return listed
 
 
 def _shape(shape: Sequence[Any]) -> str:

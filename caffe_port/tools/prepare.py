@@ -26,24 +26,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         " combinatorial crops for DecoupledNet, both stages of DeconvNet. Run the definitions in the folder OUT.",
         example="VOC2012 -o lists --levels Full --crops 2 --proposals 4",
     )
-    usual = Plan()
+    defaults = Plan()
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="JPEGImages, SegmentationClass, ImageSets; classes.txt if they are not VOC's")
     parser.add_output("OUT", required=True, help="the folder for the lists; created if missing")
-    add("--train", default=usual.train, metavar="LIST", help="pictures for training; default: %(default)s")
-    add("--val", default=usual.val, metavar="LIST", help="pictures for testing; default: %(default)s")
+    add("--train", default=defaults.train, metavar="LIST", help="pictures for training; default: %(default)s")
+    add("--val", default=defaults.val, metavar="LIST", help="pictures for testing; default: %(default)s")
     add(
         "--levels",
         nargs="+",
-        default=list(usual.levels),
+        default=list(defaults.levels),
         type=_level,
         metavar="LEVEL",
         help=f"strong annotations: {FULL} (every mask), N (for each class, chosen by the seed), NAME:LIST; default:"
-        f" {' '.join(level.name for level in usual.levels)}",
+        f" {' '.join(level.name for level in defaults.levels)}",
     )
-    add("--crops", type=_count, default=usual.crops, metavar="N", help="for each subset of a picture's classes; 200")
-    add("--drawn", type=_share, default=usual.drawn, metavar="S", help="smallest share of random crops; %(default)s")
-    add("--proposals", type=_count, default=usual.proposals, metavar="N", help="a picture, for DeconvNet; %(default)s")
+    add("--crops", type=_count, default=defaults.crops, metavar="N", help="for each subset of a picture's classes; 200")
+    add("--drawn", type=_share, default=defaults.drawn, metavar="S", help="smallest share of random crops; %(default)s")
+    add(
+        "--proposals",
+        type=_count,
+        default=defaults.proposals,
+        metavar="N",
+        help="a picture, for DeconvNet; %(default)s",
+    )
     add("--no-deconvnet", action="store_true", help="omit the lists of DeconvNet's two stages")
     add(
         "--masks-as-labels",
@@ -52,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add("--label-dim", type=_count, default=0, metavar="N", help="numbers in a line's vector; default: the classes")
     add("--model", metavar="FILE", help="a structured forest (OpenCV's model.yml.gz) for EdgeBox; default: gradients")
-    add("--seed", type=int, default=usual.seed, metavar="N", help="of choices and random boxes; default: %(default)s")
+    add(
+        "--seed", type=int, default=defaults.seed, metavar="N", help="of choices and random boxes; default: %(default)s"
+    )
     add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes; default: one for each core")
     parser.add_quiet("print nothing but errors and warnings")
     parser.reads("model")

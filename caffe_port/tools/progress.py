@@ -84,7 +84,7 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
     over, start = threading.Event(), time.monotonic()
     tty = sys.stderr.isatty()
 
-    def tell() -> None:
+    def report_elapsed() -> None:
         gap = _SLOW_SECONDS
         while not over.wait(gap):
             line = f"{what} ... {time.monotonic() - start:.0f} s"
@@ -93,13 +93,13 @@ def working(what: str, *, quiet: bool = False) -> Iterator[None]:
         if tty and time.monotonic() - start > _SLOW_SECONDS:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    reporter = threading.Thread(target=report_elapsed, daemon=True)
+    reporter.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        reporter.join()
 
 
 def print_line(line: str) -> None:

@@ -219,7 +219,7 @@ def _net(
             definition = read_net(message, phase="TRAIN", level=level, stages=stages, dialect=dialect)
             found.phase = "TRAIN"
         except CaffeError:
-            found.problems.append(_said(error, found.file))
+            found.problems.append(_without_path(error, found.file))
             found.parameters = None
             return
     definition = replace(definition, path=found.file)
@@ -227,7 +227,7 @@ def _net(
     try:
         _fill(found, infer(definition, check=False), set(definition.inserted))
     except CaffeError as error:
-        found.problems.append(_said(error, found.file))
+        found.problems.append(_without_path(error, found.file))
         found.parameters = None
         found.lines = [LayerLine(layer.name, layer.type, [], None, None) for layer in definition.net.layer]
 
@@ -245,7 +245,7 @@ def _levels(rule: Any) -> list[int]:
     return [getattr(rule, name) for name in ("min_level", "max_level") if rule.HasField(name)]
 
 
-def _said(error: CaffeError, path: str) -> str:
+def _without_path(error: CaffeError, path: str) -> str:
     return str(error).replace("<message>", path, 1)
 
 

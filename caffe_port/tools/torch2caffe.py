@@ -74,8 +74,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     if format == "h5":
         blobs = _owned_once(blobs)
     total = sum(blob.nbytes for layer in blobs for blob in layer if blob is not None)
-    with progress(total, Path(output).name, quiet=arguments.quiet) as told:
-        write_net(output, definition, blobs, format=format, overwrite=arguments.force, progress=told)
+    with progress(total, Path(output).name, quiet=arguments.quiet) as report:
+        write_net(output, definition, blobs, format=format, overwrite=arguments.force, progress=report)
     if not arguments.quiet:
         print(f"wrote {output}: {len(used)} blobs")
         for what, keys in (("missing, omitted", missing), ("not in the net, omitted", unexpected)):

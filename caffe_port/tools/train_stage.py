@@ -43,7 +43,7 @@ def train_stage(
     if not solver.is_file():
         raise CaffeError(str(solver), "no such file", remedy="create it: caffe-port build -o DIR --width ...")
     arguments.solver = str(solver)
-    if start is not None and not arguments.snapshot and not (arguments.resume and _begun(arguments)):
+    if start is not None and not arguments.snapshot and not (arguments.resume and _has_started(arguments)):
         arguments.weights = start(output.with_name(f"{output.stem}_start.caffemodel"))
     trained = train(arguments)
     if not trained.group.first:
@@ -55,7 +55,7 @@ def train_stage(
     print(f"wrote {output}: {what}")
 
 
-def _begun(arguments: argparse.Namespace) -> bool:
+def _has_started(arguments: argparse.Namespace) -> bool:
     """Whether a snapshot exists."""
     from caffe_port.schema import read_solver
 

@@ -29,7 +29,7 @@ _BY_CHANNEL = {"Concat": "along", "Slice": "along", "Softmax": "over"}
 def fields(
     nodes: Sequence[tuple[Any, Any]], shapes: Sequence[list[tuple[int, ...]]], start: str, *, train: bool = False
 ) -> list[Field | None]:
-    """Each layer's field, that of all its tops; None where it is not told, or does not depend on the input.
+    """Each layer's field, that of all its tops; None where it is not known, or does not depend on the input.
 
     Args:
         nodes: (node, layer) in running order, layers set up. shapes: of each layer's bottoms, then tops.
@@ -65,7 +65,7 @@ def _whole_axes(shape: tuple[int, ...]) -> Field | None:
 def _through(
     layer: Any, bottoms: list[tuple[Field, tuple[int, ...]]], tops: list[tuple[int, ...]], train: bool
 ) -> Field | None:
-    """What a layer makes of its bottoms' fields; None where that is not told here."""
+    """What a layer makes of its bottoms' fields; None where that is not known here."""
     top, kind = tops[0], layer.type
     size = top[2:] if len(top) == 4 else (1, 1)
     pointwise = kind in _POINTWISE or (kind in _BY_CHANNEL and getattr(layer, _BY_CHANNEL[kind]) in (0, 1))

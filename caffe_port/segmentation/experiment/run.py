@@ -33,14 +33,14 @@ class Runner:
     differs from the record's is run again after its folder is removed. An interrupted one is run again in its folder.
 
     Attributes:
-        output: the experiment's folder. jobs: steps at a time. quiet: no bar. told: called with each finished step and
-            its duration in seconds.
+        output: the experiment's folder. jobs: steps at a time. quiet: no bar.
+        report: called with each finished step and its duration in seconds.
     """
 
     output: Path
     jobs: int = 1
     quiet: bool = False
-    told: Callable[[Step, float], object] = lambda step, seconds: None
+    report: Callable[[Step, float], object] = lambda step, seconds: None
     _running: dict[Step, tuple[subprocess.Popen[bytes], float]] = field(default_factory=dict)
 
     def run(self, steps: Sequence[Step]) -> None:
@@ -134,7 +134,7 @@ class Runner:
                 )
             seconds = round(time.monotonic() - start, 1)
             self._write(step, seconds=seconds)
-            self.told(step, seconds)
+            self.report(step, seconds)
         return len(ended)
 
     def _end(self) -> None:

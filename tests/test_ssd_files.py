@@ -62,7 +62,7 @@ def test_nothing_is_written_that_is_not_allowed(place: Path) -> None:
     [
         ("names.txt", "a 3\n", "1 to as many as there are"),
         ("names.txt", "a three 4\n", "names.txt: a"),
-        ("labelmap.prototxt", "item { label: 1 name: 'a' } item { label: 1 name: 'b' }", "a label that stands twice"),
+        ("labelmap.prototxt", "item { label: 1 name: 'a' } item { label: 1 name: 'b' }", "a label that occurs twice"),
         ("labelmap.prototxt", "items { }", "labelmap.prototxt:1"),
         ("labelmap.prototxt", None, "labelmap.prototxt: expected a label map, found no such file"),
     ],

@@ -25,7 +25,7 @@ __all__ = ["AnnotatedBatches"]
 
 
 class Annotated(NamedTuple):
-    """A record. ``typed`` tells whether it says what its annotations are (boxes: there is no other kind)."""
+    """A record. ``typed``: whether it has the type of its annotations (boxes are the only type)."""
 
     item: Item
     typed: bool
@@ -43,7 +43,7 @@ class AnnotatedBatches(Batches):
     A box is (item, label, instance, xmin, ymin, xmax, ymax, difficult); a batch without any has one, of -1.
 
     Args:
-        typed: annotations are read also where the first record does not say that it has any (``anno_type``).
+        typed: annotations are read also where the first record has none (``anno_type``).
         labelled: whether boxes or labels are wanted. Random numbers are drawn for both.
         flag: how encoded pictures are decoded. share: the part of the records that these batches are of.
     """

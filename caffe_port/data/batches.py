@@ -22,7 +22,7 @@ State = dict[str, Array]
 
 
 def too_large(shapes: Sequence[tuple[int, ...]]) -> CaffeError:
-    """The error for batches of these shapes that there is no memory for."""
+    """The error for batches of these shapes that do not fit into memory."""
     size = 4 * sum(math.prod(shape) for shape in shapes)
     return CaffeError(
         "the data", f"batches of {size} bytes", expected="batches that fit the memory", remedy="a smaller batch_size"
@@ -37,7 +37,7 @@ def check_order(at: int, order: Array, count: int) -> None:
 
 
 class Batches(ABC):
-    """Makes batches, one after the other and without end.
+    """Makes batches, one after another, endlessly.
 
     Attributes:
         shapes: of the arrays that :meth:`make` returns; of the first batch, where batches differ.

@@ -1,4 +1,4 @@
-"""Writing an LMDB or LevelDB database, in one piece: it is there whole or not at all.
+"""Writing an LMDB or LevelDB database, atomically.
 
 Source: util/db_lmdb.cpp, util/db_leveldb.cpp.
 """
@@ -25,7 +25,7 @@ def _missing(path: str, package: str) -> CaffeError:
 
 
 class DatabaseWriter:
-    """A new database; as a context manager it takes its name when the block ends well, and else is gone.
+    """A new database, a context manager: it gets its name if the block ends without an error, and is removed otherwise.
 
     Args:
         path: the folder to make. backend: "lmdb" or "leveldb".

@@ -28,7 +28,7 @@ class Places:
     beside the definition.
 
     Args:
-        definition: the prototxt's path; one that is no file (text, a message) has no folder of its own.
+        definition: the prototxt's path; one that is not a file (text, a message) has no folder of its own.
     """
 
     def __init__(self, definition: str) -> None:
@@ -47,7 +47,7 @@ class Places:
         """
         candidates = [str(Path(place, name)) for place in self.folders] if name else []
         for path in candidates:
-            # Path's questions cost more; these are asked for every picture.
+            # faster than Path's methods; these run for every picture
             if os.path.exists(path):  # noqa: PTH110
                 if not folder and os.path.isdir(path):  # noqa: PTH112
                     raise FileError(where, f"the folder {path}", expected=f"a {what}")
@@ -60,7 +60,7 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their numbers from 1, without blank ones and white space around.
 
     Raises:
-        FileError: the file cannot be read. FormatError: it has no such lines, or one that is no text.
+        FileError: the file cannot be read. FormatError: it has no such lines, or one that is not text.
     """
     empty, number = True, 0
     try:

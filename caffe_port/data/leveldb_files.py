@@ -1,4 +1,4 @@
-"""The records of a LevelDB database, read without LevelDB's library, which takes sizes in the files on trust.
+"""The records of a LevelDB database, read without LevelDB's library, which does not check sizes in the files.
 
 Source: LevelDB's doc/table_format.md, doc/log_format.md, db/version_edit.cc, db/write_batch.cc and Snappy's
 format_description.txt. Nothing is written and no lock is taken. As in LevelDB, check sums are not looked at.
@@ -48,7 +48,7 @@ class LevelRecords(Records):
     """The records of the database in a folder.
 
     Raises:
-        FileError: a file is missing or cannot be read. FormatError: it is no LevelDB database, or damaged.
+        FileError: a file is missing or cannot be read. FormatError: it is not a LevelDB database, or damaged.
     """
 
     def __init__(self, path: str) -> None:
@@ -200,7 +200,7 @@ def _logged(data: bytes) -> Iterator[bytes]:
             at += left
             continue
         length, kind = unpack_from("<HB", data, at + 4)
-        if kind == 0 and length == 0:  # room that was never used
+        if kind == 0 and length == 0:  # space that was never used
             at += left
             continue
         if not 1 <= kind <= 4 or length + 7 > left or (kind in (1, 2)) == bool(parts):

@@ -1,4 +1,4 @@
-"""The records of an LMDB database, read without LMDB's library, which takes every number in the file on trust.
+"""The records of an LMDB database, read without LMDB's library, which does not check the numbers in the file.
 
 Source: LMDB 0.9's mdb.c (MDB_meta, MDB_db, MDB_page, MDB_node), data version 1, as 64-bit little-endian machines
 write it. Nothing is written and no lock is taken: what another program writes meanwhile is seen when opened again.
@@ -43,7 +43,7 @@ class LmdbRecords(Records):
     """The records of the unnamed database in a folder (its data.mdb) or file.
 
     Raises:
-        FileError: it cannot be opened. FormatError: it is no LMDB database of this kind, or damaged.
+        FileError: it cannot be opened. FormatError: it is not an LMDB database of this kind, or damaged.
     """
 
     def __init__(self, path: str) -> None:

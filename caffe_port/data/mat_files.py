@@ -31,8 +31,8 @@ def read_mat(path: str) -> Array:
     """The blob in a file, float32 with four axes.
 
     Raises:
-        FileError: it cannot be read. FormatError: it is no MATLAB file, or its ``data`` is no array of single numbers
-            with up to four axes.
+        FileError: it cannot be read. FormatError: it is not a MATLAB file, or its ``data`` is not an array of single
+            numbers with up to four axes.
     """
     try:
         content = Path(path).read_bytes()

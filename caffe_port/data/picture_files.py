@@ -1,7 +1,7 @@
-"""Picture files that someone else made: their sizes are read from their heads before anything is decoded.
+"""Untrusted picture files: their sizes are read from their heads before anything is decoded.
 
-A file of a hundred bytes can declare a picture of a billion pixels, for which OpenCV and Pillow take the memory. Every
-picture that is read here goes through these functions.
+A file of a hundred bytes can declare a picture of a billion pixels, for which OpenCV and Pillow take the memory. All
+pictures are read by these functions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PILLOW = 5
 """Bytes for each pixel: Pillow has four, and what it converts them to lies beside them."""
 _MOST_CHUNKS = 1 << 20
 _FAR = 1 << 23
-"""Bytes in front of a JPEG's size: colour profiles and thumbnails; more are taken for damage."""
+"""Bytes in front of a JPEG's size: colour profiles and thumbnails; more count as damage."""
 
 
 class Size(NamedTuple):
@@ -66,7 +66,7 @@ def _png(head: bytes, file: BinaryIO) -> Size | None:
 
 
 def _jpeg(head: bytes, file: BinaryIO) -> Size | None:
-    """The first frame header; as libjpeg, bytes between segments that are no marker are passed over."""
+    """The first frame header; as libjpeg, bytes between segments that are not a marker are skipped."""
     at = 2
     while True:
         at = head.find(b"\xff", at)
@@ -271,7 +271,7 @@ def _read(size: Size | None, read: Callable[[], Any], flag: int, where: str, nam
         _check(size, where, names[0])
         with suppress(cv2.error, MemoryError):
             picture = read()
-    # OpenCV's reader of PFM does not heed the flag.
+    # OpenCV's reader of PFM ignores the flag.
     as_asked = flag == AS_IT_IS or (picture is not None and (picture.dtype, picture.ndim) == (np.uint8, 2 + flag))
     if picture is None or not as_asked:
         raise FormatError(where, names[1], expected="a picture (JPEG, PNG, ...)")
@@ -306,8 +306,6 @@ def opened_picture(path: str | Path, where: str = "") -> Iterator[Image]:
             yield picture
     except CaffeError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever Pillow's readers stumble over: OSError, SyntaxError, struct.error, KeyError ...
+    except Exception as error:  # what Pillow's readers raise: OSError, SyntaxError, struct.error, KeyError ...
         found = f"{name}, which cannot be read ({error})"
         raise FormatError(where, found, expected="a picture (JPEG, PNG, ...)") from error

@@ -1,4 +1,4 @@
-"""One batch ahead: the next is made in a thread while the last is in use."""
+"""Prefetching: the next batch is made in a thread while the last is in use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__ = ["Prefetcher"]
 class _Job(threading.Thread):
     """Makes one batch.
 
-    The thread ends with it, so that nothing has to be stopped when a net is dropped. It is no daemon: leaving Python
-    waits for the batch in work, for a daemon that comes back from OpenCV into an ended interpreter aborts the process.
+    The thread ends with it, so that nothing has to be stopped when a net is dropped. It is not a daemon thread:
+    Python waits for the current batch at exit, because a daemon thread that
+    returns from OpenCV into an ended interpreter aborts the process.
     """
 
     def __init__(self, source: Batches) -> None:
@@ -33,7 +34,7 @@ class _Job(threading.Thread):
 
 
 class Prefetcher:
-    """Keeps the next batch of ``source`` in work; after :meth:`start`, the source is this object's alone."""
+    """Makes the next batch of ``source`` in a thread; after :meth:`start`, the source is this object's alone."""
 
     def __init__(self, source: Batches) -> None:
         self.source = source
@@ -45,7 +46,7 @@ class Prefetcher:
         self._job.start()
 
     def take(self) -> tuple[Array, ...]:
-        """The batch in work, when it is done; :meth:`start` begins with the one after.
+        """The current batch, when it is done; :meth:`start` begins with the one after.
 
         Raises:
             CaffeError: it could not be made; taking it again raises the same.
@@ -62,7 +63,7 @@ class Prefetcher:
         return dict(self._job.before)
 
     def set_state(self, state: State) -> None:
-        """Drop the batch in work and begin with the one at ``state``."""
+        """Drop the current batch and begin with the one at ``state``."""
         if self._job is not None:
             self._job.join()
         self.source.set_state(state)

@@ -8,9 +8,9 @@ __all__ = ["Records"]
 
 
 class Records(ABC):
-    """A position in a database, at a record unless :meth:`next` or :meth:`seek` have said otherwise.
+    """A position in a database, at a record unless :meth:`next` or :meth:`seek` have moved it.
 
-    All methods raise FormatError where the database turns out to be damaged.
+    All methods raise FormatError if the database is damaged.
     """
 
     key: bytes

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _LONGEST = 1 << 15
-"""Pixels along a box's side; more are taken for a slip."""
+"""Pixels along a box's side; more count as a mistake."""
 
 
 class Segment(NamedTuple):
@@ -209,13 +209,13 @@ class Windows(Segments):
         labels = self.labels_for(item, size)
         self.check_size(item.mask, labels, size)
         # A box smaller than the crop is filled up with the mean, but its labels with those around it: OpenCV's
-        # copyMakeBorder reads beyond a view of a larger picture; resized boxes are no views.
+        # copyMakeBorder reads beyond a view of a larger picture; resized boxes are not views.
         reach = 0 if self.size[0] else self.transformer.crop
         labels = self.relabel(item, self.window(labels, item, self.s.fill, reach), size)
         return self.window(picture, item, 0), labels, size
 
     def window(self, picture: Array, item: Segment, outside: int, reach: int = 0) -> Array:
-        """The item's box in a picture or mask, resized; as far as the picture goes, of ``reach`` pixels at least."""
+        """The item's box in a picture or mask, resized, within the picture, of ``reach`` pixels at least."""
         x1, y1, x2, y2 = item.box
         bottom, right = (
             max(end + 1, min(at + reach, n)) for at, end, n in zip((y1, x1), (y2, x2), picture.shape, strict=False)

@@ -23,7 +23,7 @@ ZERO, ONE, TWO = F(0), F(1), F(2)
 
 
 class Box(NamedTuple):
-    """Corners in parts of the picture, np.float32; ``size`` is the area that the box is said to have, or None."""
+    """Corners in parts of the picture, np.float32; ``size`` is the area recorded with the box, or None."""
 
     xmin: Any
     ymin: Any

@@ -134,7 +134,7 @@ class SSDTransformer(Transformer):
         return item.changed(pixels.distort(item.picture, self.p.distort_param, self.draws_from, self.rand, item.where))
 
     def expanded(self, item: Item) -> tuple[Item, Box] | None:
-        """Put somewhere in a larger picture, and that one's box in parts of the item; None if it is to stay."""
+        """Place at random in a larger picture, and that one's box in parts of the item; None if it is to stay."""
         if not self.p.HasField("expand_param"):
             return None
         p, stream = self.p.expand_param, self.draws_from

@@ -50,7 +50,7 @@ class Transformer:
         self.stream = Stream(seed)
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
-        """The shape that an item of this shape comes out in."""
+        """The shape of an item of this shape after the transformations."""
         return (channels, self.crop, self.crop) if self.crop else (channels, height, width)
 
     def made(self, shape: tuple[int, int, int], where: str) -> tuple[int, int, int]:

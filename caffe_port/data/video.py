@@ -23,7 +23,7 @@ class VideoFrames(Batches):
     The original transforms each frame twice into the same place and so takes every random number twice.
 
     Args:
-        path: of the file, or of a sequence as OpenCV wants it: ``frames/%02d.png``.
+        path: of the file, or of a sequence as OpenCV names it: ``frames/%02d.png``.
     """
 
     transformer: SSDTransformer

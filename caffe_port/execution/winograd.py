@@ -33,7 +33,7 @@ _LARGEST = 64 << 20
 
 
 def pays(weight: Tensor, x: Tensor, stride: Sequence[int], dilation: Sequence[int], group: int) -> bool:
-    """Whether a convolution (out, in, h, w) of such a bottom is quicker this way. CAFFE_PORT_WINOGRAD=0 says never."""
+    """Whether a convolution (out, in, h, w) of such a bottom is quicker this way. CAFFE_PORT_WINOGRAD=0: never."""
     if os.environ.get("CAFFE_PORT_WINOGRAD") == "0":
         return False
     if tuple(weight.shape[2:]) != (_KERNEL, _KERNEL) or set(stride) != {1} or set(dilation) != {1} or group != 1:

@@ -69,7 +69,7 @@ class SSDImageData(_Transforming, ImageData, ssd.ImageData):
 
 
 class _OfDataParam(_Transforming):
-    """``batch_size`` stands in the ``data_param``."""
+    """``batch_size`` is in the ``data_param``."""
 
     def batch_size(self) -> int:
         size: int = self.fields.data_param.batch_size

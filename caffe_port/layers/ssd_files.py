@@ -33,14 +33,14 @@ def read_label_map(path: str) -> dict[int, str]:
     """Names by label of an SSD label map.
 
     Raises:
-        FileError: it is missing. DefinitionError: it is no label map. FormatError: a label stands twice.
+        FileError: it is missing. DefinitionError: it is not a label map. FormatError: a label occurs twice.
     """
     if not Path(path).is_file():
         raise FileError(path, "no such file", expected="a label map")
     items = parse_text(Path(path).read_text(encoding="utf-8", errors="replace"), schema_of(SSD).LabelMap, path).item
     names = {item.label: item.name for item in items}
     if len(names) < len(items):
-        raise FileError(path, "a label that stands twice", expected="each once")
+        raise FileError(path, "a label that occurs twice", expected="each once")
     return names
 
 

@@ -40,7 +40,7 @@ class _Divided(torch.autograd.Function):
 
 
 class _Forgetting(torch.autograd.Function):
-    """The loss itself; once it has gone backward, the layer matches anew. It depends on ``bottoms`` even if empty."""
+    """The loss itself; after its backward pass the layer matches again. It depends on ``bottoms`` even if empty."""
 
     @staticmethod
     def forward(ctx: Any, layer: MultiBoxLoss, loss: Tensor, *bottoms: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def read_sizes(path: str) -> list[tuple[str, int, int]]:
     """(name, height, width) of each picture of a name_size_file, whose words are separated by any space.
 
     Raises:
-        FileError: it is missing or unreadable. FormatError: a height or width is no whole number.
+        FileError: it is missing or unreadable. FormatError: a height or width is not a whole number.
     """
     words = bytes(map_file(Path(path))).decode("utf-8", "surrogateescape").split()
     found = []

@@ -54,7 +54,7 @@ class YoloDetectionOutput(additions.YoloDetectionOutput, _Detections):
     """The boxes of YOLO 2's maps: the best class of each, from ``confidence_threshold`` on, thinned by overlap.
 
     A map has ``num_box`` boxes of (x, y, w, h, object, classes); the score is the object's times the softmax of its
-    class. Every box is said to be of item 0, whichever it is of.
+    class. Every box has item 0, whatever its item.
     """
 
     def forward(self, *maps: Tensor) -> Tensor:

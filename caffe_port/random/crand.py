@@ -1,6 +1,6 @@
 """The C library's rand() of Linux, which std::random_shuffle draws from, and so HDF5Data's shuffling.
 
-Nobody seeds it in Caffe: it starts from 1 in every process, and ``random_seed`` has no say in it. Source: glibc's
+Caffe never seeds it: it starts from 1 in every process, and ``random_seed`` does not affect it. Source: glibc's
 rand(3) (its TYPE_3 generator), and bits/stl_algo.h of libstdc++ for the shuffle.
 """
 

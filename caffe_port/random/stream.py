@@ -1,6 +1,6 @@
 """One Mersenne Twister and the distributions Caffe draws from it, equal to the last bit.
 
-Caffe makes a distribution anew for every call and boost's hold nothing back, so all there is to a stream is its
+Caffe makes a new distribution for every call and boost's keep no state, so all there is to a stream is its
 position in the Mersenne Twister's output of 32-bit *words*. Every method takes exactly the words that Caffe takes
 (math_functions.cpp, util/rng.hpp; boost 1.74: uniform_real_distribution, normal_distribution, bernoulli_distribution,
 uniform_int_distribution).
@@ -42,7 +42,7 @@ class Stream:
         seed: Caffe's ``random_seed``, of which the low 32 bits count; None takes one from the operating system.
 
     Attributes:
-        seeded: whether somebody has chosen the seed.
+        seeded: whether the seed was set by a caller.
     """
 
     def __init__(self, seed: int | None = None) -> None:

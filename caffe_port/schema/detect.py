@@ -127,8 +127,8 @@ def detect_dialect(evidence: Evidence, displaced: frozenset[str] = frozenset()) 
 
     Args:
         evidence: see :func:`evidence_of_text`.
-        displaced: names to which a user's description gave another meaning, as ``Schema.displaced``; these are no
-            evidence.
+        displaced: names to which a user's description gave another meaning, as ``Schema.displaced``; these do not
+            count as evidence.
 
     Returns:
         The dialect that knows everything in the net: BVLC where it does, else the only one, or the one that the

@@ -33,7 +33,7 @@ def merge_state(net: Any, phase: int | None, state: Any) -> None:
 
 
 def meets(state: Any, rule: Any) -> bool:
-    """Whether a NetState meets a NetStateRule."""
+    """Whether a NetState satisfies a NetStateRule."""
     return not (
         (rule.HasField("phase") and rule.phase != state.phase)
         or (rule.HasField("min_level") and state.level < rule.min_level)

@@ -71,7 +71,7 @@ class Outputs:
             if before is not None:
                 link.symlink_to(before, target_is_directory=True)
         for folder in reversed(self._folders):
-            with suppress(OSError):  # not empty: somebody else's files
+            with suppress(OSError):  # not empty: files of other programs
                 folder.rmdir()
 
     def open(self, path: str) -> BinaryIO:

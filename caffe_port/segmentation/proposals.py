@@ -101,7 +101,7 @@ def forest(path: str) -> Any:
 
 
 def _thinned(edges: Array, across: Array, down: Array) -> Array:
-    """The pixels that are no weaker than both neighbours across the edge; 0 elsewhere."""
+    """The pixels that are at least as strong as both neighbours across the edge; 0 elsewhere."""
     import cv2
 
     y, x = np.indices(edges.shape, np.float32)

@@ -33,7 +33,7 @@ class Means:
         self.scores, self.batches = scores, self.batches + 1
 
     def finish(self) -> list[Scores]:
-        """Log and return what came out."""
+        """Log and return the scores."""
         n = np.float32(self.batches)
         means = [Scores(s.name, s.weight, float(total / n)) for s, total in zip(self.scores, self.sums, strict=True)]
         self.log.scores("Test", means)
@@ -64,7 +64,7 @@ class Detections:
             self.rows[name].append(outputs[name].reshape(-1, 5).cpu().numpy())
 
     def finish(self) -> list[Scores]:
-        """Log and return what came out."""
+        """Log and return the scores."""
         found = []
         for i, (name, parts) in enumerate(self.rows.items()):
             rows = np.concatenate(parts)

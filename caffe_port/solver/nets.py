@@ -81,7 +81,7 @@ class Nets:
         ]
 
     def _generic(self) -> tuple[str, Any] | None:
-        """The net that serves for training and for tests, if there is one."""
+        """The net used for both training and tests, if there is one."""
         if self.param.HasField("net"):
             return f"net file: {self.param.net}", self.param.net
         return ("net_param", self.param.net_param) if self.param.HasField("net_param") else None

@@ -1,4 +1,4 @@
-"""Whether snapshots can be written where a solver wants them, asked before the training; and by whom else."""
+"""Whether snapshots can be written under a solver's prefix, checked before the training; and the lock on the prefix."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_form(param: Any, net: Net, where: str) -> None:
 
     Raises:
         WeightsError: HDF5, and a layer's name that it cannot hold; binary, and more than a file of Caffe's may have.
-        CaffeError: another module stands in a layer's place, whose parameters no file of Caffe's holds.
+        CaffeError: another module is in a layer's place, whose parameters no file of Caffe's holds.
     """
     if not writes(param):
         return
@@ -102,8 +102,8 @@ def check_form(param: Any, net: Net, where: str) -> None:
 class Lock:
     """Keeps two processes from writing snapshots of one prefix at a time.
 
-    The lock is the kernel's, on the file ``.PREFIX.lock``, which says who holds it: when the process ends, in whatever
-    way, the lock is free, and a file that was left is no obstacle. Within a process it may be taken any number of
+    The lock is the kernel's, on the file ``.PREFIX.lock``, which names the holder: when the process ends, in whatever
+    way, the lock is free, and a lock file that remains has no effect. Within a process it may be taken any number of
     times.
     """
 

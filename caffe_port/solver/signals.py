@@ -40,7 +40,7 @@ class Signals:
             if self._stopping:
                 raise KeyboardInterrupt
             self._stopping = True
-            if sys.stderr.isatty():  # past Python's own buffers, which may be in use just now
+            if sys.stderr.isatty():  # not through Python's own buffers, which may be in use at this moment
                 os.write(2, b"\nstopping after this iteration; the same again stops at once\n")
         if effect != "none":
             self._received.append(effect)

@@ -7,7 +7,7 @@ the test nets), its recurrent layers, its averaged loss, its learning-rate polic
 resumed run equals, bit for bit, the run without a break; without it (real Caffe's snapshots have none) data and random
 numbers start from the beginning, as in Caffe.
 
-A process killed while it writes one leaves nothing that passes for a snapshot. Weights and state are first written
+A process killed while it writes one leaves no file that is accepted as a snapshot. Weights and state are first written
 under other names and synced, then the resume file is put in place, then they are renamed: between the two renames one
 file has its checksum in the resume file and the other does not, and they are refused. An earlier snapshot of the same
 name is replaced that way; others are never touched. What a killed process left half-written, the next snapshot of the

@@ -1,7 +1,7 @@
 """What a training has moved besides the parameters: :class:`SolverState`, and :class:`Position`, a moment of it.
 
-A position is kept while an iteration is under way: one that fails is undone with it, for an iteration changes
-parameters only when all else has gone well. A snapshot holds it, so that a resumed run equals the run without a break.
+A position is kept during an iteration: if that fails it is undone, because an iteration changes parameters only after
+all other steps have succeeded. A snapshot holds it, so that a resumed run equals the run without a break.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SolverState:
             Whether any have changed.
 
         Raises:
-            CaffeError: what stands in the net cannot be updated.
+            CaffeError: a module of the net cannot be updated.
         """
         learnable = list(learnable_params(self.nets[0], of_steps=self.rule.of_steps))
         if [id(p.parameter) for p in learnable] == [id(p.parameter) for p in self.learnable]:

@@ -288,7 +288,7 @@ class ImageData(_Transformed, sources.ImageData):
 
 
 class _Frames(_Transformed):
-    """batch_size stands in the data_param."""
+    """batch_size is in the data_param."""
 
     tops = (1, 2)
     by_phase = True

@@ -186,7 +186,7 @@ def _class_names(arguments: argparse.Namespace, system: System) -> tuple[str, ..
 
 
 def _warn_unfolded(net: Any, weights: str) -> None:
-    """Says when weights look trained and not folded: their file holds a loss, and the net's BN layers take statistics
+    """Warns when weights look trained and not folded: their file holds a loss, and the net's BN layers take statistics
     from it."""
     from caffe_port.formats import open_weights
 

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["page"]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""The browser itself refuses whatever the page would load."""
+"""The browser itself blocks everything that the page would load."""
 
 
 def page(data: dict[str, Any]) -> str:

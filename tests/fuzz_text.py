@@ -110,7 +110,7 @@ def read_proto(path: Path) -> None:
     try:
         load_proto(path).NetParameter(name="n")
     finally:
-        merge._load.cache_clear()  # a process reads a few such files, not thousands
+        merge._merged.cache_clear()  # a process reads a few such files, not thousands
 
 
 SIZES = ("0", "-1", "1", "2", "3", "5", "7", "64", "2147483647", "2147483648", "4294967295", "9223372036854775807")

@@ -29,8 +29,8 @@ class Dialect:
     """A description of the program."""
     lineage: tuple[str, ...] = ()
     """Its own name, then those of the dialects whose layers and messages it has too, nearest first."""
-    proto: Path | None = None
-    """A ``.proto`` file with the messages and fields that its lineage lacks."""
+    proto: Path | str | None = None
+    """A ``.proto`` file, or its text, with the messages and fields that its lineage lacks."""
     marks: frozenset[str] = frozenset()
     """The parts of definitions that are only in files for this Caffe: "type T", "field a.b" (of a layer), "T with N
     tops", "solver field f"."""

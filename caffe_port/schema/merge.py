@@ -35,7 +35,7 @@ def schema_of(dialect: Dialect) -> Schema:
     return schema
 
 
-def load_proto(path: str | Path, over: Schema = SCHEMA) -> Schema:
+def load_proto(source: str | Path, over: Schema = SCHEMA) -> Schema:
     """The messages of another Caffe's description together with ours, or with those of ``over``.
 
     Messages, fields and enum values that ours lack are added. Where a field or a value has another number or type in
@@ -43,20 +43,25 @@ def load_proto(path: str | Path, over: Schema = SCHEMA) -> Schema:
     Where only the label or the default differs, ours is used: the layers here depend on it. In forks older than 2015
     ``LayerParameter`` is today's ``V1LayerParameter``: messages are matched by their role in a net.
 
+    Args:
+        source: a ``.proto`` file, or its text (a str with a brace).
+
     Raises:
         FileError: the file cannot be read.
         DefinitionError: it is not a proto2 description; with file:line:column.
     """
+    if isinstance(source, str) and "{" in source:
+        return _merged(source, "<proto>", over)
     try:
-        stat = Path(path).stat()
-        return _load(str(path), stat.st_mtime_ns, stat.st_size, over)
+        text = Path(source).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise FileError(str(path), error.strerror or "cannot be read", expected="a caffe.proto") from None
+        raise FileError(str(source), error.strerror or "cannot be read", expected="a caffe.proto") from None
+    return _merged(text, str(source), over)
 
 
 @cache
-def _load(path: str, _mtime: int, _size: int, over: Schema) -> Schema:
-    theirs = parse_proto(Path(path).read_text(encoding="utf-8", errors="replace"), path, over.file)
+def _merged(text: str, path: str, over: Schema) -> Schema:
+    theirs = parse_proto(text, path, over.file)
     _match_names(theirs)
     merged = FileDescriptorProto()
     merged.CopyFrom(over.file)

@@ -201,6 +201,9 @@ class Spec:
         moves = not self.in_place and set(message.top) & set(message.bottom)
         self.refuse(moves, "a top that is its bottom", expected="another name: the layer does not work in place")
         if self.param:
+            lacks = self.param not in message.DESCRIPTOR.fields_by_name
+            remedy = "give the Caffe's .proto that defines it with --proto FILE (in Python proto=)"
+            self.refuse(lacks, f"no field {self.param} in LayerParameter", remedy=remedy)
             self.p = p = getattr(fields, self.param)
             p.skip(*self.ignores)
             for name, field, optional in _parsed(self.reads):

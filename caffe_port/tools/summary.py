@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,7 +167,7 @@ def _definition(
         found.kind = "unreadable"
         return found
     if found.kind == "net":
-        _net(found, message, chosen, phase, level, stages)
+        _net(found, message, chosen, proto, phase, level, stages)
     return found
 
 
@@ -201,7 +202,13 @@ def _notes(text: str) -> list[str]:
 
 
 def _net(
-    found: Summary, message: Any, dialect: Dialect, phase: str | None, level: int, stages: tuple[str, ...]
+    found: Summary,
+    message: Any,
+    dialect: Dialect,
+    proto: str | None,
+    phase: str | None,
+    level: int,
+    stages: tuple[str, ...],
 ) -> None:
     """Sets the fields that follow from the net's layers."""
     found.name = message.name
@@ -210,13 +217,14 @@ def _net(
     found.levels = sorted({n for rule in rules for n in _levels(rule)})
     found.phases = {one: _count(message, one, level, stages) for one in ("TEST", "TRAIN")}
     found.phase = phase or "TEST"
+    read = partial(read_net, level=level, stages=stages, dialect=dialect, proto=proto)
     try:
-        definition = read_net(message, phase=found.phase, level=level, stages=stages, dialect=dialect)
+        definition = read(message, phase=found.phase)
     except CaffeError as error:
         try:
             if phase:
                 raise
-            definition = read_net(message, phase="TRAIN", level=level, stages=stages, dialect=dialect)
+            definition = read(message, phase="TRAIN")
             found.phase = "TRAIN"
         except CaffeError:
             found.problems.append(_without_path(error, found.file))

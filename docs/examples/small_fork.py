@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -11,12 +10,17 @@ from caffe_port.dialects import BVLC, register
 from caffe_port.layers import Layer, layer
 from caffe_port.layers.base import Shape
 
+PROTO = """
+message LayerParameter { optional ShiftParameter shift_param = 900; }
+message ShiftParameter { optional float by = 1 [default = 1]; }
+"""
+
 register(
     replace(
         BVLC,
         name="small-fork",
         title="an invented fork",
-        proto=Path(__file__).with_name("small_fork.proto"),
+        proto=PROTO,
         marks=frozenset({"type ChannelMax", "type Shift", "field shift_param"}),
         loss_guards_empty=False,
         mvn_eps=1e-6,

@@ -34,9 +34,9 @@ from caffe_port.layers.functions import recorded, traced
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import PHASES
 from caffe_port.schema.plugins import python_layers_allowed, writes_allowed
-from caffe_port.spec.base import without_effect
 from caffe_port.spec.coords import compose, identity_map, inverse
 from caffe_port.spec.infer import blob_shape
+from caffe_port.spec.no_effect import without_effect
 from caffe_port.weight_loading import Account, load
 
 __all__ = ["Net"]

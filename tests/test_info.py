@@ -203,3 +203,19 @@ def test_a_net_and_weights_together(
         assert found == status
         assert [line for line in lines if line not in said] == []
     assert call(capsys, "n", "w.npz", "--json")[1].count("\n") == 2
+
+
+def test_a_plugins_layer_is_computed_with_its_fields(tmp_path: Path) -> None:
+    """In processes of their own, because they register a layer. Without --proto the block is unknown: one line."""
+    examples = ROOT / "docs" / "examples"
+    (tmp_path / "bare.prototxt").write_text(
+        """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 1 dim: 2 dim: 2 } } }
+        layer { name: "zoom" type: "Interp" bottom: "x" top: "y" }"""
+    )
+    command = [sys.executable, "-m", "caffe_port", "info", "--dialect", "bvlc", "--plugin", str(examples / "interp.py")]
+    for more, wanted in (
+        ([str(examples / "interp.prototxt"), "--proto", str(examples / "interp.proto")], "zoom 1 x 2 x 33 x 49"),
+        ([str(tmp_path / "bare.prototxt")], "no field interp_param in LayerParameter; give the Caffe's .proto"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert wanted in done.stdout, done.stdout + done.stderr

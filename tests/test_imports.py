@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,11 @@ def test_no_cycles() -> None:
 def test_the_package_stands_without_its_scripts(path: Path) -> None:
     outside = {"converters", "prototxt", "tests", "benchmarks"}
     assert not outside & {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+
+
+def test_the_documentation_shows_the_packages_in_this_order() -> None:
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "development.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`(\w+)(?:\.py|/)`", row)] == PACKAGES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())

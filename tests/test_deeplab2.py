@@ -89,6 +89,19 @@ def test_matlab_files_are_read_in_turn(
             assert np.array_equal(found[top], blobs[batch, i, 0])
 
 
+@pytest.mark.parametrize(("label", "bias"), [([[-1, 0]], [[0, 3]]), ([[-1, -1]], [[0, 0]]), ([[255, 0]], [[0, 3]])])
+def test_biases_of_labelled_pixels_alone(label: list[list[int]], bias: list[list[int]]) -> None:
+    """Of one channel, so that an unlabelled pixel has no other channel to be taken for."""
+    net = Net(
+        "input: 'x' input_shape { dim: [1, 1, 1, 2] } input: 't' input_shape { dim: [1, 1, 1, 2] }"
+        " layer { name: 'b' type: 'BiasChannel' bottom: 'x' bottom: 't' top: 'y'"
+        " bias_channel_param { label_type: PIXEL fg_bias: 3 ignore_label: 255 } }",
+        dialect="deeplab2",
+    )
+    y = net(x=torch.tensor([[[[10.0, 20.0]]]]), t=torch.tensor([[label]]).float())["y"]
+    assert torch.equal(y, torch.tensor([[[[10.0, 20.0]]]]) + torch.tensor([[bias]]))
+
+
 CRF = (
     "layer { name: 'x' type: 'DummyData' top: 'x' top: 'd' top: 'im' dummy_data_param {"
     " shape { dim: 1 dim: 2 dim: 3 dim: 4 } shape { dim: 1 dim: 1 dim: 1 dim: 2 } shape { dim: 1 dim: 3 dim: 3 dim: 4 }"

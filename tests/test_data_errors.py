@@ -185,7 +185,7 @@ def lmdb_of(folder: Path, *records: bytes) -> str:
     ("record", "said"),
     [
         (None, "an empty database"),
-        (b"\xff\xff", "record 0: a record that is no Datum"),
+        (b"\xff\xff", "record 0: a record that is not a Datum"),
         (SCHEMA.Datum(data=b"abc", channels=1, height=2, width=2), "record 0: expected 1x2x2, found a Datum of 3 numb"),
         (SCHEMA.Datum(channels=0, height=2, width=2), "a Datum of 0 numbers"),
         (SCHEMA.Datum(data=b"abc", encoded=True), "data that OpenCV cannot decode"),

@@ -140,7 +140,7 @@ def test_a_png_whose_chunks_lie_past_its_end(length: int, tmp_path: Path, monkey
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(FormatError, match="data that OpenCV cannot decode"):
         decode_picture(data, 1, "x")
-    with pytest.raises(FormatError, match="its head is damaged"), opened_picture(tmp_path / "x"):
+    with pytest.raises(FormatError, match="its header is damaged"), opened_picture(tmp_path / "x"):
         pass
 
 
@@ -342,7 +342,7 @@ def test_matlab_stores_whole_numbers_in_fewer_bytes(tmp_path: Path) -> None:
         (mat(6, (1, 1), 9, bytes(8)), "data of class 6 with 2 axes"),
         (mat(0x807, (1, 1), 7, bytes(4)), "data of class 7, complex, with 2 axes"),
         (mat(7, (1,) * 5, 7, bytes(4)), "with 5 axes"),
-        (bytes(124) + b"\0\1IM" + pack("<II", 15, 3) + b"abc", "no MATLAB file of version 5 (Error -3"),
+        (bytes(124) + b"\0\1IM" + pack("<II", 15, 3) + b"abc", "not a MATLAB file of version 5 (Error -3"),
     ],
 )
 def test_damaged_matlab_files(data: bytes, said: str, tmp_path: Path) -> None:

@@ -322,7 +322,11 @@ WRONG: dict[str, tuple[Callable[[Folder], object], type[CaffeError], str]] = {
     "broken picture": (_write("JPEGImages/val_000003.jpg", "x"), FormatError, "val_000003.jpg.*cannot be read"),
     "no list": (_remove(f"{LISTS}/val.txt"), FileError, "val: expected one of .*no such list"),
     "empty list": (_write(f"{LISTS}/train.txt", "\n"), FormatError, "an empty list"),
-    "a picture twice": (_write(f"{LISTS}/val.txt", "val_000001\nval_000001\n"), FormatError, "val_000001 again"),
+    "a picture twice": (
+        _write(f"{LISTS}/val.txt", "val_000001\nval_000001\n"),
+        FormatError,
+        "val_000001 a second time",
+    ),
     "unknown class": (_write(f"{LISTS}/labels.txt", "val_000001 rinng\n"), FormatError, "did you mean ring"),
     "strong picture that is none of train": (
         _write(f"{LISTS}/mine.txt", "val_000001\n"),

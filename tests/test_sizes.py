@@ -110,7 +110,7 @@ def test_an_input_given_later(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CaffeError, match="top t of shape"):
         Net(net("1 1 4 4", 'type: "Tile" tile_param { tiles: 1000 axis: 0 }')).reshape_for({"x": (3000, 1, 1000, 1000)})
     monkeypatch.setattr(memory, "_machine", lambda: 4000)
-    with pytest.raises(CaffeError, match=r"less than what is left .* weight of shape .* takes 12,000 bytes"):
+    with pytest.raises(CaffeError, match=r"less than is free of .* weight of shape .* takes 12,000 bytes"):
         Net(net("1 1000", 'type: "InnerProduct" inner_product_param { num_output: 3 }'))
     Net(net("1 100", 'type: "InnerProduct" inner_product_param { num_output: 3 }'))
 

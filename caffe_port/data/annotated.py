@@ -79,7 +79,7 @@ class AnnotatedBatches(Batches):
         try:
             record = schema_of(SSD).AnnotatedDatum.FromString(self._records.value)
         except DecodeError as error:
-            raise FormatError(where, "a record that is no AnnotatedDatum") from error
+            raise FormatError(where, "a record that is not an AnnotatedDatum") from error
         if not record.HasField("datum"):
             raise FormatError(
                 where,
@@ -121,7 +121,7 @@ class AnnotatedBatches(Batches):
             elif shape != data.shape[1:]:
                 raise ShapeError(
                     item.where,
-                    f"a picture that comes out as {'x'.join(map(str, shape))}",
+                    f"a transformed picture of {'x'.join(map(str, shape))}",
                     expected=f"{'x'.join(map(str, data.shape[1:]))}, as the first of the batch",
                     remedy="a resize_param or crop makes all equal",
                 )

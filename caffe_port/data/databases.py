@@ -64,7 +64,7 @@ def read_datum(data: bytes, decoder: Callable[[bytes, str], Array], where: str) 
     try:
         datum = SCHEMA.Datum.FromString(data)
     except DecodeError as error:
-        raise FormatError(where, "a record that is no Datum") from error
+        raise FormatError(where, "a record that is not a Datum") from error
     if datum.encoded:
         return Record(decoder(datum.data, where), datum.label, True)
     shape: tuple[int, ...] = (datum.channels, datum.height, datum.width)

@@ -59,7 +59,7 @@ class LmdbRecords(Records):
         if found is None or not (256 <= self._page_size <= 1 << 16 and self._page_size & (self._page_size - 1) == 0):
             raise FormatError(
                 self._path,
-                "something else, or a damaged file",
+                "another kind of file, or a damaged one",
                 expected="an LMDB database of version 1, of a 64-bit little-endian machine",
             )
         other = self._meta(self._read(self._page_size, 16 + _META.size)) if self._size > self._page_size else None

@@ -55,7 +55,9 @@ def read_mat(path: str) -> Array:
                     return _blob(path, flags, np.frombuffer(dims, f"{order}i4").tolist(), parts, order)
     except (ValueError, error, zlib.error, StopIteration) as problem:
         why = str(problem) or "an incomplete variable"
-        raise FormatError(path, f"no MATLAB file of version 5 ({why})", expected="one with a variable data") from None
+        raise FormatError(
+            path, f"not a MATLAB file of version 5 ({why})", expected="one with a variable data"
+        ) from None
     raise FormatError(path, "no variable data", expected="one, of single numbers")
 
 

@@ -300,7 +300,7 @@ def opened_picture(path: str | Path, where: str = "") -> Iterator[Image]:
             if size is not None:
                 _check(size, where, name)
             elif _parser(file.read(_HEAD)):  # Pillow reads further kinds, and knows their sizes before it decodes
-                raise ValueError("its head is damaged")
+                raise ValueError("its header is damaged")
         with Image.open(path) as picture:
             _check(Size(picture.width, picture.height, _PILLOW), where, name)
             yield picture

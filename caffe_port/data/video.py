@@ -59,7 +59,7 @@ class VideoFrames(Batches):
                     self._path,
                     f"the end of the video after {self._at} frames",
                     expected="a frame: the original stops here too",
-                    remedy=f"{self._at // self._batch} passes use it up",
+                    remedy=f"{self._at // self._batch} passes reach its end",
                 )
             self._at += 1
             for _ in range(2):

@@ -51,7 +51,7 @@ def check_input(path: str | os.PathLike) -> None:
         near = nearest(file.name, there)
         raise FileError(str(path), "no such file", remedy=f"did you mean {near}?" if near else "check the path")
     if not os.access(file, os.R_OK):
-        raise FileError(str(path), "which may not be read", remedy="check its permissions")
+        raise FileError(str(path), "without permission to read it", remedy="check its permissions")
 
 
 @contextmanager

@@ -196,8 +196,8 @@ def text_of(group: h5py.Group, key: str) -> str:
 
     item = find(group, key)
     if not isinstance(item, h5py.Dataset) or item.shape != () or item.dtype.kind not in "SO" or item.external:
-        raise FormatError(_where(group, key), "no text", expected="one text")
+        raise FormatError(_where(group, key), "no text", expected="one string")
     value = item[()]
     if not isinstance(value, (bytes, str)):
-        raise FormatError(_where(group, key), f"a {type(value).__name__}", expected="one text")
+        raise FormatError(_where(group, key), f"a {type(value).__name__}", expected="one string")
     return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")

@@ -149,7 +149,7 @@ class Layer(Spec, Named):
         except RuntimeError:  # it is taken already
             pass
         found = f"{what} of shape {tuple(shape)}, which takes {size:,} bytes"
-        raise self.shape_error(found, expected=f"less than what is left of this machine's {most:,}")
+        raise self.shape_error(found, expected=f"less than is free of {most:,} bytes of memory")
 
     def share(self, name: str, owner: nn.Parameter) -> None:
         """Place the blob ``name`` in ``owner``'s memory; with the same shape it is the same parameter."""

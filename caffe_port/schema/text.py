@@ -113,7 +113,7 @@ def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> 
     if match := _UNKNOWN_VALUE.search(plain):
         return _with_others(_unknown_value(where, root, *match.groups()), text, root)
     if match := _TWICE.search(plain):
-        return DefinitionError(where, f"{match[1]} a second time", expected="it once", remedy="remove one")
+        return DefinitionError(where, f"{match[1]} a second time", expected="one", remedy="remove one")
     if match := re.fullmatch(r"Expected string but found: '(\w+)'", plain):
         string = V1_TO_V2.get(match[1], match[1])
         return DefinitionError(where, match[1], expected=f'"{string}"', remedy="put the string in quotes")

@@ -35,7 +35,9 @@ def listed(path: Path) -> list[str]:
     for number, line in lines(str(path)):
         name = line.split()[0]
         if name in seen:
-            raise FormatError(f"{path}:{number}", f"{name} again", expected=f"it once, in line {seen[name]}")
+            raise FormatError(
+                f"{path}:{number}", f"{name} a second time", expected=f"each name once, as in line {seen[name]}"
+            )
         seen[name] = number
     return list(seen)
 

@@ -55,7 +55,7 @@ def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) 
                 yield result
         except BrokenProcessPool as error:
             found = "one ended before its work was done (killed, or out of memory)"
-            raise CaffeError("worker processes", found, remedy="take fewer of them") from error
+            raise CaffeError("worker processes", found, remedy="use fewer of them") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -41,7 +41,7 @@ class Windows(Spec):
         tops, axes = super().top_shapes(*shapes), len(self.kernel)
         numbers = (*self.kernel, *self.stride)
         if numbers and max(numbers) >= 2**31:
-            raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="32 bits")
+            raise self.error(f"kernel {self.kernel}, stride {self.stride}", expected="numbers below 2**31")
         if axes and axes == len(self.stride) and len(shapes[0]) > axes and is_known(shapes[0]) and is_known(tops[0]):
             sides = zip(shapes[0][-axes:], tops[0][-axes:], self.kernel, self.stride, strict=True)
             reach = [(min(inside, outside) - 1) * s + k for inside, outside, k, s in sides]
@@ -56,7 +56,7 @@ class Windows(Spec):
         self.pad, self.dilation = self.spatial("pad", axes, 0), self.holes(axes)
         if min((*self.kernel, *self.stride, *self.dilation), default=1) < 1:
             found = f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}"
-            raise self.error(found, expected="no zeros")
+            raise self.error(found, expected="numbers above 0")
 
     def spatial(self, name: str, axes: int, default: int | None) -> tuple[int, ...]:
         """A repeated window field, with its ``_h``/``_w`` forms (base_conv_layer.cpp, LayerSetUp)."""
@@ -254,7 +254,7 @@ class Pooling(Windows):
         self.refuse(
             (not self.global_pooling and min(self.kernel) < 1) or min(self.stride) < 1,
             f"kernel {self.kernel}, stride {self.stride}",
-            expected="no zeros",
+            expected="numbers above 0",
         )
         self.refuse(
             any(self.pad) and any(p >= k for p, k in zip(self.pad, self.kernel, strict=True)),
@@ -346,7 +346,7 @@ class Unpooling(Windows):
         self.refuse(
             min(self.kernel) < 1 or min(self.stride) < 1,
             f"kernel {self.kernel}, stride {self.stride}",
-            expected="no zeros",
+            expected="numbers above 0",
         )
         self.refuse(self.pair("pad") != (0, 0), "a pad", expected="no padding: the original has none")
         both = p.has("unpool_h") and p.has("unpool_w")

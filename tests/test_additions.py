@@ -268,7 +268,7 @@ def test_wrong_definitions(layer: str, says: str) -> None:
         run(layer, WIDE)
 
 
-def test_fields_without_effect_are_told_once(
+def test_fields_without_effect_are_logged_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = "layer {{ name: '{0}' type: 'ReLU' bottom: 'x' top: '{0}' quantization_param {{ bw_layer_in: 8 }} }} "
@@ -283,7 +283,7 @@ def test_fields_without_effect_are_told_once(
     "field",
     ["engine: 'MKLDNN'", "default_forward_type: FLOAT16", "global_grad_scale: 8", "reduce_buckets: 3"],
 )
-def test_a_nets_own_fields_without_effect_are_told(
+def test_a_nets_own_fields_without_effect_are_logged(
     field: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOG_minloglevel", "0")

@@ -119,7 +119,7 @@ def test_train(run: Run) -> None:
 
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
-def test_time_tells_every_layer(phase: str, run: Run) -> None:
+def test_time_reports_every_layer(phase: str, run: Run) -> None:
     status, _, err = run("time", "-model", "net.prototxt", "-iterations", "3", "-phase", phase)
     assert status == 0
     lines = err[err.index("Performing Forward") :].splitlines()

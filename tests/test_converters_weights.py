@@ -108,7 +108,7 @@ def equal(one: Path | str, two: Path | str) -> None:
 
 @pytest.mark.parametrize("generation", [1, 2])
 @pytest.mark.parametrize("format", ["safetensors", "pth", "npz", "h5"])
-def test_there_and_back(generation: int, format: str, here: Path, capsys: pytest.CaptureFixture) -> None:
+def test_round_trip(generation: int, format: str, here: Path, capsys: pytest.CaptureFixture) -> None:
     source = f"v{generation}.caffemodel"
     assert call(caffe2torch.main, source, "--format", format) == 0
     said = capsys.readouterr().out
@@ -132,7 +132,7 @@ def pairs() -> list:
 
 
 @pytest.mark.parametrize("source", pairs())
-def test_models_from_the_wild_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_published_models_round_trip(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     prototxt = source.with_suffix(".prototxt") if source.suffix else source / "net.prototxt"
     model = source if source.suffix else next(source.glob("weights.*"))
     state, back = str(tmp_path / "w.safetensors"), tmp_path / "back.caffemodel"

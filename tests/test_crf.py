@@ -50,7 +50,7 @@ def test_defaults_are_the_released_settings() -> None:
 
 
 @pytest.mark.parametrize(("d", "bound"), [(1, 0.01), (2, 0.02), (3, 0.04)])
-def test_the_lattice_means_as_the_gaussian_does(d: int, bound: float) -> None:
+def test_the_lattice_filters_as_the_gaussian_does(d: int, bound: float) -> None:
     rng = np.random.default_rng(d)
     points, values = rng.normal(size=(900, d)), rng.random((900, 3), np.float32)
     run = Lattice(points).filter
@@ -69,7 +69,7 @@ def test_the_lattice_is_linear_and_symmetric_where_it_is_full(d: int) -> None:
     torch.testing.assert_close((run(a) * b).sum(), (a * run(b)).sum(), rtol=0.02, atol=0)
 
 
-def test_points_far_apart_know_nothing_of_each_other() -> None:
+def test_distant_points_do_not_affect_each_other() -> None:
     run = Lattice(np.array([[0.0, 0, 0], [90, 0, 0], [0, 70, 500]])).filter
     values = torch.eye(3)
     found = run(values)

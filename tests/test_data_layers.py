@@ -233,7 +233,7 @@ prefetcher.start()
 
 
 @pytest.mark.parametrize("last", ["", "raise KeyboardInterrupt"])
-def test_leaving_python_while_a_batch_is_made(last: str) -> None:
+def test_exit_while_a_batch_is_made(last: str) -> None:
     """Large pictures take a while: the process waits for them, and ends as its script does."""
     assert cv2.imwrite("large.png", np.zeros((1500, 1500, 3), np.uint8))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -300,7 +300,7 @@ def test_the_working_directory_comes_first(tmp_path: Path) -> None:
 MEMORY = definition("MemoryData", "memory_data_param { batch_size: 2 channels: 1 height: 2 width: 3 }")
 
 
-def test_memory_data_goes_round() -> None:
+def test_memory_data_wraps_around() -> None:
     net = Net(MEMORY)
     data = np.arange(36, dtype=np.float32).reshape(6, 1, 2, 3)
     net.nodes[0][1].set_input_arrays(data, np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1))

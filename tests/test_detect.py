@@ -88,7 +88,7 @@ def test_wrong_arguments(arguments: list[str], says: str, here: Path, capsys: py
     assert says in printed[-1]
 
 
-def test_results_that_are_there_stay(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_existing_results_are_kept(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "detections.json").write_text("mine")
     run(here, "-o", str(tmp_path), status=2)
     assert "detections.json" in capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_mean_precision_by_hand() -> None:
 @pytest.mark.parametrize(
     "text", ["", "<annotation>", "<annotation><object><name>x</name></object></annotation>", "<!DOCTYPE a><a/>"]
 )
-def test_annotations_that_are_none(text: str, tmp_path: Path) -> None:
+def test_invalid_annotations(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     path.write_text(text)
     with pytest.raises(CaffeError, match=r"a\.xml"):

@@ -204,7 +204,7 @@ def test_switches_are_found_in_planes_of_any_width(width: int, ceil: bool) -> No
     ],
     ids=["ones", "counting", "not numbers", "one window"],
 )
-def test_what_is_no_switch(data: np.ndarray) -> None:
+def test_what_is_not_a_switch(data: np.ndarray) -> None:
     assert dump.window_switches(data) is None
 
 

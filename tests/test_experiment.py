@@ -160,7 +160,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 # -- the report
 
 
-def test_the_report_says_what_the_counts_say(tmp_path: Path) -> None:
+def test_the_report_equals_the_counts(tmp_path: Path) -> None:
     counts = np.array([[8, 2], [1, 9]])
     made = step(tmp_path, "scores", "pass")
     (tmp_path / "scores").mkdir()
@@ -196,7 +196,7 @@ def experiment(*arguments: object, cwd: Path, **options: object) -> subprocess.P
     return subprocess.Popen(command, cwd=cwd, env=environment, **pipes, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_one_cell_for_real_interrupted_and_gone_on_with(tmp_path: Path) -> None:
+def test_one_cell_interrupted_and_continued(tmp_path: Path) -> None:
     """The data drawn, everything trained for a few iterations, segmented and counted."""
     made = small_plan(tmp_path / "out", levels=["5"], systems=["decouplednet"])
     runner = Runner(tmp_path / "out", jobs=2)
@@ -215,7 +215,7 @@ def test_one_cell_for_real_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     assert len(list(masks.glob("*.png"))) == 3
 
 
-def test_the_command_prints_its_plan_in_words_to_be_typed(tmp_path: Path) -> None:
+def test_the_command_prints_commands_to_type(tmp_path: Path) -> None:
     process = experiment("--quick", "--plan", "-o", "out", "--levels", "5", "--systems", "wssl", cwd=tmp_path)
     said, wrong = process.communicate(timeout=120)
     assert process.returncode == 0, wrong

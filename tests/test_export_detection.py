@@ -183,7 +183,7 @@ def test_a_net_of_regions_at_several_sizes(dtype: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(found, top, rtol=0, atol=bound * np.abs(top).max())
 
 
-def test_a_check_tells_rounding_from_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_distinguishes_rounding_from_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels where two scores are nearly equal follow rounding: the scores are compared. A wrong label is found."""
     net = Net(
         "layer { name: 'x' type: 'Input' top: 'x' input_param { shape { dim: 4 dim: 3 dim: 16 dim: 16 } } }"

@@ -77,7 +77,7 @@ def test_names_and_shapes(type: str, stored: list, keys: list, shapes: list) -> 
     assert [array.shape for array in state.values()] == shapes
 
 
-def test_a_shape_that_is_not_padded_stays() -> None:
+def test_a_shape_that_is_not_padded_is_kept() -> None:
     assert torch_shape((2, 1, 5, 3), 2) == (2, 1, 5, 3)
     assert torch_shape((1, 1, 1, 1), 1) == (1,)
 
@@ -86,7 +86,7 @@ ALL_BLOBS = {"InnerProduct": 2, "Embed": 2, "Scale": 2, "BN": 2, "BatchNorm": 3,
 
 
 @pytest.mark.parametrize(("type", "count"), ALL_BLOBS.items())
-def test_files_in_any_order_find_back_to_caffes_order(type: str, count: int, tmp_path: Path) -> None:
+def test_files_in_any_order_get_caffes_order(type: str, count: int, tmp_path: Path) -> None:
     names = [name for name, _ in blob_names(type, count)]
     path = tmp_path / "w.safetensors"
     save_state_dict(path, {f"l.{name}": np.full(3, names.index(name), np.float32) for name in reversed(names)})

@@ -129,7 +129,7 @@ def test_a_full_disk_is_a_file_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_outputs(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     for path, says in (("there", "-f"), ("none/out", "no folder"), ("", "a folder")):
         with pytest.raises(FileError, match=says), atomic_write(tmp_path / path):

@@ -39,7 +39,7 @@ def _bomb(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "raises"), [("type", TypeError), ("refused", None), ("accepted", None), ("lines", None)]
 )
-def test_the_engine_tells_faults_from_errors(content: str, raises: type | None, tmp_path: Path) -> None:
+def test_the_engine_distinguishes_faults_from_errors(content: str, raises: type | None, tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text(content)
     reader = Reader("bomb", _bomb, lambda rng, folder: path)

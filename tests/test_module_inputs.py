@@ -82,7 +82,7 @@ def test_ways_to_call(kind: type[Net], mode, call: str) -> None:
         (lambda net: net(data=X[:, :2]), r"layer conv1 .*expected 3 channels.*\(2, 2, 7, 5\)"),
     ],
 )
-def test_what_cannot_be_is_one_error(kind: type[Net], mode, call, message: str) -> None:
+def test_invalid_inputs_are_one_error(kind: type[Net], mode, call, message: str) -> None:
     net = built(kind)
     with mode(), pytest.raises(CaffeError, match=message) as error:
         call(net)

@@ -62,7 +62,7 @@ def test_backward_is_caffes(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if str(c) not in [*ZERO, *TWO_NUMBERS]][::3], ids=str)
-def test_autograd_is_caffes_where_asked_for(case: Case) -> None:
+def test_autograd_is_caffes_on_request(case: Case) -> None:
     """The way of the solver: one graph through the net."""
     net, reference = built(case, gradients="caffe"), case.reference
     for key in reference.keys("param"):
@@ -125,7 +125,7 @@ def chain(text: str, **options: Any) -> Any:
         (APART, "caffe", DERIVATIVE, DERIVATIVE),
     ],
 )
-def test_who_gets_which_gradient(text: str, gradients: str | None, by_blobs: list, by_tensors: list) -> None:
+def test_which_layers_get_which_gradient(text: str, gradients: str | None, by_blobs: list, by_tensors: list) -> None:
     x = np.random.RandomState(1).randn(2, 2, 2, 3).astype(np.float32)
     diff = np.random.RandomState(2).randn(2, 2, 2, 3).astype(np.float32)
     net = chain(text, gradients=gradients)
@@ -167,7 +167,7 @@ def test_solver_uses_the_chosen_gradient(gradients: str, debug_info: str) -> Non
     assert ("derivatives" in logged[0]) == (gradients == "true")
 
 
-def test_a_choice_that_is_none() -> None:
+def test_an_invalid_choice() -> None:
     with pytest.raises(CaffeError, match="expected 'caffe' or 'true', found 'numeric'"):
         caffe_port.Net(APART, gradients="numeric")
 

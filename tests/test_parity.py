@@ -267,7 +267,7 @@ def test_names_are_escaped(here: Path) -> None:
     assert "&lt;i&gt;" in Path("page.html").read_text()
 
 
-def test_outputs_that_the_reference_lacks_are_told(here: Path, capsys: pytest.CaptureFixture) -> None:
+def test_outputs_that_the_reference_lacks_are_listed(here: Path, capsys: pytest.CaptureFixture) -> None:
     arrays = {k: a for k, a in computed().items() if k.startswith(("in/", "param/", "out/")) and k != "out/score"}
     assert run(arrays, "--json") == 0
     assert json.loads(capsys.readouterr().out)["lacking"] == ["score"]

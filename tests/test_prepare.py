@@ -178,7 +178,7 @@ def test_as_many_crops_as_the_paper_says(source: Path, made: tuple[Path, Prepare
         assert len(lines(path / f"seg_imgset_{level}" / "train.txt")) == wanted
 
 
-def test_lines_say_what_the_crop_shows(source: Path, made: tuple[Path, Prepared]) -> None:
+def test_lines_list_the_classes_of_the_crop(source: Path, made: tuple[Path, Prepared]) -> None:
     for picture, mask, *numbers in lines(made[0] / "seg_imgset_Full" / "train.txt"):
         assert (made[0] / "VOC2012" / picture[1:]).is_file()
         labels = read_labels(made[0] / "VOC2012" / mask[1:])

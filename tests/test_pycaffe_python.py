@@ -146,7 +146,7 @@ def test_shapes_follow_the_input() -> None:
 
 
 @pytest.mark.parametrize("where", ["setup", "reshape", "forward", "backward"])
-def test_the_users_exceptions_are_his(where: str) -> None:
+def test_the_users_exceptions_are_passed_on(where: str) -> None:
     def run() -> None:
         n = net(layer("Faulty", "x", "y", where))
         n.forward()
@@ -168,7 +168,7 @@ def test_the_users_exceptions_are_his(where: str) -> None:
         ),
     ],
 )
-def test_what_is_no_layer(text: str, message: str) -> None:
+def test_what_is_not_a_layer(text: str, message: str) -> None:
     with pytest.raises(LayerError, match=message):
         net(text)
 

@@ -67,7 +67,7 @@ def test_a_net_in_python_runs(tmp_path: Path) -> None:
         assert caffe_port.Net(source, caffe_port.TEST).forward()["loss"].shape == ()
 
 
-def test_names_made_up() -> None:
+def test_generated_names() -> None:
     data, label = L.DummyData(ntop=2)
     a = L.ReLU(L.Convolution(data, num_output=1), in_place=True)
     both = caffe_port.to_proto(L.Concat(a, L.Convolution(label, num_output=2)), L.Silence(a, ntop=0), data)
@@ -79,7 +79,7 @@ def test_names_made_up() -> None:
     assert a.to_proto() == a.fn.to_proto()
 
 
-def test_layers_of_the_fork_and_of_strangers() -> None:
+def test_layers_of_the_fork_and_unknown_layers() -> None:
     data = L.Input(shape={"dim": [1, 2, 4, 4]})
     pooled, switches = L.Pooling(data, kernel_size=2, stride=2, ntop=2)
     up = L.Unpooling(pooled, switches, unpool=P.Unpooling.MAX, kernel_size=2, stride=2, unpool_size=4)

@@ -154,7 +154,7 @@ def test_shuffle():
     assert digest(np.array(items, np.uint32), source.words(10)) == "4a3bbaed2bf28538"
 
 
-def test_shuffle_of_little_takes_nothing():
+def test_shuffling_one_item_draws_nothing():
     source = Stream(9)
     source.shuffle([])
     source.shuffle(["alone"])

@@ -209,7 +209,7 @@ def test_wrong_definitions(text: str, says: str) -> None:
     ("rows", "says"),
     [([[7, 0, 0, 1, 1], [0] * 5], "rois of items 0 to 7"), ([[-1, 0, 0, 1, 1], [0] * 5], "0, the items of the map")],
 )
-def test_rois_of_no_item(rows: list[list[float]], says: str) -> None:
+def test_rois_of_missing_items(rows: list[list[float]], says: str) -> None:
     net = caffe_port.Net(
         ROI + "layer { name: 'l' type: 'ROIPooling' bottom: 'x' bottom: 'r' top: 'y' roi_pooling_param "
         "{ pooled_h: 2 pooled_w: 2 } }"
@@ -275,7 +275,7 @@ def test_yaml(text: str, values: dict) -> None:
 
 
 @pytest.mark.parametrize("text", ["a", "a: [1", "{a: 1", "a: b: c", "{a}", "a: ]", "- 1"])
-def test_what_is_no_such_yaml(text: str) -> None:
+def test_unsupported_yaml(text: str) -> None:
     with pytest.raises(CaffeError, match="YAML of names, numbers and lists"):
         rcnn_settings.parse_yaml(text, "here")
 

@@ -112,7 +112,7 @@ def test_v1_blocks_reach_v2_layers(old):
         ("layers { type: UNPOOLING }", NOH),
     ],
 )
-def test_displaced_names_prove_no_dialect(text, dialect, old):
+def test_displaced_names_do_not_determine_a_dialect(text, dialect, old):
     assert read_net(text, proto=old).dialect is dialect
 
 

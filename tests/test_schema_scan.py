@@ -79,7 +79,7 @@ def test_a_template_is_recognised(text: str, where: str, found: str) -> None:
         assert str(caught.value).startswith(f"t:{where}: expected a prototxt, found {found}")
 
 
-def test_placeholders_in_strings_are_no_template() -> None:
+def test_placeholders_in_strings_are_not_a_template() -> None:
     text = 'layer { name: "${N}" } # {{ x }}'
     assert scan.fields(text)[0].value[0].value == '"${N}"'
 

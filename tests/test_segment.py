@@ -145,7 +145,7 @@ def test_threshold() -> None:
     assert Segmenter(net, threshold=between)(pixels).labels == (0, *np.flatnonzero(scores > between) + 1)
 
 
-def test_pixels_that_no_map_wants_go_to_all_alike() -> None:
+def test_pixels_without_a_map_are_shared_equally() -> None:
     """Two classes that are foreground together and background alone: all three maps are zero, and the first wins."""
     net, pixels = tiny(), picture(9, 6)
     state = net.state_dict()

@@ -53,7 +53,7 @@ def test_it_is_laid_out_as_voc(drawn: Path) -> None:
     np.testing.assert_array_equal(read_palette(folder.mask(train[0])), voc_palette())
 
 
-def test_many_pictures_have_all_that_is_promised() -> None:
+def test_many_pictures_have_every_documented_property() -> None:
     """All classes, several a picture, objects of many sizes, parts that are hidden, ignored outlines."""
     masks = [draw(ShapeSet(1, 1, classes=12, size=64), np.random.default_rng(seed))[1] for seed in range(60)]
     counts = [len(present(mask)) for mask in masks]
@@ -86,7 +86,7 @@ def test_wrong_numbers_are_refused(numbers: dict[str, int], message: str) -> Non
         ShapeSet(**{"images": 1, "val": 1, **numbers})
 
 
-def test_what_is_there_stays(drawn: Path) -> None:
+def test_existing_files_are_kept(drawn: Path) -> None:
     before = contents(drawn)
     with pytest.raises(FileError, match="-f to overwrite"):
         make_shapes(drawn, SMALL)

@@ -97,7 +97,7 @@ def test_weights_to_start_from(solve: Solve) -> None:
 # -- resuming ----------------------------------------------------------------------------------------------------------
 
 
-def test_resume_says_where_from(solve: Solve) -> None:
+def test_resume_logs_its_snapshot(solve: Solve) -> None:
     status, said = solve("--resume", "--set", "max_iter=3")
     assert status == 0
     assert "No complete snapshot s_iter_*: starting from the beginning" in said

@@ -99,7 +99,7 @@ def test_two_with_half_a_batch_are_one_with_a_whole(data: str, trainer: Trainer)
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_two_that_are_killed_and_resumed_are_two_that_were_not(net: str, trainer: Trainer) -> None:
+def test_killed_and_resumed_processes_equal_uninterrupted_ones(net: str, trainer: Trainer) -> None:
     """Their data, shuffles and random streams differ; a snapshot has both."""
     trainer.train(net, f"whole2_{net}", two())
     facts = json.loads((trainer.place / f"whole2_{net}" / "snap_iter_16.resume").read_text())
@@ -206,7 +206,7 @@ def test_alone_nothing_is_sent() -> None:
     alone.leave()
 
 
-def test_one_that_waits_for_another_that_has_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_stopped_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def closed(*_: Any) -> None:
         raise RuntimeError("Connection closed by peer")
 

@@ -28,7 +28,7 @@ def logged(said: str, what: str) -> list[tuple[str, str]]:
     return re.findall(rf"{what} net output #\d+: (\w+) = (\S+)", said)
 
 
-def test_tables_hold_what_the_log_says(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_hold_the_logs_numbers(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     status, said = solve("--log-dir", "out")
     assert status == 0

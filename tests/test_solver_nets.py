@@ -112,7 +112,7 @@ class Recorder(Callback):
         ("test_interval: 3 test_iter: 1 test_iter: 2", [(0, 0), (0, 1), (3, 0), (3, 1)]),
     ],
 )
-def test_tests_come_when_due(fields: str, seen: list[tuple[int, int]]) -> None:
+def test_tests_run_when_due(fields: str, seen: list[tuple[int, int]]) -> None:
     solver = Solver(f'net: "a" {fields}' + SETTINGS)
     tests = Recorder()
     solver.callbacks.append(tests)

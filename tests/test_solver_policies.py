@@ -109,7 +109,7 @@ def test_a_state_is_written_as_ssd_writes_it(end: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["", ".h5"])
-def test_a_state_with_nonsense_of_plateau_is_refused(end: str, tmp_path: Path) -> None:
+def test_an_invalid_state_of_plateau_is_refused(end: str, tmp_path: Path) -> None:
     for field, value in (("minimum_loss", float("nan")), ("iter_last_event", -3)):
         state = read_solverstate(SSD / "snap_iter_10.solverstate")
         setattr(state, field, value)
@@ -286,7 +286,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return LION.replace('"Lion"', '"Normed"').replace('"warmup"', '"counting"')
 
 
-def test_states_of_ones_own_are_in_snapshots(own: str) -> None:
+def test_states_of_plugins_are_in_snapshots(own: str) -> None:
     whole = Solver(own)
     whole.solve()
     resumed = Solver(own)

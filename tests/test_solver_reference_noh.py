@@ -82,7 +82,7 @@ def test_shared_parameters_and_iter_size_are_the_forks(kind: str, place: Path) -
     assert len(read_solverstate("r_iter_8.solverstate").history) == len(read_solverstate(theirs).history) == 10
 
 
-def test_what_the_fork_shares_must_add_up(place: Path) -> None:
+def test_parameters_that_the_fork_shares_must_be_consistent(place: Path) -> None:
     Path("net.prototxt").write_text(NOH_CORNERS)
     with pytest.raises(DefinitionError, match=r"layer b: .*SGD or Nesterov.*a.weight, which it shares"):
         Solver(NOH_SOLVER.format("ADAGRAD"), dialect="noh", log=Recorder())

@@ -115,12 +115,12 @@ TOLD_BY_FORK = [
     [(*row, "bvlc") for row in TOLD] + [(*row, "noh") for row in TOLD_BY_FORK],
     ids=lambda v: v.split('"')[1] if isinstance(v, str) and '"' in v else None,
 )
-def test_what_a_definition_tells_of_data(layer: str, shapes: list[str], dialect: str) -> None:
+def test_what_a_definition_determines_of_data(layer: str, shapes: list[str], dialect: str) -> None:
     found = net(f'layer {{ name: "d" {layer} }}', dialect=dialect)
     assert [str(shape) for shape in found.blobs.values()] == shapes
 
 
-def test_what_cannot_be_is_refused_as_by_the_layers() -> None:
+def test_invalid_shapes_are_refused_as_by_the_layers() -> None:
     window = 'layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 1 %s } }'
     with pytest.raises(ShapeError, match=r"c \(Convolution\): expected at least 1 .* found an output of \(0, 2\)"):
         net(window % "kernel_h: 9 kernel_w: 3", 1, 3, 4, 4)

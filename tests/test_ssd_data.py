@@ -214,9 +214,7 @@ FRAMES = 'video_type: VIDEO video_file: "frames/%02d.png"'
         (video(FRAMES), "the end of the video after 8 frames"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
-    definition: str, says: str, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_are_one_line(definition: str, says: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = schema_of(SSD)
     image = (place / "frames" / "00.png").read_bytes()
     raw = messages.Datum(channels=3, height=2, width=2, data=b"12345")
@@ -234,7 +232,7 @@ def test_what_is_wrong_is_said_in_a_line(
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_has_no_effect_is_said(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_fields_without_effect_are_logged(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.delenv("GLOG_minloglevel", raising=False)
     build(plain(SIZED % "" + " expand_param { max_expand_ratio: 2 } distort_param { }"), "TRAIN", place, monkeypatch)
     assert "without effect: distort_param, expand_param, which are AnnotatedData's" in capfd.readouterr().err

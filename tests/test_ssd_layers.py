@@ -38,11 +38,11 @@ def net_of(body: str, **shapes: tuple[int, ...]) -> str:
         "type: 'Data' transform_param { resize_param { height: 300 width: 300 } }",
     ],
 )
-def test_a_net_tells_that_it_is_ssds(body: str) -> None:
+def test_an_ssd_net_is_recognised(body: str) -> None:
     assert read_net(f"layer {{ name: 'l' {body} }}").dialect is SSD
 
 
-def test_a_solver_tells_that_it_is_ssds() -> None:
+def test_an_ssd_solver_is_recognised() -> None:
     param = read_solver("net: 'n' eval_type: 'detection' ap_version: '11point' show_per_class_result: true")
     fields = param.DESCRIPTOR.fields_by_name
     assert [fields[n].number for n in ("eval_type", "ap_version", "plateau_winsize", "show_per_class_result")] == [
@@ -161,7 +161,7 @@ def test_matches_outlive_forward_passes_until_one_goes_backward(case) -> None:
     assert losses == pytest.approx(PASSES[case.name], rel=1e-5)
 
 
-def test_stale_matches_of_boxes_that_are_gone_are_an_error() -> None:
+def test_stale_matches_of_removed_boxes_are_an_error() -> None:
     (case,) = (case for case in STATES if case.name == "multibox_default")
     net = caffe_port.Net(case.prototxt, phase="TRAIN")
     for key in case.reference.keys("in"):

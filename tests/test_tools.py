@@ -211,7 +211,7 @@ def test_what_cannot_be_upgraded_is_one_line(content: bytes, here: Path, capsys:
     assert not (here / "y").exists()
 
 
-def test_convert_says_what_is_next(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_prints_the_next_step(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_caffemodel("m.caffemodel", [LayerWeights("c", "Bias", [np.ones(3, np.float32)])], generation=2)
     assert call("convert", "m.caffemodel") == 0
     said = capsys.readouterr().out

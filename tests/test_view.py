@@ -89,7 +89,7 @@ def net(here: Path) -> Net:
 # -- the graph
 
 
-def test_a_layer_hangs_on_who_last_wrote_its_bottom(here: Path) -> None:
+def test_an_edge_starts_at_the_last_writer_of_the_bottom(here: Path) -> None:
     data = looked("net.prototxt")
     names = [layer["name"] for layer in data["layers"]]
     assert names == ["input", "conv", "relu", "pool", "side", "fc"]  # no Split, though two layers read conv
@@ -107,7 +107,7 @@ def test_a_layer_hangs_on_who_last_wrote_its_bottom(here: Path) -> None:
     assert conv["where"].startswith("net.prototxt:")
 
 
-def test_what_no_record_tells_of_is_said(here: Path) -> None:
+def test_types_without_a_record_are_noted(here: Path) -> None:
     Path("net.prototxt").write_text(
         NET.replace('type: "Power"', 'type: "Python"').replace("power_param { scale: 2 }", "")
     )
@@ -182,7 +182,7 @@ def pixels(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
 
 
-def test_weights_are_measured_and_what_lacks_is_said(net: Net) -> None:
+def test_weights_are_measured_and_missing_ones_noted(net: Net) -> None:
     layers = looked("net.prototxt", "net.caffemodel")["layers"]
     weight = net.params["conv"][0].data
     assert layers[1]["params"][0]["stats"]["std"] == pytest.approx(weight.std(dtype=np.float64))
@@ -355,7 +355,7 @@ def test_layers_carry_their_errors(net: Net, capsys: pytest.CaptureFixture[str])
         (["net.prototxt", "-o", "missing/net.html"], "no folder"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_invalid_input_is_one_line(
     net: Net, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import cv2

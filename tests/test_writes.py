@@ -53,7 +53,7 @@ def test_refused_unless_allowed(type: str, way: str, tmp_path: Path, monkeypatch
     caffe_port.allow_writes(False)
 
 
-def test_an_argument_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_argument_overrides_the_process_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAFFE_PORT_ALLOW_WRITES", "1")
     with pytest.raises(CaffeError, match="it writes"):

@@ -12,7 +12,7 @@ from caffe_port.formats.caffemodel_writer import layer_definition, write_caffemo
 from caffe_port.formats.weights import LayerWeights
 from caffe_port.formats.wire import bytes_field
 from caffe_port.schema.layer_types import v2_type
-from caffe_port.schema.messages import message_class
+from caffe_port.schema.messages import TEST, TRAIN, message_class
 from caffe_port.schema.upgrade import PARAM_SPECS
 from caffe_port.spec import RECORDS
 
@@ -96,7 +96,7 @@ def _as_set_up(message: Any, definition: Definition, blobs: int) -> None:
     rates of 0 (batch_norm_layer.cpp).
     """
     if not message.HasField("phase"):
-        message.phase = {"TRAIN": 0, "TEST": 1}[definition.phase]
+        message.phase = TEST if definition.phase == "TEST" else TRAIN
     record = RECORDS.find(message.type, definition.dialect)
     if record is not None and record.loss and not message.loss_weight and message.top:
         message.loss_weight.append(1)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from caffe_port.data.pictures import resize
+from caffe_port.definitions import voc
 from caffe_port.errors import CaffeError, DefinitionError, ShapeError
 from caffe_port.net import Net
 from caffe_port.segmentation.ensembles import present
@@ -22,12 +23,11 @@ from caffe_port.segmentation.fcn import FullyConvolutional
 from caffe_port.segmentation.imresize import imresize
 from caffe_port.segmentation.inference import DATA, Segmentation, checked
 
-__all__ = ["DEEPLAB_MEAN", "PSPNET_MEAN", "DeepLab", "PSPNet", "SegNet", "base_of"]
+__all__ = ["PSPNET_MEAN", "DeepLab", "PSPNet", "SegNet", "base_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PSPNET_MEAN = (103.939, 116.779, 123.68)
-DEEPLAB_MEAN = (104.008, 116.669, 122.675)
 """Blue, green, red."""
 
 _VOC, _ADE, _CITYSCAPES = 21, 150, 19
@@ -208,7 +208,7 @@ class DeepLab(FullyConvolutional):
 
     def __init__(self, net: Net, *, mean: Sequence[float] | None = None) -> None:
         own = (tuple(layer.transform_param.mean_value) for layer in net.definition.net.layer)
-        super().__init__(net, fit="pad", mean=mean or next((it for it in own if len(it) == 3), DEEPLAB_MEAN))
+        super().__init__(net, fit="pad", mean=mean or next((it for it in own if len(it) == 3), voc.MEAN))
 
 
 def base_of(labels: int) -> int:

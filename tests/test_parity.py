@@ -400,7 +400,7 @@ def test_truncated_reference(here: Path, capsys: pytest.CaptureFixture) -> None:
             "none.py: no such file; check the path",
         ),
         (("net.prototxt", "reference.npz", "--tolerance", "0"), "'0', expected a number above 0"),
-        (("net.prototxt", "reference.npz", "--top", "no"), "'no', expected 1, 2, ..."),
+        (("net.prototxt", "reference.npz", "--top", "no"), "'no', expected a whole number above 0"),
         (("net.prototxt",), "required: REFERENCE.npz"),
     ],
     ids=lambda v: " ".join(v[1:]) if isinstance(v, tuple) else "",

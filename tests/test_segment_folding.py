@@ -214,8 +214,8 @@ def test_root_folder(here: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ([*NET, "--passes", "0"], "--passes: expected 1 or more, found 0"),
-        ([*NET, "--batch", "-1"], "--batch: expected 1 or more, found -1"),
+        ([*NET, "--passes", "0"], "--passes: '0', expected a whole number above 0"),
+        ([*NET, "--batch", "-1"], "--batch: '-1', expected a whole number above 0"),
         ([*NET, "-o", "trained.caffemodel"], "trained.caffemodel: exists already"),
         ([*NET, "-o", "trained.caffemodel", "-f"], "trained.caffemodel: is the file of the trained weights"),
         ([*NET, "--source", "none.txt"], "none.txt: no such file"),

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import caffe_port
@@ -20,7 +21,19 @@ if TYPE_CHECKING:
     from caffe_port.net import Net
     from caffe_port.schema import Definition
 
-__all__ = ["Parser", "as_gflags", "numbers", "print_json", "read_options", "run", "size", "table", "trained_net"]
+__all__ = [
+    "Parser",
+    "as_gflags",
+    "count",
+    "numbers",
+    "print_json",
+    "read_options",
+    "run",
+    "share",
+    "size",
+    "table",
+    "trained_net",
+]
 
 _WRONG, _INTERRUPTED, _TERMINATED = 2, 130, 143
 
@@ -131,6 +144,21 @@ def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.allow_writes:
             allow_writes()
     return {"dialect": arguments.dialect, "proto": arguments.proto}
+
+
+def count(text: str) -> int:
+    """The value of an option that is a whole number above 0, for argparse."""
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number above 0")
+
+
+def share(text: str) -> float:
+    """The value of an option that is a number from 0 to 1, for argparse."""
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 0 to 1")
 
 
 def numbers(option: str, text: str | None, kind: type = float) -> list[Any]:

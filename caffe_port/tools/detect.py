@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, numbers, print_json, read_options, run, size, table, trained_net
+from caffe_port.tools.cli import Parser, count, numbers, print_json, read_options, run, size, table, trained_net
 from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--scale", type=float, metavar="F", help="multiplied afterwards; default: what the net was trained with")
     add("--input-size", metavar="HxW", help="of the net's input; default: as in its definition")
     add("--cfg", metavar="YML", help="Faster R-CNN: settings as py-faster-rcnn's experiments/cfgs/*.yml has them")
-    add("--batch", type=int, default=1, metavar="N", help="pictures in a pass; default: %(default)s")
+    add("--batch", type=count, default=1, metavar="N", help="pictures in a pass; default: %(default)s")
     add("--annotations", metavar="FOLDER", help="score against VOC's NAME.xml in this folder: mean average precision")
     parser.add_device()
     parser.add_json("print a line of JSON for each picture, and one of the scores")
@@ -73,8 +73,6 @@ def _detect(arguments: argparse.Namespace) -> None:
 
     if (arguments.voc or arguments.draw) and not arguments.output:
         raise CaffeError("--voc and --draw", "no -o", expected="a folder for the results")
-    if arguments.batch < 1:
-        raise CaffeError("--batch", str(arguments.batch), expected="1 or more")
     pictures = pictures_in(arguments.pictures)
     _check_names(pictures)
     truth = _truth(arguments, pictures)

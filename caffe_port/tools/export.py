@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import check_output
-from caffe_port.tools.cli import Parser, print_json, read_options, run, trained_net
+from caffe_port.tools.cli import Parser, numbers, print_json, read_options, run, size, trained_net
 
 if TYPE_CHECKING:
     from caffe_port.export.onnx_picture import Preprocessing
@@ -112,19 +112,8 @@ def _preprocessing(arguments: argparse.Namespace) -> Preprocessing | None:
         return None
     from caffe_port.export.onnx_picture import Preprocessing
 
-    try:
-        mean = [float(n) for n in arguments.mean.split(",")] if arguments.mean else []
-    except ValueError:
-        raise CaffeError(
-            "--mean", repr(arguments.mean), expected="numbers separated by commas, such as 104,117,123"
-        ) from None
-    size = None
-    if arguments.input_size:
-        height, cross, width = arguments.input_size.lower().partition("x")
-        if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
-            raise CaffeError("--input-size", repr(arguments.input_size), expected="HEIGHTxWIDTH, such as 224x224")
-        size = int(height), int(width)
-    return Preprocessing(mean=mean, scale=arguments.scale, size=size, rgb=arguments.rgb)
+    mean, size_of = numbers("--mean", arguments.mean), size("--input-size", arguments.input_size)
+    return Preprocessing(mean=mean, scale=arguments.scale, size=size_of, rgb=arguments.rgb)
 
 
 if __name__ == "__main__":

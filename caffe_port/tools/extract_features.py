@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from caffe_port.data.database_writer import BACKENDS, DatabaseWriter
 from caffe_port.errors import CaffeError, ShapeError, nearest
 from caffe_port.schema.messages import SCHEMA
-from caffe_port.tools.cli import Parser, as_gflags, read_options, run
+from caffe_port.tools.cli import Parser, as_gflags, count, read_options, run
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("prototxt", metavar="NET", help="the definition, with a data layer")
     add("blobs", metavar="BLOB,...", help="the blobs' names")
     add("databases", metavar="DATABASE,...", help="a folder to create for each of them")
-    add("batches", metavar="N", type=int, help="forward passes")
+    add("batches", metavar="N", type=count, help="forward passes")
     add("backend", choices=BACKENDS, help="the kind of the databases")
     add("processor", choices=("CPU", "GPU"), nargs="?", default="CPU", help="default: CPU")
     add("device_id", metavar="ID", type=_device, nargs="?", default=0, help="of the GPU: 0 or DEVICE_ID=0")
@@ -52,8 +52,6 @@ def _extract(arguments: argparse.Namespace) -> None:
         raise CaffeError("blobs", f"{len(names)} names", expected=f"as many as databases, {len(folders)}")
     if len(set(folders)) < len(folders):
         raise CaffeError("databases", "one name twice", expected="a folder for each blob")
-    if arguments.batches < 1:
-        raise CaffeError("N", str(arguments.batches), expected="1 or more")
     with ExitStack() as stack:
         databases = [stack.enter_context(DatabaseWriter(folder, arguments.backend)) for folder in folders]
         net = _net(arguments)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import check_output
-from caffe_port.tools.cli import Parser, read_options, run, trained_net
+from caffe_port.tools.cli import Parser, count, read_options, run, trained_net
 from caffe_port.tools.progress import each
 from caffe_port.tools.train import device_of
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("prototxt", metavar="NET.prototxt", help="such as prototxt/decouplednet/*_make_inference.prototxt")
     add("weights", metavar="TRAINED.caffemodel", help="or any other file of weights")
     parser.add_output(help="default: TRAINED_inference.caffemodel; .h5 gives Caffe's HDF5")
-    add("--passes", type=int, default=PASSES, metavar="N", help="batches to average over; default: %(default)s")
+    add("--passes", type=count, default=PASSES, metavar="N", help="batches to average over; default: %(default)s")
     add(
         "--absorb",
         action="store_true",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add("--source", metavar="LIST", help="the data layer's list, in place of the definition's")
     add("--root-folder", metavar="DIR", help="prefix of its names, in place of the definition's")
-    add("--batch", type=int, metavar="N", help="images in a batch, in place of the definition's")
+    add("--batch", type=count, metavar="N", help="images in a batch, in place of the definition's")
     add("--seed", type=int, metavar="N", help="of shuffling and mirroring; default: a new one each time")
     parser.add_device()
     parser.add_quiet()
@@ -61,9 +61,6 @@ def _fold(arguments: argparse.Namespace) -> None:
     from caffe_port.schema import read_net
     from caffe_port.segmentation.bn_folding import absorb, fold, measure
 
-    for option, number in (("--passes", arguments.passes), ("--batch", arguments.batch)):
-        if number is not None and number < 1:
-            raise CaffeError(option, str(number), expected="1 or more")
     source = Path(arguments.weights)
     output = arguments.output or str(source.with_name(f"{source.stem}_inference.caffemodel"))
     check_output(output, overwrite=arguments.force)

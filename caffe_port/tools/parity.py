@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.tools import compare
-from caffe_port.tools.cli import Parser, print_json, read_options, run, table
+from caffe_port.tools.cli import Parser, count, print_json, read_options, run, table
 from caffe_port.tools.parity_report import Report, Row, check_parameters, measure
 from caffe_port.tools.progress import working
 
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--noise", metavar="FILE", help="noise.json: real Caffe's distance from itself; ten times as much is allowed")
     add("--case", metavar="NAME", help="the case in it; default: the reference's name")
     add("--switches", action="store_true", help="unpool with the reference's switches, which excludes near ties")
-    add("--forwards", type=_count, default=1, metavar="N", help="forward passes before comparing; default: 1")
+    add("--forwards", type=count, default=1, metavar="N", help="forward passes before comparing; default: 1")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--top", type=_count, default=_TOP, metavar="N", help="show the worst N; default: %(default)s")
+    shown.add_argument("--top", type=count, default=_TOP, metavar="N", help="show the worst N; default: %(default)s")
     shown.add_argument("--all", action="store_true", help="show all, in the order of the net")
     add("--html", metavar="FILE", help="also write the report as an HTML page")
     parser.add_force()
@@ -82,12 +82,6 @@ def _bound(text: str) -> float:
         if 0 < float(text) < float("inf"):
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
-
-
-def _count(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}, expected 1, 2, ...")
 
 
 def _main(arguments: argparse.Namespace) -> int:

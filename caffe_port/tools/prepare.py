@@ -12,7 +12,7 @@ from typing import NoReturn
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import FULL, Level, Plan, prepare
 from caffe_port.segmentation.parallel import usable_cores
-from caffe_port.tools.cli import Parser, run, table
+from caffe_port.tools.cli import Parser, count, run, share, table
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -41,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         help=f"strong annotations: {FULL} (every mask), N (for each class, chosen by the seed), NAME:LIST; default:"
         f" {' '.join(level.name for level in defaults.levels)}",
     )
-    add("--crops", type=_count, default=defaults.crops, metavar="N", help="for each subset of a picture's classes; 200")
-    add("--drawn", type=_share, default=defaults.drawn, metavar="S", help="smallest share of random crops; %(default)s")
+    add("--crops", type=count, default=defaults.crops, metavar="N", help="for each subset of a picture's classes; 200")
+    add("--drawn", type=share, default=defaults.drawn, metavar="S", help="smallest share of random crops; %(default)s")
     add(
         "--proposals",
-        type=_count,
+        type=count,
         default=defaults.proposals,
         metavar="N",
         help="a picture, for DeconvNet; %(default)s",
@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         action="store_true",
         help="train the classification net on the labels in a crop's mask; default: its picture's labels",
     )
-    add("--label-dim", type=_count, default=0, metavar="N", help="numbers in a line's vector; default: the classes")
+    add("--label-dim", type=count, default=0, metavar="N", help="numbers in a line's vector; default: the classes")
     add("--model", metavar="FILE", help="a structured forest (OpenCV's model.yml.gz) for EdgeBox; default: gradients")
     add(
         "--seed", type=int, default=defaults.seed, metavar="N", help="of choices and random boxes; default: %(default)s"
     )
-    add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes; default: one for each core")
+    add("--workers", type=count, default=usable_cores(), metavar="N", help="processes; default: one for each core")
     parser.add_quiet("print nothing but errors and warnings")
     parser.reads("model")
     run(_prepare, parser, argv)
@@ -72,21 +72,6 @@ def _level(text: str) -> Level:
     if not name or Path(name).name != name or not (names or name == FULL or (name.isdecimal() and int(name))):
         raise argparse.ArgumentTypeError(f"{text!r}, expected {FULL}, a number from 1, or NAME:LIST")
     return Level(name, names)
-
-
-def _count(text: str) -> int:
-    if text.isdecimal() and int(text):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 1")
-
-
-def _share(text: str) -> float:
-    try:
-        if 0 <= float(text) <= 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 0 to 1")
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, print_json, read_options, run, trained_net
+from caffe_port.tools.cli import Parser, count, print_json, read_options, run, share, trained_net
 from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_json("print a line of JSON for each picture: its mask, and the classes found with their scores")
     parser.add_quiet()
     add = parser.add_argument_group("DecoupledNet").add_argument
-    add("--threshold", type=_share, metavar="S", help="score above which a class is found; default: 0.5")
+    add("--threshold", type=share, metavar="S", help="score above which a class is found; default: 0.5")
     add(
         "--pass-by-pass",
         action="store_true",
@@ -97,13 +97,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add = parser.add_argument_group("DeconvNet").add_argument
     add(
         "--proposals",
-        type=_count,
+        type=count,
         metavar="N",
         help="windows for each picture, including the whole picture; default: 50",
     )
     add(
         "--smallest",
-        type=_count,
+        type=count,
         metavar="P",
         help="omit windows with a side below P pixels; default: 112, less in pictures below 500",
     )
@@ -111,28 +111,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--aligned", action="store_true", default=None, help="without the original's shift by one pixel")
     add = parser.add_argument_group("PSPNet, DeepLab").add_argument
     add("--mean", type=float, nargs=3, metavar=("B", "G", "R"), help="subtracted; default: as their programs")
-    add("--base", type=_count, metavar="P", help="PSPNet: longer side at scale 1; default: 512, with 19 labels 2048")
+    add("--base", type=count, metavar="P", help="PSPNet: longer side at scale 1; default: 512, with 19 labels 2048")
     add("--scales", type=float, nargs="+", metavar="S", help="PSPNet: scales to average over; default: 1")
     add = parser.add_argument_group("other nets").add_argument
     add("--fit", choices=FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
     parser.add_dialect()
     parser.reads("prototxt", "weights", "other", "palette", "model")
     run(_segment, parser, argv)
-
-
-def _share(text: str) -> float:
-    try:
-        if 0 <= float(text) <= 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 0 to 1")
-
-
-def _count(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number above 0")
 
 
 def _segment(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from caffe_port.errors import CaffeError, FormatError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.schema import Definition, read_net
-from caffe_port.tools.cli import Parser, numbers, read_options, run
+from caffe_port.tools.cli import Parser, count, numbers, read_options, run
 from caffe_port.tools.progress import working
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--stage", metavar="A,B", default="", help="the net's stages")
     add("--reference", metavar="R.npz", help="what another Caffe computed")
     add("--picture", metavar="FILE", help="run the net on this picture; needs weights")
-    add("--channels", type=_count, default=8, metavar="N", help="of each blob, to show; default: %(default)s")
+    add("--channels", type=count, default=8, metavar="N", help="of each blob, to show; default: %(default)s")
     group = parser.add_argument_group("how the net wants its picture: resized to its input, blue, green, red, 0 to 255")
     group.add_argument("--mean", metavar="B,G,R", help="subtract these, in the net's order of channels")
     group.add_argument("--scale", type=float, default=1.0, metavar="S", help="then multiply by this; default: 1")
@@ -51,12 +51,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_quiet()
     parser.add_dialect()
     run(_view, parser, argv)
-
-
-def _count(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}, expected 1, 2, ...")
 
 
 def _view(arguments: argparse.Namespace) -> None:

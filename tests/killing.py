@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -224,3 +225,10 @@ if __name__ == "__main__":
     write_nets_and_data(Path())
     for line in sys.stdin:
         print(json.dumps(forked(json.loads(line))), flush=True)
+
+
+def port() -> str:
+    """A network port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import port
 from PIL import Image
 from segment_nets import TINY, picture, save, tiny
 
@@ -20,6 +21,7 @@ from caffe_port.formats import LayerWeights, write_caffemodel
 from caffe_port.net import Net
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.inference import Segmenter
+from caffe_port.segmentation.system import segment_all
 from caffe_port.tools import segment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -269,3 +271,55 @@ def test_weights_that_are_not_folded_are_noticed(tmp_path: Path, capsys: pytest.
         write_caffemodel(path, written, generation=1)
         segment._warn_unfolded(net, path)
         assert ("whose BN layers are not folded" in capsys.readouterr().err) is warned
+
+
+def test_many_pictures_give_what_each_gives_alone(here: Path) -> None:
+    """In batches and on threads: with other numbers of classes in each."""
+    pictures = [picture(20 + 3 * i, 31 - 2 * i, i) for i in range(9)]
+    for low in (0.0, 0.45, 0.5, 1.0):
+        segmenter = Segmenter(tiny(), threshold=low)
+        found = list(segment_all(segmenter, range(9), pictures.__getitem__, lambda i, _, one: (i, one), workers=2))
+        assert [i for i, _ in found] == list(range(9))
+        for i, one in found:
+            alone = segmenter(pictures[i])
+            assert one.labels == alone.labels
+            np.testing.assert_allclose(one.maps, alone.maps, atol=1e-6)
+            np.testing.assert_array_equal(one.pixels, alone.pixels)
+
+
+def test_an_error_comes_in_its_place(here: Path) -> None:
+    Path("many").mkdir()
+    for i in range(7):
+        Image.fromarray(picture(20, 20, i)).save(f"many/{i}.png")
+    Path("many/5.png").write_bytes(b"")
+    assert call("many", *NET, "-o", "out") == 2
+    assert names("out") == [f"{i}.png" for i in range(5)]
+    Image.fromarray(picture(20, 20, 5)).save("many/5.png")
+    before = {name: Path("out", name).stat().st_mtime_ns for name in names("out")}
+    assert call("many", *NET, "-o", "out", "--resume") == 0
+    assert names("out") == [f"{i}.png" for i in range(7)]
+    assert all(Path("out", name).stat().st_mtime_ns == time for name, time in before.items())
+    assert call("many", *NET, "-o", "out", "--resume") == 0
+
+
+def test_processes_under_torchrun_share_a_folder(here: Path) -> None:
+    Path("many/JPEGImages").mkdir(parents=True)
+    Path("many/SegmentationClass").mkdir()
+    for i in range(5):
+        Image.fromarray(picture(20, 20, i)).save(f"many/JPEGImages/{i}.png")
+        voc.write_labels(Path(f"many/SegmentationClass/{i}.png"), np.full((20, 20), i % 3, np.uint8))
+    assert call("many/JPEGImages", *NET, "-o", "one") == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    torchrun += [f"--master_port={port()}", "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def printed(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+
+    lines = printed(*torchrun, "caffe_port.tools.segment", "many/JPEGImages", *NET, "-o", "two").splitlines()
+    assert sorted(line.split()[0] for line in lines) == [f"{i}.png" for i in range(5)]
+    assert {name: Path("two", name).read_bytes() for name in names("two")} == {
+        name: Path("one", name).read_bytes() for name in names("one")
+    }
+    scored = ["caffe_port.tools.evaluate", "two", "--truth", "many", "--names", "a,b,c,d", "--json", "--quiet"]
+    assert printed(*torchrun, *scored) == printed(sys.executable, "-m", *scored)

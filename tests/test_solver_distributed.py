@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from killing import NETS, SOLVER
+from killing import NETS, SOLVER, port
 from trainer import ROOT, Trainer, same
 
 from caffe_port.data.position import unpack
@@ -54,13 +53,6 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
     assert not one.train("noh", "first", iterations=2)  # by then the data are there
     yield one
     one.end()
-
-
-def port() -> str:
-    """One that is free."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def two() -> dict[str, Any]:

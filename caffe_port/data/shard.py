@@ -9,9 +9,17 @@ Source: Skip in data_layer.cpp and hdf5_data_layer.cpp, common.hpp (solver_count
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, TypeVar
 
-__all__ = ["ALL", "Share", "set_share", "share"]
+__all__ = ["ALL", "Share", "gather", "launched", "set_share", "share"]
+
+
+T = TypeVar("T")
+_NONE: Any = object()
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,13 @@ class Share:
 
 ALL = Share()
 
+
+def launched() -> Share:
+    """This process's part among those that torchrun started, from the environment; otherwise all."""
+    rank, count = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    return Share(rank, count)
+
+
 _share = ALL
 
 
@@ -40,3 +55,24 @@ def set_share(mine: Share) -> None:
 def share() -> Share:
     """This process's part."""
     return _share
+
+
+def gather(own: Sequence[T]) -> list[T] | None:
+    """The items of all processes that torchrun started, in the order from which each took its part; None on others
+    than the first, which wait for it."""
+    mine = launched()
+    if mine.count == 1:
+        return list(own)
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        parts: list[list[T]] | None = [[] for _ in range(mine.count)] if mine.rank == 0 else None
+        dist.gather_object(list(own), parts)
+    finally:
+        dist.destroy_process_group()
+    return (
+        None
+        if parts is None
+        else [item for row in zip_longest(*parts, fillvalue=_NONE) for item in row if item is not _NONE]
+    )

@@ -8,7 +8,7 @@ VOC's test pictures, but not the program that derived them from EdgeBox's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +82,28 @@ class ProposalSegmenter(Scoring):
         self._proposals, self._smallest, self._model, self._batch = proposals, smallest, model, batch
         self._given, self._shift = windows, int(aligned)
 
-    def scores(self, picture: Array) -> Array:
-        height, width = checked(picture).shape[:2]
-        windows = self.windows(picture)
-        # From the pixel (-1, -1); pixels outside all windows score 0, the smallest score.
+    def prepare(self, picture: Array) -> tuple[Array, Boxes]:
+        return checked(picture), self.windows(picture)
+
+    def compute(self, prepared: Sequence[tuple[Array, Boxes]]) -> list[Array]:
+        return [self._best(*one) for one in prepared]
+
+    def fine(self, picture: Array, computed: Array) -> Array:
+        height, width = picture.shape[:2]
+        shift = self._shift
+        return computed[:, shift : height + shift, shift : width + shift]
+
+    def _best(self, picture: Array, windows: Boxes) -> Array:
+        """Each pixel's largest scores over the windows, float32 (1 + classes, height + 1, width + 1), from the pixel
+        (-1, -1); pixels outside all windows score 0, the smallest score."""
+        height, width = picture.shape[:2]
         best = np.zeros((1 + self.classes, height + 1, width + 1), np.float32)
         for start in range(0, len(windows), self._batch):
             chunk = windows[start : start + self._batch]
             scores = self._run(np.concatenate([_cut(picture, box, self._size) for box in chunk]))
             for box, one in zip(chunk, scores, strict=True):
                 _raise_to(best, one, box + 1)
-        shift = self._shift
-        return best[:, shift : height + shift, shift : width + shift]
+        return best
 
     def windows(self, picture: Array) -> Boxes:
         """The windows that are segmented, int64 (n, 4): x1, y1, x2, y2, the last two inclusive."""

@@ -1,4 +1,4 @@
-"""Systems that segment pictures, each a callable from a picture to a :class:`~.inference.Segmentation`.
+"""Systems that segment pictures, each a :class:`~.system.System`.
 
 DecoupledNet's is :class:`~.inference.Segmenter`, DeconvNet's :class:`~.deconvnet.ProposalSegmenter`, that of other nets
 which score every class at every pixel :class:`~.fcn.FullyConvolutional`. This module has their common base, the
@@ -9,7 +9,8 @@ Source: generate_EDeconvNet_CRF_results.m of DeconvNet's release.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +19,14 @@ from torch import Tensor
 from caffe_port.errors import CaffeError, DefinitionError
 from caffe_port.net import Net
 from caffe_port.segmentation.crf import SETTINGS, Setting, dense_crf
-from caffe_port.segmentation.inference import DATA, MASKED, SEGMENTED, Segmentation
+from caffe_port.segmentation.inference import DATA, MASKED, SEGMENTED
+from caffe_port.segmentation.system import Segmentation, System
 
 __all__ = ["KINDS", "Product", "Refined", "ScoreNet", "Scoring", "System", "kind_of", "present"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 KINDS = ("decouplednet", "deconvnet", "segnet", "pspnet", "deeplab", "plain")
-
-
-class System(Protocol):
-    """A system that segments pictures.
-
-    Attributes:
-        classes: without the background. first: the first class's label. least: lower bound of a map before a CRF takes
-            its logarithm.
-    """
-
-    classes: int
-    first: int
-    least: float
-
-    def __call__(self, picture: Array, /) -> Segmentation:
-        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
 
 
 def kind_of(net: Net) -> str:
@@ -53,27 +39,34 @@ def kind_of(net: Net) -> str:
     return of_caffe.get(net.dialect.name, "plain")
 
 
-class Scoring:
+class Scoring(System):
     """A system that scores each class at each pixel; the first of those with the largest score is the pixel's label.
 
-    A segmentation's ``maps`` are the softmax of the scores, of all labels; its ``scores`` each class's largest share.
+    A segmentation's ``maps`` are the softmax of the scores, of all labels; its ``scores`` each class's largest share. A
+    subclass defines :meth:`scores`, or the steps :meth:`prepare`, :meth:`compute` and :meth:`fine`.
     """
 
-    classes: int
-    first = 1
-    least = 0.0
+    def scores(self, picture: Array) -> Array:
+        """The scores, float32 (1 + classes, height, width)."""
+        return self.fine(picture, *self.compute([self.prepare(picture)]))
 
-    def __call__(self, picture: Array, /) -> Segmentation:
-        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
-        scores = self.scores(picture)
+    def prepare(self, picture: Array) -> Any:
+        return picture
+
+    def compute(self, prepared: Sequence[Any]) -> list[Any]:
+        return [self.scores(picture) for picture in prepared]
+
+    def fine(self, picture: Array, computed: Any) -> Array:
+        """The scores from the nets' results."""
+        scores: Array = computed
+        return scores
+
+    def finish(self, picture: Array, computed: Any) -> Segmentation:
+        scores = self.fine(picture, computed)
         maps = np.exp(scores - scores.max(0))
         maps /= maps.sum(0)
         pixels = scores.argmax(0).astype(np.uint8)
         return Segmentation(pixels, maps[1:].max((1, 2)), tuple(range(len(maps))), maps, present(pixels))
-
-    def scores(self, picture: Array) -> Array:
-        """The scores, float32 (1 + classes, height, width)."""
-        raise NotImplementedError
 
 
 def present(pixels: Array, first: int = 1) -> tuple[int, ...]:
@@ -129,12 +122,22 @@ class Product(Scoring):
             raise CaffeError("the ensemble", found, expected="the same classes in both")
         self.classes, self._both = first.classes, (first, second)
 
-    def scores(self, picture: Array) -> Array:
-        one, other = (np.maximum(system.scores(picture), 0) for system in self._both)
-        return one * other
+    def prepare(self, picture: Array) -> tuple[Any, ...]:
+        return tuple(system.prepare(picture) for system in self._both)
+
+    def compute(self, prepared: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        ways = zip(self._both, zip(*prepared, strict=True), strict=True)
+        return list(zip(*(system.compute(given) for system, given in ways), strict=True))
+
+    def fine(self, picture: Array, computed: tuple[Any, ...]) -> Array:
+        one, other = (
+            np.maximum(system.fine(picture, its), 0) for system, its in zip(self._both, computed, strict=True)
+        )
+        product: Array = one * other
+        return product
 
 
-class Refined:
+class Refined(System):
     """A system with a dense CRF over its maps. The segmentation's ``maps`` are the CRF's probabilities.
 
     Args:
@@ -144,12 +147,17 @@ class Refined:
     def __init__(
         self, system: System, setting: Setting = SETTINGS["deconvnet"], *, device: torch.device | str = "cpu"
     ) -> None:
-        self.classes, self.first, self.least = system.classes, system.first, 0.0
+        self.classes, self.first, self.batch = system.classes, system.first, system.batch
         self._system, self._setting, self._device = system, setting, device
 
-    def __call__(self, picture: Array, /) -> Segmentation:
-        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
-        found, setting = self._system(picture), self._setting
+    def prepare(self, picture: Array) -> Any:
+        return self._system.prepare(picture)
+
+    def compute(self, prepared: Sequence[Any]) -> list[Any]:
+        return self._system.compute(prepared)
+
+    def finish(self, picture: Array, computed: Any) -> Segmentation:
+        found, setting = self._system.finish(picture, computed), self._setting
         with np.errstate(divide="ignore"):  # a share of 0 stays 0, as in the original
             logarithms = np.log(found.maps.clip(self._system.least))
         maps = dense_crf(

@@ -56,12 +56,18 @@ class FullyConvolutional(Scoring):
         if self.fit == "resize" and self._run.size[0] != self._run.size[1]:
             raise DefinitionError(net.definition.path, f"input {self._run.size}", expected="a square one, to resize to")
 
-    def scores(self, picture: Array) -> Array:
+    def prepare(self, picture: Array) -> Array:
+        return self._padded(picture) if self.fit == "pad" else prepare(picture, self._run.size[0])
+
+    def compute(self, prepared: Sequence[Array]) -> list[tuple[Array, tuple[int, ...]]]:
+        return [(self._run(data), data.shape[2:]) for data in prepared]
+
+    def fine(self, picture: Array, computed: tuple[Array, tuple[int, ...]]) -> Array:
         height, width = picture.shape[:2]
-        if self.fit == "pad":
-            return self._fine(self._padded(picture))[:, :height, :width]
-        side = max(height, width)
-        return resized(self._fine(prepare(picture, self._run.size[0])), side, side)[:, :height, :width]
+        scores = _at_size(*computed)
+        if self.fit == "resize":
+            scores = resized(scores, max(height, width), max(height, width))
+        return scores[:, :height, :width]
 
     def _padded(self, picture: Array) -> Array:
         """The picture in the upper left of an input of a size that the net accepts."""
@@ -72,15 +78,16 @@ class FullyConvolutional(Scoring):
             more.append((0, side + step * max(0, -((side - wanted) // step)) - wanted))
         return np.pad(data, [(0, 0), (0, 0), *more])
 
-    def _fine(self, data: Array) -> Array:
-        """A score for each of an input's pixels: float32 (1 + classes, height, width)."""
-        scores, (height, width) = self._run(data), data.shape[2:]
-        if all(_on_corners(*sides) for sides in zip((height, width), scores.shape[2:], strict=True)):
-            fine = torch.nn.functional.interpolate(
-                torch.from_numpy(scores), (height, width), mode="bilinear", align_corners=True
-            )
-            return fine[0].numpy()
-        return resized(scores[0], height, width)
+
+def _at_size(scores: Array, size: tuple[int, ...]) -> Array:
+    """A score for each of an input's pixels, float32 (1 + classes, height, width), of scores (1, 1 + classes, ...)."""
+    height, width = size
+    if all(_on_corners(*sides) for sides in zip(size, scores.shape[2:], strict=True)):
+        fine = torch.nn.functional.interpolate(
+            torch.from_numpy(scores), (height, width), mode="bilinear", align_corners=True
+        )
+        return fine[0].numpy()
+    return resized(scores[0], height, width)
 
 
 def _on_corners(side: int, coarse: int) -> bool:

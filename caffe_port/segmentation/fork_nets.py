@@ -21,7 +21,8 @@ from caffe_port.net import Net
 from caffe_port.segmentation.ensembles import present
 from caffe_port.segmentation.fcn import FullyConvolutional
 from caffe_port.segmentation.imresize import imresize
-from caffe_port.segmentation.inference import DATA, Segmentation, checked
+from caffe_port.segmentation.inference import DATA, checked
+from caffe_port.segmentation.system import Segmentation, System
 
 __all__ = ["PSPNET_MEAN", "DeepLab", "PSPNet", "SegNet", "base_of"]
 
@@ -64,7 +65,7 @@ class _Scores:
         return made[self.blob].float().numpy(force=True)
 
 
-class _Mapped:
+class _Mapped(System):
     """A system that gives each label's share at each pixel.
 
     Args:
@@ -72,17 +73,20 @@ class _Mapped:
         background: whether label 0 is the background, which is not told among the classes found.
     """
 
-    least = 0.0
-
     def __init__(self, net: Net, *, first: int, background: bool) -> None:
         self._run = _Scores(net)
         self.labels = tuple(range(first, first + self._run.labels))
         self.first = 1 if background else first
         self.classes = self._run.labels - background
 
-    def __call__(self, picture: Array) -> Segmentation:
-        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
-        maps = self.maps(checked(picture))
+    def prepare(self, picture: Array) -> Array:
+        return checked(picture)
+
+    def compute(self, prepared: Sequence[Array]) -> list[Array]:
+        return [self.maps(picture) for picture in prepared]
+
+    def finish(self, picture: Array, computed: Array) -> Segmentation:
+        maps = computed
         pixels = np.array(self.labels, np.uint8)[maps.argmax(0)]
         own = len(maps) - self.classes
         return Segmentation(pixels, maps[own:].max((1, 2)), self.labels, maps, present(pixels, self.first), self.first)

@@ -21,6 +21,7 @@ from torch import Tensor
 from caffe_port.errors import DefinitionError, ShapeError
 from caffe_port.net import Net
 from caffe_port.segmentation.imresize import imresize
+from caffe_port.segmentation.system import Segmentation, System
 from caffe_port.segmentation.two_stage import TwoStage
 from caffe_port.segmentation.voc import MEAN
 
@@ -29,7 +30,6 @@ __all__ = [
     "THRESHOLD",
     "Maps",
     "PassByPass",
-    "Segmentation",
     "Segmenter",
     "as_input",
     "checked",
@@ -44,6 +44,9 @@ THRESHOLD = 0.5
 
 DEPLOY = "prototxt/decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
 """A net for inference."""
+
+_ROWS = 8
+"""The largest number of passes that run together."""
 
 DATA, MASKED = "data", "cls-score-masked"
 SCORES, SEGMENTED = "cls-score-avg-sigmoid", "seg-score"
@@ -64,27 +67,7 @@ class Maps:
     maps: Array
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """A picture's segmentation.
-
-    Attributes:
-        pixels: each pixel's label, uint8 (height, width).
-        scores, labels: as in :class:`Maps`.
-        maps: float32 (len(labels), height, width). Bicubic interpolation overshoots: values may exceed 0 to 1 slightly.
-        found: the labels of the classes in the picture.
-        first: the label of the first score: 1, or 0 for a net without a background.
-    """
-
-    pixels: Array
-    scores: Array
-    labels: tuple[int, ...]
-    maps: Array
-    found: tuple[int, ...]
-    first: int = 1
-
-
-class Segmenter:
+class Segmenter(System):
     """Segments pictures: ``Segmenter(net)(picture)``.
 
     Args:
@@ -96,34 +79,49 @@ class Segmenter:
         DefinitionError: the net is not such a net.
     """
 
-    first = 1
     least = 1e-5
     """Lower bound of a map before a CRF takes its logarithm: bicubic interpolation undershoots 0."""
+    batch = 4
+    """The weights of the fully-connected layers are read once for all of these."""
 
     def __init__(self, net: Net, *, threshold: float = THRESHOLD) -> None:
         self.net, self.threshold = net, threshold
         self.size, self.classes = _check(net)
         self._staged = TwoStage(net, [MASKED])
 
-    def __call__(self, picture: Array) -> Segmentation:
-        """Segment a picture of any size, uint8 RGB (height, width, 3)."""
-        found = self.maps(prepare(picture, self.size))
-        maps = enlarge(found.maps, *picture.shape[:2])
-        pixels = np.array(found.labels, np.uint8)[maps.argmax(0)]
-        return Segmentation(pixels, found.scores, found.labels, maps, found.labels[1:])
+    def prepare(self, picture: Array) -> Array:
+        return prepare(picture, self.size)
+
+    def compute(self, prepared: Sequence[Array]) -> list[Maps]:
+        first = self._staged.first(**{DATA: self._tensor(np.concatenate(prepared))})
+        scores = first.tops[SCORES].flatten(1)
+        found = [self._found(row) for row in scores]
+        selections = [_selections(row, some) for row, some in zip(scores, found, strict=True)]
+        # A class that is alone is its own background's pass; a picture without classes has none.
+        selections = [
+            passes if len(some) > 1 else passes[: len(some)] for passes, some in zip(selections, found, strict=True)
+        ]
+        rows, masked = [i for i, passes in enumerate(selections) for _ in passes], torch.cat(selections)
+        tops = [
+            self._staged.second(first, rows[i : i + _ROWS], **{MASKED: masked[i : i + _ROWS]})[SEGMENTED]
+            for i in range(0, len(rows), _ROWS)
+        ]
+        segmented = torch.cat([scores.new_empty(0), *tops]).split([len(passes) for passes in selections])
+        return [
+            _combined(row, some, passes)
+            if some
+            else Maps(row.numpy(force=True), (0,), np.ones((1, self.size, self.size), np.float32))
+            for row, some, passes in zip(scores, found, segmented, strict=True)
+        ]
+
+    def finish(self, picture: Array, computed: Maps) -> Segmentation:
+        maps = enlarge(computed.maps, *picture.shape[:2])
+        pixels = np.array(computed.labels, np.uint8)[maps.argmax(0)]
+        return Segmentation(pixels, computed.scores, computed.labels, maps, computed.labels[1:])
 
     def maps(self, data: Array) -> Maps:
         """The maps of a prepared picture, float32 (1, 3, size, size)."""
-        first = self._staged.first(**{DATA: self._tensor(data)})
-        scores = first.tops[SCORES].flatten()
-        found = self._found(scores)
-        if not found:
-            return Maps(scores.numpy(force=True), (0,), np.ones((1, self.size, self.size), np.float32))
-        selected = _selections(scores, found)
-        if len(found) == 1:
-            selected = selected[:1]
-        tops = self._staged.second(first, **{MASKED: selected})
-        return _combined(scores, found, tops[SEGMENTED])
+        return self.compute([data])[0]
 
     def _tensor(self, data: Array) -> Tensor:
         return torch.from_numpy(data).to(next(self.net.parameters()))
@@ -136,8 +134,12 @@ class Segmenter:
 class PassByPass(Segmenter):
     """Segments as released, with the whole net for every pass: the reference for the faster method."""
 
-    def maps(self, data: Array) -> Maps:
-        x = self._tensor(data)
+    batch = 1
+
+    def compute(self, prepared: Sequence[Array]) -> list[Maps]:
+        return [self._one(self._tensor(data)) for data in prepared]
+
+    def _one(self, x: Tensor) -> Maps:
         scores = self._run(x, x.new_zeros(1, self.classes, 1, 1))[SCORES].flatten()
         found = self._found(scores)
         passes = [self._run(x, row[None])[SEGMENTED] for row in _selections(scores, found)]

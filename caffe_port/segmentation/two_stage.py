@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -72,25 +72,33 @@ class TwoStage:
         tops = {name: blobs[name].contiguous() for name in self._known}
         return FirstStage(tops, shapes, {name: blobs[name] for name in self._carried})
 
-    def second(self, first: FirstStage, **inputs: Tensor) -> dict[str, Tensor]:
-        """The second stage, with any number of rows (axis 0); the first stage's only row goes with each of them.
+    def second(self, first: FirstStage, of: Sequence[int] | None = None, **inputs: Tensor) -> dict[str, Tensor]:
+        """The second stage, with any number of rows (axis 0).
+
+        Args:
+            of: the first stage's row that goes with each row; default: its only one, or row by row.
 
         Returns:
             The outputs that the first stage did not compute.
 
         Raises:
             CaffeError: an input is missing or unknown. ShapeError: another number of rows than the first stage's,
-                which had several, or a shape that cannot be.
+                which had several, or than ``of`` has; a shape that cannot be.
         """
         self._check(inputs, self.later)
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         rows = max(shape[0] for shape in shapes.values())
-        if any(shape[0] not in (1, rows) for shape in first.shapes.values()):
+        if of is not None and len(of) != rows:
+            raise ShapeError("second stage", f"{rows} rows", expected=f"{len(of)}, as the rows that go with them")
+        if of is None and any(shape[0] not in (1, rows) for shape in first.shapes.values()):
             raise ShapeError(
                 "second stage", f"{rows} rows", expected="as many as the first stage had, which are several"
             )
         self.net.reshape_for({**{name: (rows, *shape[1:]) for name, shape in first.shapes.items()}, **shapes})
-        carried = {name: blob.expand(self.net.shapes[name]) for name, blob in first.carried.items()}
+        carried = {
+            name: blob.expand(self.net.shapes[name]) if of is None or len(blob) == 1 else blob[list(of)]
+            for name, blob in first.carried.items()
+        }
         blobs = self.net.run_nodes({**carried, **inputs}, self._second, self._unknown)
         return {name: blob.contiguous() for name, blob in blobs.items()}
 

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caffe_port.data.shard import Share, set_share
+from caffe_port.data.shard import Share, launched, set_share
 from caffe_port.errors import CaffeError
 
 __all__ = ["Group", "join"]
@@ -130,19 +130,32 @@ def join(device: torch.device) -> Group:
     Raises:
         CaffeError: this machine has fewer GPUs than processes.
     """
-    rank, count = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if count == 1:
+    mine = launched()
+    if mine.count == 1:
         return Group(device=device)
+    device = local_device(device)
     if device.type == "cuda":
-        number, there = int(os.environ.get("LOCAL_RANK") or rank), torch.cuda.device_count()
-        if number >= there:
-            where, wanted = f"process {rank} of {count}", f"{number + 1} or more"
-            raise CaffeError(where, f"{there} GPUs here", expected=wanted, remedy="--device cpu")
-        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
-    set_share(Share(rank, count))
-    return Group(rank, count, device)
+    set_share(mine)
+    return Group(mine.rank, mine.count, device)
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process among those that torchrun started: of "cuda" without a number the GPU of its local
+    rank.
+
+    Raises:
+        CaffeError: this machine has fewer GPUs than processes.
+    """
+    mine = launched()
+    if mine.count == 1 or device.type != "cuda":
+        return device
+    number, there = int(os.environ.get("LOCAL_RANK") or mine.rank), torch.cuda.device_count()
+    if number >= there:
+        where, wanted = f"process {mine.rank} of {mine.count}", f"{number + 1} or more"
+        raise CaffeError(where, f"{there} GPUs here", expected=wanted, remedy="--device cpu")
+    return torch.device("cuda", number)
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

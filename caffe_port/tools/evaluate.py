@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from caffe_port.data.shard import gather, launched
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.segmentation import voc
@@ -69,7 +70,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if len(arguments.results) > 1 and (arguments.html or arguments.confusion):
         raise CaffeError("--html and --confusion", f"{len(arguments.results)} folders of results", expected="one")
     truth = _truth(arguments)
-    systems = [_system(given, truth, arguments.quiet) for given in arguments.results]
+    named = [_results(given, truth) for given in arguments.results]
+    names = [name for number, name in enumerate(truth.names) if launched().keeps(number)]
+    own = [
+        [score(name, folder, truth.masks, len(truth.classes)) for _, folder in named]
+        for name in each(names, "evaluate", quiet=arguments.quiet)
+    ]
+    gathered = gather(own)
+    if gathered is None:  # the first process prints
+        return
+    systems = [
+        System(name, folder, Scores(np.sum([one.scores.counts for one in scored], axis=0)), list(scored))
+        for (name, folder), scored in zip(named, zip(*gathered, strict=True), strict=True)
+    ]
     if arguments.json:
         for system in systems:
             print_json(_as_json(system, truth))
@@ -100,8 +113,8 @@ def _truth(arguments: argparse.Namespace) -> Truth:
     return Truth(masks, names, ("background", *classes), pictures)
 
 
-def _system(given: str, truth: Truth, quiet: bool) -> System:
-    """Scores ``[SYSTEM=]RESULTS``.
+def _results(given: str, truth: Truth) -> tuple[str, Path]:
+    """The name and the folder of ``[SYSTEM=]RESULTS``.
 
     Raises:
         FileError: masks are missing; gives their number and the first.
@@ -118,10 +131,7 @@ def _system(given: str, truth: Truth, quiet: bool) -> System:
         if missing:
             found = f"{len(missing)} of {len(truth.names)} masks missing, the first {missing[0]}.png"
             raise FileError(str(one), found, remedy=remedy)
-    name = name if equals else folder.resolve().name
-    scored = [score(n, folder, truth.masks, len(truth.classes)) for n in each(truth.names, name, quiet=quiet)]
-    counts = np.sum([one.scores.counts for one in scored], axis=0)
-    return System(name, folder, Scores(counts), scored)
+    return name if equals else folder.resolve().name, folder
 
 
 def _print(systems: Sequence[System], truth: Truth) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -59,17 +59,24 @@ def progress(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable
         yield bar.update
 
 
-def each(things: Sequence[T], what: str, *, quiet: bool = False) -> Iterator[T]:
-    """Iterates over the items with progress."""
+def each(things: Iterable[T], what: str, *, total: int | None = None, quiet: bool = False) -> Iterator[T]:
+    """Iterates over the items with progress.
+
+    Args:
+        total: their number, where they have no length.
+    """
+    if total is None:
+        things = list(things)
+        total = len(things)
     if quiet:
         yield from things
     elif sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(things, what, delay=_SLOW_SECONDS, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(things, what, total, delay=_SLOW_SECONDS, leave=False, dynamic_ncols=True) as bar:
             yield from bar
     else:
-        lines = _Lines(len(things), what)
+        lines = _Lines(total, what)
         for thing in things:
             yield thing
             lines.update()

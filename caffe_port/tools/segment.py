@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from caffe_port.console import number
+from caffe_port.data.shard import launched
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.tools.cli import Parser, count, print_json, read_options, run, share, trained_net
@@ -20,8 +21,7 @@ from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
 if TYPE_CHECKING:
-    from caffe_port.segmentation.ensembles import System
-    from caffe_port.segmentation.inference import Segmentation
+    from caffe_port.segmentation.system import Segmentation, System
 
 __all__ = ["CRFS", "FITS", "KINDS", "main"]
 
@@ -84,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--classes", metavar="A,B,...|FILE", help="the classes' names from label 1 on, to print; default: classes.txt")
     add("--palette", metavar="PNG", help="take the colours from this PNG's palette; default: PASCAL VOC's")
     parser.add_device()
+    add(
+        "--resume",
+        action="store_true",
+        help="omit pictures whose results exist: goes on where an earlier run stopped",
+    )
     parser.add_json("print a line of JSON for each picture: its mask, and the classes found with their scores")
     parser.add_quiet()
     add = parser.add_argument_group("DecoupledNet").add_argument
@@ -122,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _segment(arguments: argparse.Namespace) -> None:
     from caffe_port.segmentation import voc
+    from caffe_port.segmentation.system import segment_all
 
     for option, value in (("--prototxt", arguments.prototxt), ("--weights", arguments.weights)):
         if not value:
@@ -133,19 +139,27 @@ def _segment(arguments: argparse.Namespace) -> None:
             )
     colours = voc.read_palette(arguments.palette) if arguments.palette else voc.palette()
     jobs = _jobs(_pictures(arguments), arguments)
+    if not jobs:  # all done, or fewer pictures than processes
+        return
     segmenter = _system(arguments)
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
     names, width = _class_names(arguments, segmenter), max(len(job.picture.name) for job in jobs)
-    for job in each(jobs, "segment", quiet=arguments.quiet):
-        picture = voc.read_picture(job.picture)
-        found = segmenter(picture)
-        _write(job, picture, found, colours, arguments.force)
+
+    def read(job: Job) -> np.ndarray:
+        return voc.read_picture(job.picture)
+
+    def write(job: Job, picture: np.ndarray, found: Segmentation) -> tuple[Job, dict[int, float]]:
+        _write(job, picture, found, colours, arguments.force or arguments.resume)
+        return job, {label: float(found.scores[label - found.first]) for label in found.found}
+
+    done = segment_all(segmenter, jobs, read, write)
+    for job, scores in each(done, "segment", total=len(jobs), quiet=arguments.quiet):
         if arguments.json:
-            found_scores = {names[label]: float(found.scores[label - found.first]) for label in found.found}
-            print_json({"picture": str(job.picture), "mask": str(job.mask), "classes": found_scores})
+            found = {names[label]: score for label, score in scores.items()}
+            print_json({"picture": str(job.picture), "mask": str(job.mask), "classes": found})
         elif not arguments.quiet:
-            scores = (f"{names[label]} {number(found.scores[label - found.first], '.2f')}" for label in found.found)
-            print_line(f"{job.picture.name:{width}}  {', '.join(scores) or 'no class found'}")
+            words = (f"{names[label]} {number(score, '.2f')}" for label, score in scores.items())
+            print_line(f"{job.picture.name:{width}}  {', '.join(words) or 'no class found'}")
 
 
 def _class_names(arguments: argparse.Namespace, system: System) -> tuple[str, ...]:
@@ -218,7 +232,8 @@ def _pictures(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
-    """All output paths; those that cannot be written raise before the first picture is segmented.
+    """The pictures that this process segments, and all output paths; those that cannot be written raise before the
+    first picture is segmented.
 
     Raises:
         FileError: a result exists, two pictures have the same result path, or it is an input picture.
@@ -244,9 +259,15 @@ def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
                 raise FileError(str(output), found, remedy="omit one of them")
             if output.resolve() in sources:
                 raise FileError(str(output), "is also an input picture", remedy="choose another folder with -o")
-            if folder.is_dir():
-                check_output(output, overwrite=arguments.force)
             makers[output] = job.picture
+    share = launched()
+    jobs = [job for number, job in enumerate(jobs) if share.keeps(number)]
+    if arguments.resume:
+        jobs = [job for job in jobs if not all(output.is_file() for output in job.outputs)]
+    if folder.is_dir():
+        for job in jobs:
+            for output in job.outputs:
+                check_output(output, overwrite=arguments.force or arguments.resume)
     return jobs
 
 
@@ -262,8 +283,9 @@ def _system(arguments: argparse.Namespace) -> System:
     from caffe_port.segmentation.ensembles import Product, Refined, kind_of
     from caffe_port.segmentation.fcn import FullyConvolutional
     from caffe_port.segmentation.inference import THRESHOLD, PassByPass, Segmenter
+    from caffe_port.solver.distributed import local_device
 
-    device, options = device_of(arguments.device), read_options(arguments)
+    device, options = local_device(device_of(arguments.device)), read_options(arguments)
     files = [(arguments.prototxt, arguments.weights), *([arguments.other] if arguments.other else [])]
     nets = [trained_net(*pair, quiet=arguments.quiet or arguments.json, **options).to(device) for pair in files]
     for net, (_, path) in zip(nets, files, strict=True):

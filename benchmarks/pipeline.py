@@ -1,0 +1,104 @@
+"""The command segment over a folder, and the dense CRF, beside another checkout of this program.
+
+    python benchmarks/pipeline.py --pictures FOLDER [--against DIR] [--width 1/1,1/8] [--rounds 3] [--copies 4]
+
+Times ``caffe-port segment`` as a whole process over the folder's pictures, each ``--copies`` times, with and without
+``--crf deconvnet``, less a run over one picture (start, loading): pictures a second. Then the CRF alone, 500x375, with
+3 and 21 labels. ``--against`` is the folder of another commit's checkout; both alternate, medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.forward import DEPLOY, random_weights  # noqa: E402
+
+CRF = """
+import sys, time
+import numpy as np
+from caffe_port.segmentation.crf import dense_crf
+rng, labels = np.random.default_rng(0), int(sys.argv[1])
+picture = np.kron(rng.integers(0, 200, (15, 20, 3)), np.ones((25, 25, 1), int)) + rng.integers(0, 56, (375, 500, 3))
+scores = np.log(rng.dirichlet(np.ones(labels), (375, 500)).transpose(2, 0, 1)).astype(np.float32)
+dense_crf(scores, picture.astype(np.uint8))
+start = time.perf_counter()
+dense_crf(scores, picture.astype(np.uint8))
+print(time.perf_counter() - start)
+"""
+
+
+def process(root: Path, *words: str) -> tuple[float, str]:
+    """Seconds of a process of the checkout ``root``, and what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True, env=environment)
+    return time.perf_counter() - start, done.stdout
+
+
+def alternate(what: str, ways: Mapping[str, Callable[[], float]], rounds: int, unit: str, *, invert: float = 0) -> None:
+    """Print the median of each way's seconds, or ``invert`` divided by it, and the ratio to the first's."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            times[name].append(way())
+    ours = next(iter(times.values()))
+    for name, taken in times.items():
+        ratio = statistics.median(other / own for other, own in zip(taken, ours, strict=True))
+        middle = statistics.median(taken)
+        print(f"{what:36}{name:12}{invert / middle if invert else middle:9.2f} {unit:12}{ratio:6.2f} times ours")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", required=True, help="a folder of JPEGs")
+    parser.add_argument("--against", help="the folder of another commit's checkout")
+    parser.add_argument("--width", default="1/1,1/8", help="of the net's layers (default 1/1,1/8)")
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--copies", type=int, default=4, help="of each picture (default 4)")
+    args = parser.parse_args()
+    roots = {"caffe_port": ROOT, **({"the other": Path(args.against)} if args.against else {})}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "one").mkdir()
+        (folder / "many").mkdir()
+        pictures = sorted(Path(args.pictures).glob("*.jpg"))
+        for number in range(args.copies):
+            for picture in pictures:
+                shutil.copy(picture, folder / f"many/{picture.stem}_{number}.jpg")
+        shutil.copy(pictures[0], folder / "one")
+        more = len(pictures) * args.copies - 1
+        for width in args.width.split(","):
+            here = folder / width.replace("/", "_")
+            build = [sys.executable, str(ROOT / "prototxt/build.py"), "--width", width, "-o", str(here)]
+            subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+            weights = random_weights(here / DEPLOY, here / "net.caffemodel")
+            for crf in ([], ["--crf", "deconvnet"]):
+                what = f"segment, width {width}{' with CRF' * bool(crf)}"
+
+                def over(root: Path, given: str, words: tuple[str, ...]) -> float:
+                    out = tempfile.mkdtemp(dir=folder)
+                    command = ["-m", "caffe_port.tools.segment", str(folder / given), "-o", out, *words]
+                    return process(root, *command)[0]
+
+                words = ("--prototxt", str(here / DEPLOY), "--weights", str(weights), "--threshold", "0.9", *crf)
+                ways = {n: lambda r=root, w=words: over(r, "many", w) - over(r, "one", w) for n, root in roots.items()}
+                alternate(what, ways, args.rounds, "pictures/s", invert=more)
+    for labels in ("3", "21"):
+        ways = {n: lambda r=root, c=labels: float(process(r, "-c", CRF, c)[1]) for n, root in roots.items()}
+        alternate(f"CRF, 500x375, {labels} labels", ways, args.rounds, "s")
+
+
+if __name__ == "__main__":
+    main()

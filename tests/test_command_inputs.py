@@ -36,6 +36,7 @@ ROWS = {  # BAD is the input; outputs lie in a folder that is missing, or have a
     "caffe2torch": ["BAD", "BAD -o no/o.npz", "w.npz --prototxt BAD -o no/o.npz"],
     "torch2caffe": ["BAD --prototxt net.prototxt", "w.npz --prototxt BAD -o no/o.caffemodel"],
     "export": ["BAD w.npz -o no/o.onnx", "net.prototxt BAD", "net.prototxt w.npz --reference BAD -o no/o.onnx"],
+    "vgg16": ["BAD", "BAD -o no/o.caffemodel"],
     "fp-bp": ["BAD", "w.npz --prototxt BAD -o no/o.caffemodel"],
     "upgrade": ["BAD no/o.prototxt"],
     "test": [
@@ -70,11 +71,12 @@ ROWS = {  # BAD is the input; outputs lie in a folder that is missing, or have a
     "prepare": ["BAD -o no/o", "voc -o no/o --train BAD", "voc -o no/o --model BAD"],
     "convert-imageset": ["./ BAD no/db"],
     "compute-image-mean": ["BAD no/o.binaryproto"],
-    "train-classifier": ["BAD", "solver.prototxt --snapshot BAD"],
+    "train-classifier": ["BAD", "solver.prototxt --snapshot BAD", "solver.prototxt --init BAD"],
+    "keep-features": ["BAD w.npz -o no/o --items 1", "net.prototxt BAD -o no/o --items 1"],
     "train-segmentation": ["Full --classifier BAD"],
     "fold": ["BAD w.npz -o no/o", "net.prototxt BAD -o no/o", "net.prototxt w.npz --source BAD -o no/o"],
     "evaluate": ["BAD --truth .", ". --truth BAD"],
-    "experiment": ["BAD"],
+    "experiment": ["BAD", "--init BAD"],
     "as-caffe": ["BAD"],
 }
 WITHOUT = {

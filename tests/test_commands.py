@@ -32,9 +32,10 @@ SMALL = ["--resize-height", "32", "--resize-width", "32"]
 READS_NETS = [
     *("info", "parity", "caffe2torch", "torch2caffe", "fp-bp", "test", "time", "segment", "train", "fold"),
     *("train-classifier", "train-segmentation", "convert", "upgrade", "draw", "extract-features", "classify", "view"),
+    "keep-features",
 ]
 """Commands whose errors about a definition name --proto and --plugin."""
-SLOW = ["demo", "train-segmentation", "detect"]
+SLOW = ["demo", "train-segmentation", "detect", "vgg16"]
 """Commands whose example other tests run."""
 SOLVER = """
 train_net: "train.prototxt" base_lr: 0.001 lr_policy: "fixed" max_iter: 2 snapshot_prefix: "s" solver_mode: CPU

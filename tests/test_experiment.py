@@ -160,28 +160,38 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 # -- the report
 
 
-def test_the_report_equals_the_counts(tmp_path: Path) -> None:
-    counts = np.array([[8, 2], [1, 9]])
-    made = step(tmp_path, "scores", "pass")
-    (tmp_path / "scores").mkdir()
-    made = Step(made.name, made.words, (), tmp_path / "scores" / "confusion.csv")
+def counted(folder: Path, name: str, counts: list[list[int]]) -> Step:
+    """A finished step with these counts of pixels."""
+    made = Step(name, ("-c", "pass"), (), folder / name / "confusion.csv")
+    made.makes.parent.mkdir()
     with made.makes.open("w", newline="") as file:
-        csv.writer(file).writerows([["", "background", "disc"], ["background", *counts[0]], ["disc", *counts[1]]])
+        rows = zip(("background", "disc"), counts, strict=True)
+        csv.writer(file).writerows([["", "background", "disc"], *([label, *row] for label, row in rows)])
+    (folder / "steps").mkdir(exist_ok=True)
+    (folder / "steps" / f"{name}.json").write_text(json.dumps({"key": made.key, "seconds": 3.0}))
+    return made
+
+
+def test_the_report_equals_the_counts(tmp_path: Path) -> None:
+    made, again = counted(tmp_path, "one", [[8, 2], [1, 9]]), counted(tmp_path, "two", [[9, 1], [1, 9]])
     later = step(tmp_path, "later", "pass")
-    cells = [Cell("Full", "decouplednet", made), Cell("5", "decouplednet", later)]
-    runner = Runner(tmp_path)
-    runner.output.joinpath("steps").mkdir()
-    runner.record(made)
-    (tmp_path / "steps" / "scores.json").write_text(json.dumps({"key": made.key, "seconds": 3.0}))
-    table = report(Plan(cells, [made, later]), runner, [("seed", 7)], seed=7)
-    mean = 100 * (8 / 11 + 9 / 12) / 2
-    assert f"| all | {mean:.1f} |" in table
+    cells = [Cell("Full", "decouplednet", made, seed=7), Cell("5", "decouplednet", later, seed=7)]
+    cells += [Cell("10", "decouplednet", made, seed=7), Cell("10", "decouplednet", again, seed=8)]
+    table = report(Plan(cells, [made, again, later]), Runner(tmp_path), [("width", "1/8")])
+    one, two = 100 * (8 / 11 + 9 / 12) / 2, 100 * 9 / 11
+    assert f"| all | {one:.1f} |" in table
     assert "| 5 a class | - |" in table
+    assert f"| 10 a class | {(one + two) / 2:.1f} ± {(two - one) / 2**0.5:.1f} (2) |" in table
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [(r["level"], r["seed"], float(r["disc"])) for r in rows] == [("Full", "7", pytest.approx(0.75))]
+    assert [(r["level"], r["seed"], float(r["disc"])) for r in rows] == [
+        ("Full", "7", pytest.approx(0.75)),
+        ("10", "7", pytest.approx(0.75)),
+        ("10", "8", pytest.approx(9 / 11)),
+    ]
     page = (tmp_path / "results.md").read_text()
     assert made.command in page
     assert "# later: not done" in page
+    assert "### DecoupledNet, 10, seed 8" in page
     for picture in ("annotations.png", "curves.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -205,7 +215,7 @@ def test_one_cell_interrupted_and_continued(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("trained.caffemodel")}
     runner.run(made.steps)
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
-    table = report(made, runner, [], seed=0)
+    table = report(made, runner, [])
     with Image.open(tmp_path / "out" / "curves.png") as curves:
         red, _, blue = np.moveaxis(np.asarray(curves.convert("RGB")).astype(int), -1, 0)
     assert (blue > red + 60).sum() > 100, "a line for each training"

@@ -9,15 +9,19 @@ from caffe_port.definitions.decouplednet import SIZE, class_score, resized, scor
 from caffe_port.definitions.definition import Layer, Layers, Net, Note, Setting, Solver, Word
 from caffe_port.definitions.layers import NEW, XAVIER, Norm, pooling, sigmoid
 from caffe_port.definitions.vgg import encoder, fully_connected, input_size, window
-from caffe_port.definitions.voc import sgd, voc_data
+from caffe_port.definitions.voc import kept_data, sgd, voc_data
 
 __all__ = ["files"]
 
 
 def network(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
     """``data`` to ``cls-score-pooled``, one score for each class. BN, if there is any, replaces dropout."""
+    return [*encoder(setting, fill=XAVIER, norm=norm), *head(setting, size, norm)]
+
+
+def head(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
+    """``pool5`` to ``cls-score-pooled``."""
     return [
-        *encoder(setting, fill=XAVIER, norm=norm),
         *fully_connected(setting, side=window(size), drop=norm is None, fill=XAVIER, norm=norm),
         class_score(setting, NEW),
         pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", score_side(size), 1),
@@ -56,6 +60,9 @@ Chosen here: dropout, as VGG-16 was trained with it; the labels are the classes 
 cropped from 350, as in the released segmentation nets; fillers, for when no trained weights are copied.
 A line of the list: image mask x1 y1 x2 y2, with the box 0 0 width-1 height-1 for the whole image."""
 
+KEPT_NOTES = """
+Here the 13 convolutions stay as they are given: rows of what they make of the training pictures are read."""
+
 SOLVER_NOTES = """\
 The paper gives: SGD with the parameters of DeconvNet (momentum 0.9, decay 0.0005), batches of 64, about 5500
 iterations.
@@ -66,6 +73,10 @@ trained ones, here without BN, at a tenth; the step of the released solver of th
 def train(setting: Setting) -> Net:
     """Image-level labels against the average of the scores over all positions."""
     size = input_size(setting, SIZE)
+    loss = Layer("SIGMOID_CROSS_ENTROPY_LOSS", "cls-loss", ["cls-score-pooled", "cls-label"], ["cls-loss"])
+    if setting.kept:
+        rows = kept_data(f"{setting.kept}/kept-{setting.lists('cls')}", ["pool5", "cls-label"], setting.batch or 8)
+        return Net("train_cls_voc", [rows, *head(setting, size), loss], about=TRAIN_NOTES + KEPT_NOTES)
     return Net(
         "train_cls_voc",
         [
@@ -75,9 +86,19 @@ def train(setting: Setting) -> Net:
             Note("What is present, and what of it is found; precision would be 0/0 while nothing is"),
             measure("Accuracy"),
             measure("Recall"),
-            Layer("SIGMOID_CROSS_ENTROPY_LOSS", "cls-loss", ["cls-score-pooled", "cls-label"], ["cls-loss"]),
+            loss,
         ],
         about=TRAIN_NOTES,
+    )
+
+
+def keep(setting: Setting) -> Net:
+    """What the convolutions give for the training pictures, and their labels."""
+    size = input_size(setting, SIZE)
+    return Net(
+        "keep_cls_voc",
+        [data(setting, size, "train", 8), *encoder(setting)],
+        about="The VOC classification network's convolutions on the training pictures, for keep-features.",
     )
 
 
@@ -104,11 +125,12 @@ def deploy(setting: Setting) -> Net:
 
 def files(setting: Setting) -> dict[str, Net | Solver]:
     """Every file of the folder."""
-    solver = sgd("train_cls_voc", stepsize=4000, max_iter=5500, iter_size=8, base_lr=0.001, about=SOLVER_NOTES)
-    measured: dict[str, Net | Solver] = (
-        {"train_cls_voc_make_inference": make_inference(setting)} if setting.norm else {}
-    )
-    return measured | {
+    times = {"stepsize": 4000, "max_iter": 5500, "iter_size": 8}
+    solver = sgd("train_cls_voc", **times, base_lr=0.001, about=SOLVER_NOTES, tested=not setting.kept)
+    others: dict[str, Net | Solver] = {"keep_cls_voc": keep(setting)} if setting.kept else {}
+    if setting.norm:
+        others["train_cls_voc_make_inference"] = make_inference(setting)
+    return others | {
         "train_cls_voc": train(setting),
         "train_cls_voc_solver": solver,
         "cls_voc_deploy": deploy(setting),

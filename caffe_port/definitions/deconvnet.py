@@ -6,6 +6,8 @@ stages: crops around one object, then crops of object proposals.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from caffe_port.definitions.definition import Layer, Layers, Net, Setting, Solver
 from caffe_port.definitions.layers import XAVIER, Norm
 from caffe_port.definitions.vgg import decoder, encoder, fully_connected, input_size, window
@@ -27,12 +29,13 @@ def network(setting: Setting, size: int, norm: Norm) -> Layers:
     """``data`` to ``seg-score``.
 
     As published, the first half has no fillers, because VGG-16's weights replace them: without these the weights stay
-    0.
+    0. With a width of their own fc6 and fc7 have them.
     """
     fill = XAVIER if setting.norm else None
+    fc_fill = XAVIER if setting.fc_width else fill
     return [
         *encoder(setting, norm=norm, switches=True, fill=fill),
-        *fully_connected(setting, side=window(size), norm=norm, fill=fill),
+        *fully_connected(setting, side=window(size), norm=norm, fill=fc_fill),
         *decoder(setting, "fc7", size, 1 + setting.classes, norm),
     ]
 
@@ -112,6 +115,7 @@ def solver(stage: int, stepsize: int, max_iter: int) -> Solver:
 
 def files(setting: Setting) -> dict[str, Net | Solver]:
     """Every file of the folder, by its released name."""
+    setting = replace(setting, kept="")  # its first half learns
     return {
         "stage_1_train": train(setting, 1),
         "stage_1_solver": solver(1, 9000, 20000),

@@ -7,7 +7,7 @@ sections cited here are of this paper. Facts that it does not give are from the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caffe_port.definitions.definition import Layer, Layers, Learn, Net, Note, Setting, Solver
 from caffe_port.definitions.layers import (
@@ -24,8 +24,8 @@ from caffe_port.definitions.layers import (
     sigmoid,
     unpooling,
 )
-from caffe_port.definitions.vgg import decoder, encoder, fully_connected, input_size, unit, window
-from caffe_port.definitions.voc import pixel_accuracy, pixel_loss, sgd, voc_data
+from caffe_port.definitions.vgg import decoder, encoder, fully_connected, input_size, switch, switches, unit, window
+from caffe_port.definitions.voc import kept_data, pixel_accuracy, pixel_loss, sgd, voc_data
 
 __all__ = ["SIZE", "class_score", "files", "resized", "score_side"]
 
@@ -69,7 +69,8 @@ def classifier(
     setting: Setting, size: int, *, learn: Learn, learn_score: Learn, switches: bool = False
 ) -> Iterator[Layer]:
     """The classification network (section 4.1), with the masks that its backward pass needs."""
-    yield from encoder(setting, learn=learn, switches=switches)
+    if not setting.kept:
+        yield from encoder(setting, learn=learn, switches=switches)
     yield from fully_connected(setting, side=window(size), learn=learn, masks=True)
     yield class_score(setting, learn_score)
 
@@ -80,7 +81,7 @@ def saliency(setting: Setting, size: int, *, learn: Learn, learn_score: Learn, n
     Back-propagation as forward layers: a convolution's is a deconvolution with the same weights, a ReLU's is a product
     with its mask.
     """
-    wide = setting.features(4096)
+    wide = setting.fc_features(4096)
     yield convolution("cls-score-voc-bp", "cls-score-unpooled", "fc7-bp", wide, 1, learn=learn_score, fill=SMALL)
     for blob, mask, top, outputs, kernel in (
         ("fc7-bp", "relu7-mask", "fc6-bp", wide, 1),
@@ -97,7 +98,7 @@ def bridge(setting: Setting, size: int, norm: Norm) -> Iterator[Layer]:
     yield Layer("CONCAT", "pool5-concat", ["pool5-bn", "pool5-bp-bn"], ["pool5-concat"])
     for bottom, number, kernel in (("pool5-concat", 6, window(size)), ("fc6-seg", 7, 1)):
         name = f"fc{number}-seg"
-        layer = convolution(name, bottom, name, setting.features(2048), kernel, fill=SMALL)
+        layer = convolution(name, bottom, name, setting.decoder_features(2048), kernel, fill=SMALL)
         yield from unit(layer, f"bn{name}", f"relu{number}-seg", norm)
 
 
@@ -142,6 +143,7 @@ def by_caller(side: int) -> Layers:
 
 def fp_bp(setting: Setting) -> Net:
     """The classification network and its backward pass, into which its trained weights are converted."""
+    setting = replace(setting, kept="")
     size = input_size(setting, SIZE)
     side = score_side(size)
     return Net(
@@ -174,14 +176,31 @@ def train_data(setting: Setting, level: Level, size: int, split: str, batch: int
     )
 
 
+def kept_rows(setting: Setting, level: Level, batch: int) -> Layer:
+    """The same with what the convolutions give in place of pictures."""
+    blobs = ["pool5", *(switch(setting, stage) for stage in range(1, 6)), "seg-label", "cls-label"]
+    return kept_data(f"{setting.kept}/kept-seg_{level.name}", blobs, setting.batch or batch)
+
+
+def keep(setting: Setting, level: Level) -> Net:
+    """What the convolutions give for the training crops, with masks and labels."""
+    size = input_size(setting, SIZE)
+    narrowed = [layer for stage in range(1, 6) for layer in switches(setting, stage)]
+    return Net(
+        f"keep_seg_{level.name}_anno",
+        [train_data(setting, level, size, "train", 4), *encoder(setting, switches=True), *narrowed],
+        about=f"DecoupledNet, {level.name} annotations: its convolutions on the training crops, for keep-features.",
+    )
+
+
 def train(setting: Setting, level: Level) -> Net:
     """Bridge and segmentation network learn from masks of selected classes; the classification network is frozen."""
     size = input_size(setting, SIZE)
+    tested = [train_data(setting, level, size, "train", 4, "TRAIN"), train_data(setting, level, size, "val", 2, "TEST")]
     return Net(
         f"train_seg_{level.name}_anno",
         [
-            train_data(setting, level, size, "train", 4, "TRAIN"),
-            train_data(setting, level, size, "val", 2, "TEST"),
+            *([kept_rows(setting, level, 4)] if setting.kept else tested),
             *segmentation(setting, size, Norm.BATCH, by_label(score_side(size))),
             pixel_accuracy("TEST"),
             pixel_loss(),
@@ -196,7 +215,7 @@ def make_inference(setting: Setting, level: Level) -> Net:
     return Net(
         f"train_seg_{level.name}_anno_make_inference",
         [
-            train_data(setting, level, size, "train", 16),
+            kept_rows(setting, level, 16) if setting.kept else train_data(setting, level, size, "train", 16),
             *segmentation(setting, size, Norm.MEASURED, by_label(score_side(size))),
         ],
         about=f"DecoupledNet, {level.name} annotations: gives every BN layer's statistics, to be folded into it.",
@@ -211,6 +230,7 @@ background, channel 0 of seg-score. Then a pass with each of them alone: its for
 
 def deploy(setting: Setting, level: Level) -> Net:
     """The net with folded BN, for inference."""
+    setting = replace(setting, kept="")
     size = input_size(setting, SIZE)
     return Net(
         f"DecoupledNet_{level.name}_anno_inference_deploy",
@@ -232,7 +252,10 @@ def files(setting: Setting) -> dict[str, Net | Solver]:
             max_iter=level.max_iter,
             iter_size=16,
             about="Batches of 4 images, 16 to an iteration, are the 64 of section 6.1.",
+            tested=not setting.kept,
         )
+        if setting.kept:
+            written[f"{level.number:03}_keep_seg_{level.name}_anno"] = keep(setting, level)
         written[f"{name}_make_inference"] = make_inference(setting, level)
         written[f"DecoupledNet_{level.name}_anno_inference_deploy"] = deploy(setting, level)
     return written

@@ -45,10 +45,27 @@ class Setting:
     norm: bool = False
     """Whether nets are trained from fillers instead of VGG-16's weights: the classification and DeepLab nets then
     have BN, and DeconvNet fillers."""
+    fc_width: Fraction | None = None
+    """The factor for fc6 and fc7, which then have fillers; None: ``width``."""
+    decoder_width: Fraction | None = None
+    """The factor for the bridge and the segmentation network, at most ``width``; None: ``width``."""
+    kept: str = ""
+    """Folder of what the 13 convolutions give for the training pictures (``keep-features``), which the nets that
+    leave them unchanged then read in place of the pictures; "" for none."""
 
     def __post_init__(self) -> None:
-        if self.width <= 0:
-            raise DefinitionError("--width", str(self.width), expected="a positive fraction such as 1/32")
+        widths = {"--width": self.width, "--fc-width": self.fc_width, "--decoder-width": self.decoder_width}
+        for option, width in widths.items():
+            if width is not None and width <= 0:
+                raise DefinitionError(option, str(width), expected="a positive fraction such as 1/32")
+        if self.decoder_width is not None and self.decoder_width > self.width:
+            raise DefinitionError(
+                "--decoder-width",
+                str(self.decoder_width),
+                expected=f"at most --width, {self.width}: unpooling needs a switch of the first half for each feature",
+            )
+        if self.kept and self.norm:
+            raise DefinitionError("--kept", "also --norm", expected="one: fixed convolutions have no BN to be trained")
         for option, value in (("--input-size", self.size), ("--batch", self.batch), ("--classes", self.classes)):
             if value < 0 or not self.classes:
                 raise DefinitionError(option, str(value), expected="a positive number")
@@ -59,7 +76,19 @@ class Setting:
 
     def features(self, released: int) -> int:
         """The number of features in place of ``released``, never less than two."""
-        return max(2, round(released * self.width))
+        return _scaled(released, self.width)
+
+    def fc_features(self, released: int) -> int:
+        """:meth:`features` of fc6 or fc7."""
+        return _scaled(released, self.fc_width or self.width)
+
+    def decoder_features(self, released: int) -> int:
+        """:meth:`features` of a layer of the bridge or the segmentation network."""
+        return _scaled(released, self.decoder_width or self.width)
+
+
+def _scaled(released: int, width: Fraction) -> int:
+    return max(2, round(released * width))
 
 
 class Learn(NamedTuple):

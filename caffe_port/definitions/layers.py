@@ -20,6 +20,7 @@ __all__ = [
     "deconvolution",
     "dropout",
     "eltwise",
+    "first_channels",
     "norm_layer",
     "pooling",
     "relu",
@@ -109,6 +110,16 @@ def eltwise(name: str, bottoms: Sequence[str], top: str, operation: str) -> Laye
 def crop(bottom: str, like: str, top: str) -> Layer:
     """``bottom`` cropped to the position and size of ``like``."""
     return Layer("CROP", "crop", [bottom, like], [top])
+
+
+def first_channels(bottom: str, top: str, count: int) -> list[Layer]:
+    """``top`` is the first ``count`` channels of ``bottom``; the others are unused."""
+    rest = f"{bottom}-rest"
+    param = {"slice_param": {"slice_dim": 1, "slice_point": [count]}}
+    return [
+        Layer("SLICE", f"{bottom}-slice", [bottom], [top, rest], param),
+        Layer("SILENCE", f"{bottom}-silence", [rest], []),
+    ]
 
 
 def pooling(

@@ -12,6 +12,7 @@ from caffe_port.definitions.layers import (
     convolution,
     deconvolution,
     dropout,
+    first_channels,
     norm_layer,
     pooling,
     relu,
@@ -19,7 +20,7 @@ from caffe_port.definitions.layers import (
 )
 from caffe_port.errors import ShapeError
 
-__all__ = ["STAGES", "decoder", "encoder", "fully_connected", "input_size", "unit", "window"]
+__all__ = ["STAGES", "decoder", "encoder", "fully_connected", "input_size", "switch", "switches", "unit", "window"]
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Features and number of 3x3 convolutions of each stage; a 2x2 max pooling ends it."""
@@ -93,30 +94,47 @@ def fully_connected(
     """
     for bottom, number, kernel in (("pool5", 6, side), ("fc6", 7, 1)):
         fc, act = f"fc{number}", f"relu{number}"
-        layer = convolution(fc, bottom, fc, setting.features(4096), kernel, learn=learn, engine=engine, fill=fill)
+        layer = convolution(fc, bottom, fc, setting.fc_features(4096), kernel, learn=learn, engine=engine, fill=fill)
         yield from unit(layer, f"bn{fc}", act, norm, f"{act}-mask" if masks else "")
         if drop:
             yield dropout(f"drop{number}", fc)
+
+
+def switch(setting: Setting, stage: int) -> str:
+    """The blob of switches with which the decoder undoes a stage's pooling."""
+    width, _ = STAGES[stage - 1]
+    full = setting.decoder_features(width) == setting.features(width)
+    return f"pool{stage}_mask" if full else f"pool{stage}_switch"
+
+
+def switches(setting: Setting, stage: int) -> Iterator[Layer]:
+    """The layers that make :func:`switch` of the encoder's blobs: none unless the decoder is narrower."""
+    if (name := switch(setting, stage)) != (mask := f"pool{stage}_mask"):
+        yield from first_channels(mask, name, setting.decoder_features(STAGES[stage - 1][0]))
 
 
 def decoder(setting: Setting, bottom: str, size: int, classes: int, norm: Norm) -> Iterator[Layer]:
     """``bottom`` -> seg-score: the encoder backwards, each pooling undone with its own switches.
 
     Every deconvolution gives as many features as its convolution takes, so the first of the encoder has no
-    counterpart: a 1x1 convolution to the classes replaces it.
+    counterpart: a 1x1 convolution to the classes replaces it. If it is narrower than the encoder, its features use the
+    switches of the encoder's first ones.
     """
-    layer = deconvolution("fc6-deconv", bottom, "fc6-deconv", setting.features(512), window(size), fill=SMALL)
+    features = setting.decoder_features(512)
+    layer = deconvolution("fc6-deconv", bottom, "fc6-deconv", features, window(size), fill=SMALL)
     yield from unit(layer, "fc6-deconv-bn", "fc6-deconv-relu", norm)
     bottom = "fc6-deconv"
     for stage in range(len(STAGES), 0, -1):
         width, depth = STAGES[stage - 1]
         narrower = STAGES[max(stage - 2, 0)][0]
         unpool = f"unpool{stage}"
-        yield unpooling(unpool, bottom, unpool, "MAX", 2, 2, size >> (stage - 1), f"pool{stage}_mask")
+        if not setting.kept:
+            yield from switches(setting, stage)
+        yield unpooling(unpool, bottom, unpool, "MAX", 2, 2, size >> (stage - 1), switch(setting, stage))
         bottom = unpool
         for step in range(1, depth + 1):
             at = f"{stage}_{step}"
-            features = setting.features(narrower if step == depth else width)
+            features = setting.decoder_features(narrower if step == depth else width)
             layer = deconvolution(f"deconv{at}", bottom, f"deconv{at}", features, 3, pad=1, fill=SMALL)
             yield from unit(layer, f"debn{at}", f"derelu{at}", norm)
             bottom = f"deconv{at}"

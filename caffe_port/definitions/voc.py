@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from caffe_port.definitions.definition import Fields, Layer, Setting, Solver, Word
 
-__all__ = ["pixel_accuracy", "pixel_loss", "sgd", "voc_data"]
+__all__ = ["kept_data", "pixel_accuracy", "pixel_loss", "sgd", "voc_data"]
 
 MEAN = (104.008, 116.669, 122.675)
 """Of blue, green and red, as in the released training definitions."""
@@ -46,6 +46,12 @@ def voc_data(
     return Layer(type, "data", [], tops, params, phase=phase)
 
 
+def kept_data(folder: str, tops: Sequence[str], batch: int) -> Layer:
+    """What ``keep-features`` wrote: rows of HDF5 files, in another order in every round."""
+    param = {"hdf5_data_param": {"source": f"{folder}/list.txt", "batch_size": batch, "shuffle": True}}
+    return Layer("HDF5_DATA", "data", [], tops, param)
+
+
 def pixel_accuracy(phase: str = "") -> Layer:
     """The share of correct pixels among the labelled ones; pixels with label 255 are ignored."""
     param = {"eltwise_accuracy_param": {"ignore_label": 255}}
@@ -58,8 +64,22 @@ def pixel_loss() -> Layer:
     return Layer("SOFTMAX_LOSS", "seg-loss", ["seg-score", "seg-label"], ["seg-loss"], param)
 
 
-def sgd(net: str, *, stepsize: int, max_iter: int, iter_size: int, base_lr: float = 0.01, about: str = "") -> Solver:
-    """Stochastic gradient descent with momentum, as in DeconvNet's paper, for the net in ``NET.prototxt``."""
+def sgd(
+    net: str,
+    *,
+    stepsize: int,
+    max_iter: int,
+    iter_size: int,
+    base_lr: float = 0.01,
+    about: str = "",
+    tested: bool = True,
+) -> Solver:
+    """Stochastic gradient descent with momentum, as in DeconvNet's paper, for the net in ``NET.prototxt``.
+
+    Args:
+        tested: whether the net has data for tests.
+    """
+    tests = {"test_interval": 500, "test_iter": 1000} if tested else {}
     return Solver(
         {
             "net": f"./{net}.prototxt",
@@ -72,8 +92,7 @@ def sgd(net: str, *, stepsize: int, max_iter: int, iter_size: int, base_lr: floa
             "max_iter": max_iter,
             "momentum": 0.9,
             "weight_decay": 0.0005,
-            "test_interval": 500,
-            "test_iter": 1000,
+            **tests,
             "snapshot": 500,
             "snapshot_prefix": f"./snapshot/{net}",
             "solver_mode": Word("GPU"),

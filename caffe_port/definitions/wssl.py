@@ -85,7 +85,7 @@ def network(setting: Setting, fov: FoV, norm: Norm | None = None) -> Iterator[La
     point: dict[str, Any] = {"kernel": 1}
     for number, window in ((6, fov.window), (7, point)):
         fc = f"fc{number}"
-        layer = convolution(fc, bottom, fc, setting.features(fov.features), **window, **NEW_LAYER)
+        layer = convolution(fc, bottom, fc, setting.fc_features(fov.features), **window, **NEW_LAYER)
         yield from unit(layer, f"bn{fc}", f"relu{number}", norm)
         if not norm:
             yield dropout(f"drop{number}", fc)

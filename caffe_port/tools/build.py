@@ -16,7 +16,7 @@ from caffe_port.errors import DefinitionError, FileError, nearest
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.tools.cli import Parser, run
 
-__all__ = ["definitions", "main"]
+__all__ = ["definitions", "fraction", "main"]
 
 FAMILIES = {
     "classification": classification,
@@ -82,12 +82,17 @@ def table(nets: dict[str, Net | Solver]) -> Iterator[str]:
 
 
 def _build(args: argparse.Namespace) -> int:
-    try:
-        width = Fraction(args.width)
-    except (ValueError, ZeroDivisionError):
-        raise DefinitionError("--width", repr(args.width), expected="a positive fraction such as 1/32") from None
     setting = Setting(
-        width, args.input_size, args.batch, args.data_root.rstrip("/"), args.classes, args.level, args.norm
+        fraction("--width", args.width),
+        args.input_size,
+        args.batch,
+        args.data_root.rstrip("/"),
+        args.classes,
+        args.level,
+        args.norm,
+        fraction("--fc-width", args.fc_width) if args.fc_width else None,
+        fraction("--decoder-width", args.decoder_width) if args.decoder_width else None,
+        args.kept.rstrip("/"),
     )
     nets = definitions(setting, args.names)
     if args.list:
@@ -115,6 +120,18 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
+def fraction(option: str, text: str) -> Fraction:
+    """A width's value.
+
+    Raises:
+        DefinitionError: it is none.
+    """
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise DefinitionError(option, repr(text), expected="a positive fraction such as 1/32") from None
+
+
 def _holds(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
@@ -131,12 +148,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("names", nargs="*", metavar="NAME", help="a family or a file of --list; default: all")
     parser.add_output("DIR", type=Path, help="default: the folder of the published definitions")
     add("--width", default="1", help="factor on every number of features, such as 1/32")
+    add("--fc-width", default="", metavar="W", help="of fc6 and fc7, which then have fillers; default: --width")
+    add("--decoder-width", default="", metavar="W", help="of bridge and segmentation network; default: --width")
     add("--input-size", type=int, default=0, metavar="N", help="height and width of the input")
     add("--batch", type=int, default=0, metavar="N", help="images in a batch of every data layer")
     add("--classes", type=int, default=20, metavar="N", help="without the background; default: 20")
     add("--level", default="", help="strong pictures: the lists of prepare's --levels of this name")
     add("--norm", action="store_true", help="for training from noise: BN and fillers everywhere")
     add("--data-root", default=".", metavar="DIR", help="folder of VOC2012 and the image lists")
+    add("--kept", default="", metavar="DIR", help="nets with fixed convolutions read what keep-features wrote here")
     add("--check", action="store_true", help="write nothing; fail where a file differs")
     add("--list", action="store_true", help="write nothing; show files, layers, parameters")
     parser.add_quiet()

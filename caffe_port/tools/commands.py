@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("caffe2torch", "Caffe's weights as a file for PyTorch"),
         Command("torch2caffe", "A file of PyTorch as Caffe's weights"),
         Command("export", "A net as an ONNX file, checked against the net, or for torch.export"),
+        Command("vgg16", "VGG-16's convolutions from an ONNX file made of Keras's"),
         Command("fp-bp", "A classification net's weights for the net that holds its backward pass"),
         Command(
             "upgrade",
@@ -66,6 +67,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("convert-imageset", "Pictures and labels as an LMDB or LevelDB database"),
         Command("compute-image-mean", "The mean picture of a database"),
         Command("train-classifier", "The classification net under DecoupledNet, from image-level labels"),
+        Command("keep-features", "What a fixed part of a net makes of its data, for trainings without that part"),
         Command("train-segmentation", "DecoupledNet's segmentation net, from masks"),
         Command("fold", "Batch statistics into scale and shift, for inference"),
         Command("evaluate", "Mean IoU as Pascal VOC counts it"),

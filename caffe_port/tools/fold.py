@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import CaffeError
+from caffe_port.formats import open_weights
+from caffe_port.formats.adding import add_layers
 from caffe_port.formats.atomic import check_output
 from caffe_port.tools.cli import Parser, count, read_options, run, trained_net
 from caffe_port.tools.progress import each
@@ -27,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = Parser(
         "fold",
         "Run a net whose BN layers output their batch's statistics over many batches of its data, average these, and"
-        " write its weights with BN's scale and shift for bn_mode: INFERENCE.",
+        " write its weights with BN's scale and shift for bn_mode: INFERENCE. Layers of TRAINED that the net lacks stay"
+        " as they are.",
         example="make_inference.prototxt trained.caffemodel --passes 2",
     )
     add = parser.add_argument
@@ -81,6 +84,7 @@ def _fold(arguments: argparse.Namespace) -> None:
     if arguments.absorb:
         absorb(net, moments)
     net.save(output)
+    add_layers(output, open_weights(source).layers)
     if not arguments.quiet:
         kind = "unbiased" if arguments.unbiased else "biased, as released"
         print(f"{len(moments)} BN layers folded over {arguments.passes} passes (variance {kind})\nwrote {output}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from caffe_port.errors import CaffeError
+from caffe_port.formats import open_weights
 from caffe_port.tools import fp_bp
 from caffe_port.tools.cli import Parser, as_gflags, run
 from caffe_port.tools.train_stage import PROTOTXT, add_stage_options, train_stage
@@ -55,7 +56,9 @@ def _train(arguments: argparse.Namespace) -> None:
         fp_bp.write(arguments.classifier, path, nets / fp_bp.DEFINITION.name, overwrite=True)
         return str(path)
 
-    train_stage(arguments, solvers[0], start, what=f"DecoupledNet, {arguments.annotations} annotations")
+    fixed = open_weights(arguments.classifier).layers if arguments.classifier else []
+    what = f"DecoupledNet, {arguments.annotations} annotations"
+    train_stage(arguments, solvers[0], start, what=what, fixed=fixed)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from caffe_port.definitions import published
 from caffe_port.errors import CaffeError
+from caffe_port.formats import LayerWeights
+from caffe_port.formats.adding import add_layers
 from caffe_port.formats.atomic import check_output
 from caffe_port.tools.cli import Parser
 from caffe_port.tools.train import add_options, train
@@ -26,7 +28,12 @@ def add_stage_options(parser: Parser, output: str) -> None:
 
 
 def train_stage(
-    arguments: argparse.Namespace, solver: Path, start: Callable[[Path], str] | None = None, *, what: str
+    arguments: argparse.Namespace,
+    solver: Path,
+    start: Callable[[Path], str] | None = None,
+    *,
+    what: str,
+    fixed: Sequence[LayerWeights] = (),
 ) -> None:
     """Train with ``solver``; the weights are written to ``arguments.output`` when it is done, not when it was stopped.
 
@@ -34,6 +41,8 @@ def train_stage(
         start: writes the initial weights to the given path or finds them elsewhere, and returns their path. It is
             called unless the training is resumed.
         what: name of the net that is trained.
+        fixed: layers that are added to the output if the trained net lacks them, since its data layer reads what they
+            gave (``keep-features``).
 
     Raises:
         CaffeError: any error.
@@ -52,6 +61,7 @@ def train_stage(
         print(f"stopped before the end; the same command with --resume continues and writes {output}")
         return
     trained.net.save(output)
+    add_layers(output, fixed)
     print(f"wrote {output}: {what}")
 
 

@@ -41,15 +41,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--levels", nargs="+", default=list(LEVELS), metavar="LEVEL", help="of Full 25 10 5; 25:LIST names pictures")
     add("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, metavar="S", help=f"of {' '.join(SYSTEMS)}")
     add("--width", metavar="W", help="of the nets, relative to the published ones; default: 1/8")
-    add("--input-size", type=int, metavar="N", help="height and width of the nets' input; default: 64 quick, 96 full")
+    add("--init", metavar="WEIGHTS", help="a VGG-16: every system starts from its 13 convolutions, at full width")
+    add("--decoder-width", metavar="W", help="of the segmentation half; default: --width, or 1/4 with --init")
+    add(
+        "--input-size", type=int, metavar="N", help="height and width of the nets' input; 64 quick, 96 full, 160 --init"
+    )
     add("--effort", type=float, default=1.0, metavar="F", help="factor on the iterations; default: 1")
     add("--threshold", type=float, default=0.5, metavar="S", help="score above which DecoupledNet finds a class; 0.5")
     parser.add_device()
     add("--jobs", type=int, default=usable_cores(), metavar="N", help="commands at a time; default: one for each core")
     add("--seed", type=int, default=1, metavar="N", help="of everything; default: %(default)s")
+    add("--repeats", type=int, nargs="+", default=[], metavar="N", help="further seeds of the trainings at 10 and 5")
     add("--plan", action="store_true", help="print the commands and run none")
     add("--report", action="store_true", help="run none; write the report of finished steps")
     parser.add_quiet("print the table only")
+    parser.reads("init")
     run(_experiment, parser, argv)
 
 
@@ -62,8 +68,12 @@ def _experiment(arguments: argparse.Namespace) -> None:
         if level not in LEVELS:
             raise CaffeError("--levels", level, expected=f"of {', '.join(LEVELS)}: the levels that have definitions")
     check_matplotlib()
+    if arguments.init and (arguments.quick or arguments.width):
+        raise CaffeError("--init", "with --quick or --width", expected="VGG-16's width; --decoder-width is free")
+    if arguments.seed in arguments.repeats:
+        raise CaffeError("--repeats", str(arguments.seed), expected="other seeds than --seed")
     kind, output = "quick" if arguments.quick else "full", Path(arguments.output)
-    recipe = _recipe(RECIPES[kind], arguments)
+    recipe = _recipe(RECIPES["init" if arguments.init else kind], arguments)
     images, val, classes, size = _DRAWN[kind]
     source: Path | list[str]
     if arguments.folder:
@@ -84,6 +94,8 @@ def _experiment(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=arguments.device,
         threshold=arguments.threshold,
+        init=arguments.init or "",
+        repeats=arguments.repeats,
     )
     if arguments.plan:
         print("\n".join(step.command for step in made.steps))
@@ -94,16 +106,17 @@ def _experiment(arguments: argparse.Namespace) -> None:
         ("command", f"`{shlex.join(['python', '-m', 'caffe_port.segmentation.experiment', *typed])}`"),
         ("pictures", f"{images} for training, {val} for validation, {classes} classes"),
         ("nets", f"width {recipe.width}, input {recipe.size} x {recipe.size}, batches of {recipe.batch}"),
+        *_widths(recipe),
         ("iterations", ", ".join(f"{name} {it.iterations}" for name, it in recipe.trainings.items())),
         ("a class is found", f"with a score above {arguments.threshold}"),
-        ("seed", arguments.seed),
+        ("seed", ", ".join(map(str, (arguments.seed, *arguments.repeats)))),
     ]
     try:
         if not arguments.report:
             runner.run(made.steps)
     finally:
         if output.is_dir():
-            table = report(made, runner, facts, seed=arguments.seed)
+            table = report(made, runner, facts)
     print(table if arguments.quiet else f"{table}\nwrote {output / 'results.md'}, results.csv, two plots")
     undone = sum(not runner.done(step) for step in made.steps)
     if undone:
@@ -111,8 +124,25 @@ def _experiment(arguments: argparse.Namespace) -> None:
 
 
 def _recipe(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
-    recipe = replace(recipe, width=arguments.width or recipe.width, size=arguments.input_size or recipe.size)
+    recipe = replace(
+        recipe,
+        width=arguments.width or recipe.width,
+        size=arguments.input_size or recipe.size,
+        decoder_width=arguments.decoder_width or recipe.decoder_width,
+    )
     return recipe if arguments.effort == 1 else recipe.longer(arguments.effort)
+
+
+def _widths(recipe: Recipe) -> list[tuple[str, object]]:
+    """What a report says of the parts of the nets."""
+    facts: list[tuple[str, object]] = []
+    if recipe.fc_width or recipe.decoder_width:
+        facts.append(
+            ("widths", f"fc6 and fc7 {recipe.fc_width or recipe.width}, decoder {recipe.decoder_width or recipe.width}")
+        )
+    if recipe.kept:
+        facts.append(("kept", ", ".join(f"{name} {count}" for name, count in recipe.kept.items())))
+    return facts
 
 
 if __name__ == "__main__":

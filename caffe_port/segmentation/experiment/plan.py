@@ -23,18 +23,21 @@ SYSTEMS = {
 LEVELS = dict(zip(lists.LEVELS, range(2, 6), strict=True))
 """Levels of strong annotation, and the numbers of DecoupledNet's files for them."""
 
+REPEATED = ("10", "5")
+"""The levels that are trained with several seeds."""
 VAL = "val"
 
 
 @dataclass(frozen=True)
 class Cell:
     """One number of the table: the step with its confusion counts. ``same_as`` names the system with which it is
-    identical."""
+    identical; ``seed`` is that of its trainings."""
 
     level: str
     system: str
     step: Step
     same_as: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def plan(
     seed: int = 0,
     device: str = "cpu",
     threshold: float = 0.5,
+    init: str = "",
+    repeats: Sequence[int] = (),
 ) -> Plan:
     """The steps that produce the table.
 
@@ -66,9 +71,15 @@ def plan(
         classes: of the folder, without the background.
         levels: those of LEVELS; ``lists`` has them in the form of ``prepare --levels``, where that differs.
         threshold: the score above which DecoupledNet finds a class.
+        init: a VGG-16 whose convolutions all systems start from; those of the classification nets stay fixed.
+        repeats: further seeds for the levels in REPEATED. The pictures, their crops and what is kept of these are
+            those of ``seed``.
     """
-    made = _Maker(folder, output, recipe, classes, list(lists or levels), seed, device, threshold)
+    made = _Maker(folder, output, recipe, classes, list(lists or levels), seed, device, threshold, init)
     cells = [made.cell(level, system) for level in levels for system in systems]
+    for other in repeats:
+        made.begin(other)
+        cells += [made.cell(level, system) for level in levels for system in systems if level in REPEATED]
     return Plan(cells, made.steps)
 
 
@@ -85,9 +96,11 @@ class _Maker:
         seed: int,
         device: str,
         threshold: float,
+        init: str,
     ) -> None:
-        self.output, self.recipe, self.classes, self.seed = output, recipe, classes, seed
-        self.device, self.threshold, self.lists = device, threshold, lists
+        self.output, self.recipe, self.classes, self.data_seed = output, recipe, classes, seed
+        self.device, self.threshold, self.lists, self.init = device, threshold, lists, init
+        self.seed, self.suffix = seed, ""
         self.steps: list[Step] = []
         if isinstance(folder, Path):
             self.folder, self.data = folder, tuple[Step, ...]()
@@ -95,6 +108,10 @@ class _Maker:
             self.folder = output / "data"
             words = ["-m", "caffe_port.tools.make_shapes", "-o", str(self.folder), *folder, "-f", "-q"]
             self.data = (self.step("data", words, (), "classes.txt"),)
+
+    def begin(self, seed: int) -> None:
+        """Another seed for all trainings from here on."""
+        self.seed, self.suffix = seed, f"-seed{seed}"
 
     def step(
         self, name: str, words: Sequence[object], needs: Sequence[Step], makes: str, *, curve: bool = False
@@ -114,7 +131,7 @@ class _Maker:
     def prepared(self) -> Step:
         recipe = self.recipe
         words = ["-m", "caffe_port.tools.prepare", self.folder, "-o", self.output / "lists", "--levels", *self.lists]
-        words += ["--crops", recipe.crops, "--proposals", recipe.proposals, "--seed", self.seed, "-f", "-q"]
+        words += ["--crops", recipe.crops, "--proposals", recipe.proposals, "--seed", self.data_seed, "-f", "-q"]
         return self.step("lists", words, self.data, "cls_imgset/train.txt")
 
     def nets(self, level: str) -> Step:
@@ -122,24 +139,36 @@ class _Maker:
         recipe, name = self.recipe, "nets" if level == lists.FULL else f"nets-{level}"
         words = ["-m", "caffe_port.tools.build", "-f", "-q", "-o", self.output / name]
         words += ["--width", recipe.width, "--input-size", recipe.size]
-        words += ["--batch", recipe.batch, "--classes", self.classes, "--norm", "--data-root", self.output / "lists"]
+        words += ["--batch", recipe.batch, "--classes", self.classes, "--data-root", self.output / "lists"]
+        for option, width in (("--fc-width", recipe.fc_width), ("--decoder-width", recipe.decoder_width)):
+            words += [option, width] if width else []
+        words += ["--kept", self.output] if self.init else ["--norm"]
         words += [] if level == lists.FULL else ["--level", level]
         return self.step(name, words, (), "deconvnet/stage_1_solver.prototxt")
 
+    def kept(self, name: str, net: Path, items: int) -> Step:
+        """What the fixed convolutions give for the training pictures of a net."""
+        words = ["-m", "caffe_port.tools.keep_features", net, self.init, "-o", self.output / name]
+        words += ["--items", items, "--seed", self.data_seed, "--device", self.device, "-q"]
+        return self.step(name, words, (self.prepared(), self.nets(lists.FULL)), "list.txt")
+
     def training(self, name: str, recipe: str, words: Sequence[object], needs: Sequence[Step], makes: str) -> Step:
         """A step that trains, with the recipe's settings."""
+        name += self.suffix
         folder, training = self.output / name, self.recipe.trainings[recipe]
         settings = {**training.settings(self.seed), "snapshot_prefix": folder / "snapshot"}
         options = [word for setting in settings.items() for word in ("--set", "{}={}".format(*setting))]
         return self.step(name, [*words, "--device", self.device, *options, "--resume"], needs, makes, curve=True)
 
     def folded(self, name: str, net: Path, weights: Step, *options: str) -> Step:
+        name += self.suffix
         words = ["-m", "caffe_port.tools.fold", net, weights.makes, "-o", self.output / name / "inference.caffemodel"]
         words += ["--passes", self.recipe.passes, "--seed", self.seed, "--device", self.device, *options, "-f", "-q"]
         return self.step(name, words, (weights,), "inference.caffemodel")
 
     def scored(self, name: str, net: Path, weights: Step, *options: object) -> Step:
         """Segments the validation pictures and counts their masks."""
+        name += self.suffix
         masks = self.output / f"{name}-masks"
         words = ["-m", "caffe_port.tools.segment", self.folder, "--list", VAL, "--prototxt", net]
         words += ["--weights", weights.makes, "-o", masks, "--device", self.device, *options, "-f"]
@@ -153,8 +182,8 @@ class _Maker:
 
     def cell(self, level: str, system: str) -> Cell:
         if system == "decouplednet-str" and level == lists.FULL:
-            return Cell(level, system, self.decouplednet(level), same_as="decouplednet")
-        return Cell(level, system, getattr(self, system.replace("-str", "_str"))(level))
+            return Cell(level, system, self.decouplednet(level), "decouplednet", self.seed)
+        return Cell(level, system, getattr(self, system.replace("-str", "_str"))(level), seed=self.seed)
 
     def classifier(self, level: str = "") -> Step:
         """The classification net without BN, from all image-level labels, or only from a level's strong pictures."""
@@ -163,8 +192,16 @@ class _Maker:
             name, recipe, nets = f"classifier-str-{level}", "classifier-str", self.nets(level)
         folder = nets.makes.parents[1] / "classification"
         words = ["-m", "caffe_port.tools.train_classifier", folder / "train_cls_voc_solver.prototxt"]
-        words += ["-o", self.output / name / "trained.caffemodel"]
-        trained = self.training(name, recipe, words, (self.prepared(), nets), "trained.caffemodel")
+        words += ["-o", self.output / f"{name}{self.suffix}" / "trained.caffemodel"]
+        words += ["--init", self.init] if self.init else []
+        needs = [self.prepared(), nets]
+        if self.init:
+            items = self.recipe.kept[recipe] * (int(level) * self.classes if level else 1)
+            kept = f"kept-cls_{level}" if level else "kept-cls"
+            needs.append(self.kept(kept, folder / "keep_cls_voc.prototxt", items))
+        trained = self.training(name, recipe, words, needs, "trained.caffemodel")
+        if self.init:
+            return trained
         return self.folded(f"{name}-folded", folder / "train_cls_voc_make_inference.prototxt", trained, "--absorb")
 
     def decouplednet(self, level: str, *, alone: bool = False) -> Step:
@@ -173,8 +210,11 @@ class _Maker:
         name, nets = f"{recipe}-{level}", self.nets(lists.FULL).makes.parents[1] / "decouplednet"
         classifier = self.classifier(level if alone else "")
         words = ["-m", "caffe_port.tools.train_segmentation", level, "--nets", nets]
-        words += ["--classifier", classifier.makes, "-o", self.output / name / "trained.caffemodel"]
-        needs = (self.prepared(), self.nets(lists.FULL), classifier)
+        words += ["--classifier", classifier.makes, "-o", self.output / f"{name}{self.suffix}" / "trained.caffemodel"]
+        needs = [self.prepared(), self.nets(lists.FULL), classifier]
+        if self.init:
+            keeping = nets / f"{LEVELS[level]:03}_keep_seg_{level}_anno.prototxt"
+            needs.append(self.kept(f"kept-seg_{level}", keeping, self.recipe.kept["decouplednet"]))
         trained = self.training(name, recipe, words, needs, "trained.caffemodel")
         measured = nets / f"{LEVELS[level]:03}_train_seg_{level}_anno_make_inference.prototxt"
         folded = self.folded(f"{name}-folded", measured, trained)
@@ -190,7 +230,8 @@ class _Maker:
         for stage in (1, 2):
             name, recipe = f"deconvnet-{level}-{stage}", f"deconvnet-{stage}"
             words = ["-m", "caffe_port.solver", nets / f"stage_{stage}_solver.prototxt"]
-            words += ["--weights", before[-1].makes] if before else []
+            start = before[-1].makes if before else self.init
+            words += ["--weights", start] if start else []
             last = f"snapshot_iter_{self.recipe.trainings[recipe].iterations}.caffemodel"
             before.append(self.training(name, recipe, words, (*needs, *before), last))
         measured = nets / "DeconvNet_make_bn_layer_testable.prototxt"
@@ -206,6 +247,8 @@ class _Maker:
         kind = "strong" if level == lists.FULL else "semi"
         words = ["-m", "caffe_port.solver", nets / f"train_large_fov_{kind}_solver.prototxt"]
         last = f"snapshot_iter_{self.recipe.trainings['wssl'].iterations}.caffemodel"
+        words += ["--weights", self.init] if self.init else []
         trained = self.training(name, "wssl", words, (self.prepared(), self.nets(level)), last)
-        folded = self.folded(f"{name}-folded", nets / "large_fov_make_inference.prototxt", trained)
-        return self.scored(name, nets / "large_fov_deploy.prototxt", folded, "--crf", "deeplab")
+        if not self.init:
+            trained = self.folded(f"{name}-folded", nets / "large_fov_make_inference.prototxt", trained)
+        return self.scored(name, nets / "large_fov_deploy.prototxt", trained, "--crf", "deeplab")

@@ -50,6 +50,9 @@ class Recipe:
             as many weak ones as strong ones.
         crops: for each subset of a picture's classes. proposals: of DeconvNet, for training and for each picture.
         passes: over which BN's statistics are averaged, of 16 images.
+        fc_width, decoder_width: of fc6 and fc7, and of the segmentation half; "" for ``width``.
+        kept: with VGG-16's convolutions, the number of pictures or crops for which their results are kept: by
+            "classifier", "classifier-str" (for each class and strong annotation), "decouplednet".
         trainings: by name: "classifier", "classifier-str", "decouplednet", "decouplednet-str", "deconvnet-1",
             "deconvnet-2", "wssl".
     """
@@ -61,6 +64,9 @@ class Recipe:
     proposals: int
     passes: int
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    fc_width: str = ""
+    decoder_width: str = ""
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     def longer(self, factor: float) -> Recipe:
         """The same with ``factor`` times as many iterations everywhere."""
@@ -85,4 +91,16 @@ RECIPES = {
     "demo": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(400, 100, 300, 100, 100, 100, 50)),
     "quick": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(600, 200, 200, 200, 100, 300, 100)),
     "full": Recipe("1/8", 96, 16, 40, 20, 40, _trainings(3000, 500, 600, 500, 300, 500, 240)),
+    "init": Recipe(
+        "1",
+        160,
+        16,
+        40,
+        20,
+        40,
+        _trainings(3000, 1000, 600, 600, 120, 120, 120),
+        fc_width="1/4",
+        decoder_width="1/4",
+        kept={"classifier": 4080, "classifier-str": 8, "decouplednet": 3200},
+    ),
 }

@@ -19,9 +19,11 @@ from caffe_port.segmentation.lists import FULL
 __all__ = ["read_scores", "report"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Counts = dict[tuple[str, str], dict[int, Scores]]
+"""By level and system, then by seed."""
 
 
-def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]], *, seed: int) -> str:
+def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]]) -> str:
     """Writes ``results.md``, ``results.csv``, ``annotations.png`` and ``curves.png``; the main table's text.
 
     Only finished steps are reported; "-" marks the others.
@@ -30,23 +32,27 @@ def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]], *, s
         facts: settings of the whole table, printed above it.
     """
     output = runner.output
-    scores = {(c.level, c.system): read_scores(c.step.makes) for c in plan.cells if runner.done(c.step)}
-    classes = next(iter(scores.values()))[0] if scores else []
-    counts = {key: it for key, (_, it) in scores.items()}
+    counts: Counts = {}
+    classes: Sequence[str] = ()
+    for cell in plan.cells:
+        if runner.done(cell.step):
+            classes, scores = read_scores(cell.step.makes)
+            counts.setdefault((cell.level, cell.system), {})[cell.seed] = scores
     levels = list(dict.fromkeys(c.level for c in plan.cells))
     systems = list(dict.fromkeys(c.system for c in plan.cells))
     main = _table(levels, systems, counts)
     pages = [
         "# Table 1, on other data\n",
         _facts(facts),
-        "Mean intersection over union in percent, over the background and all classes, of the validation pictures.\n",
+        "Mean intersection over union in percent, over the background and all classes, of the validation pictures;"
+        " of several seeds the mean, and ± their standard deviation.\n",
         main,
     ]
     if counts:
         pages += ["![](annotations.png)\n", _classes(levels, systems, counts, classes)]
     pages += [_notes(plan.cells), "## Commands\n", _commands(plan, runner), "## Losses\n", "![](curves.png)\n"]
     _write(output / "results.md", "\n".join(pages))
-    _write(output / "results.csv", _csv(plan, runner, counts, classes, seed))
+    _write(output / "results.csv", _csv(plan, runner, counts, classes))
     _plot(output / "annotations.png", levels, systems, counts)
     _curves(output / "curves.png", plan)
     return main
@@ -71,22 +77,30 @@ def _row(cells: Sequence[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _table(levels: Sequence[str], systems: Sequence[str], counts: dict[tuple[str, str], Scores]) -> str:
+def _table(levels: Sequence[str], systems: Sequence[str], counts: Counts) -> str:
     lines = [_row(["strong annotations", *(SYSTEMS[s] for s in systems)]), "|---|" + "---:|" * len(systems)]
     for level in levels:
-        means = [counts[level, s].mean if (level, s) in counts else None for s in systems]
         name = "all" if level == FULL else f"{level} a class"
-        lines.append(_row([name, *("-" if m is None else f"{100 * m:.1f}" for m in means)]))
+        lines.append(_row([name, *(_mean(counts.get((level, s), {})) for s in systems)]))
     return "\n".join(lines) + "\n"
 
 
-def _classes(
-    levels: Sequence[str], systems: Sequence[str], counts: dict[tuple[str, str], Scores], classes: Sequence[str]
-) -> str:
+def _mean(seeds: dict[int, Scores]) -> str:
+    """A cell of the table."""
+    means = [100 * scores.mean for scores in seeds.values()]
+    if not means:
+        return "-"
+    return f"{np.mean(means):.1f}" + (f" ± {np.std(means, ddof=1):.1f} ({len(means)})" if means[1:] else "")
+
+
+def _classes(levels: Sequence[str], systems: Sequence[str], counts: Counts, classes: Sequence[str]) -> str:
     lines = ["## By class\n", _row(["", *short_names(classes), "mean"]), "|---|" + "---:|" * (len(classes) + 1)]
     for system in systems:
-        known = [(level, counts[level, system]) for level in levels if (level, system) in counts]
-        lines += [_row([f"{SYSTEMS[system]}, {level}", *percents(scores)]) for level, scores in known]
+        for level in levels:
+            seeds = counts.get((level, system), {})
+            for seed, scores in seeds.items():
+                name = f"{SYSTEMS[system]}, {level}" + (f", seed {seed}" if len(seeds) > 1 else "")
+                lines.append(_row([name, *percents(scores)]))
     return "\n".join(lines) + "\n"
 
 
@@ -106,15 +120,17 @@ def _notes(cells: Sequence[Cell]) -> str:
 def _commands(plan: Plan, runner: Runner) -> str:
     """The commands of every cell; those shared by several cells are listed once, before them."""
     users: dict[str, list[Cell]] = {}
+    others = {cell.seed for cell in plan.cells[1:]} - {cell.seed for cell in plan.cells[:1]}
     for cell in plan.cells:
         if not cell.same_as:
             for step in cell.step.chain:
                 users.setdefault(step.name, []).append(cell)
     parts = ["### Shared\n", *_block([s for s in plan.steps if len(users.get(s.name, ())) > 1], runner)]
     for cell in plan.cells:
+        title = f"### {SYSTEMS[cell.system]}, {cell.level}" + (f", seed {cell.seed}" if cell.seed in others else "")
         own = [step for step in cell.step.chain if users[step.name] == [cell]]
         if own and not cell.same_as:
-            parts += [f"### {SYSTEMS[cell.system]}, {cell.level}\n", *_block(own, runner)]
+            parts += [f"{title}\n", *_block(own, runner)]
     return "\n".join(parts)
 
 
@@ -126,29 +142,35 @@ def _block(steps: Sequence[Any], runner: Runner) -> list[str]:
     return [*lines, "```\n"]
 
 
-def _csv(plan: Plan, runner: Runner, counts: dict[tuple[str, str], Scores], classes: Sequence[str], seed: int) -> str:
+def _csv(plan: Plan, runner: Runner, counts: Counts, classes: Sequence[str]) -> str:
     lines = [",".join(["level", "system", "seed", "seconds", "mean_iou", *classes])]
     for cell in plan.cells:
-        if (cell.level, cell.system) in counts:
-            it = counts[cell.level, cell.system]
+        it = counts.get((cell.level, cell.system), {}).get(cell.seed)
+        if it:
             seconds = sum(runner.record(step).get("seconds", 0) for step in cell.step.chain)
             numbers = ["" if np.isnan(n) else f"{n:.6f}" for n in (it.mean, *it.iou)]
-            lines.append(",".join([cell.level, cell.system, str(seed), f"{seconds:.0f}", *numbers]))
+            lines.append(",".join([cell.level, cell.system, str(cell.seed), f"{seconds:.0f}", *numbers]))
     return "\n".join(lines) + "\n"
 
 
-def _plot(path: Path, levels: Sequence[str], systems: Sequence[str], counts: dict[tuple[str, str], Scores]) -> None:
-    """Mean IoU against strong annotations."""
+def _plot(path: Path, levels: Sequence[str], systems: Sequence[str], counts: Counts) -> None:
+    """Mean IoU against strong annotations, from the lowest to the highest of all seeds."""
     from caffe_port.solver.plot import figure
 
     with figure(path, 6.4, 4.2) as (axes,):
         order = list(reversed(levels))  # few annotations first
         for system in systems:
-            known = [
-                (i, 100 * counts[level, system].mean) for i, level in enumerate(order) if (level, system) in counts
-            ]
+            known = {
+                i: [100 * scores.mean for scores in counts[level, system].values()]
+                for i, level in enumerate(order)
+                if (level, system) in counts
+            }
             if known:
-                axes.plot(*zip(*known, strict=True), marker="o", label=SYSTEMS[system])
+                means = [float(np.mean(seeds)) for seeds in known.values()]
+                (line,) = axes.plot([*known], means, marker="o", label=SYSTEMS[system])
+                axes.vlines(
+                    [*known], *zip(*((min(s), max(s)) for s in known.values()), strict=True), color=line.get_color()
+                )
         axes.set_xticks(range(len(order)), [level if level == FULL else f"{level} a class" for level in order])
         axes.set(xlabel="strong annotations", ylabel="mean IoU, %", ylim=(0, None))
         axes.grid(alpha=0.3)

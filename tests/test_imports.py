@@ -25,6 +25,7 @@ PACKAGES = [  # each imports only those above it
     "random",
     "data",
     "graph",
+    "native",
     "layers",
     "execution",
     "weight_loading",

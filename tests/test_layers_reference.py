@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from reference import Case, cases
@@ -44,6 +46,26 @@ def marked(case: Case):
 
 @pytest.mark.parametrize("case", [marked(case) for case in LAYERS + CORNERS + FORKS + NETS])
 def test_forward_and_backward(case: Case) -> None:
+    assert not wrong(case)
+
+
+SENSITIVE = {
+    *("segnet_nets/segnet_basic_bayesian_deploy", "segnet_nets/segnet_learn_test"),
+    *("noh_nets/deconvnet_make_bn_testable", "noh_nets/deconvnet_stage_1"),
+}
+"""Nets of 20 to 77 such layers of a few channels each, which by default are computed directly: with all of them by
+Winograd near ties of max pooling fall the other way, and numbers after them are up to 1.7e-5 off."""
+
+
+def has_3x3(case: Case) -> bool:
+    text = Path(case.prototxt).read_text() if case.prototxt.endswith(".prototxt") else case.prototxt
+    return "kernel_size: 3" in text
+
+
+@pytest.mark.parametrize("setting", ["0", "all"])
+@pytest.mark.parametrize("case", [c for c in LAYERS + FORKS + NETS if has_3x3(c) and str(c) not in SENSITIVE], ids=str)
+def test_without_winograd_and_with_nothing_else(case: Case, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAFFE_PORT_WINOGRAD", setting)
     assert not wrong(case)
 
 

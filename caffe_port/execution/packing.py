@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caffe_port.execution.winograd import pays, winograd
+from caffe_port.layers import winograd
 from caffe_port.layers.base import Layer
 from caffe_port.layers.capabilities import Filters, Fusible
 from caffe_port.layers.functions import ordinary
@@ -63,8 +63,9 @@ def pack(layer: Layer, affine: Sequence[Layer], relu: bool, x: Tensor, *, low_me
         bias = bias * a + b
     form = layer.form(x, scale, bias)
     if isinstance(form, Filters):
-        if not low_memory and pays(form.weight, x, form.stride, form.dilation, form.group):
-            return winograd(form.weight, form.bias, form.pad, relu=relu)
+        pays = winograd.kernel_pays if low_memory else winograd.pays
+        if pays(x, form.weight, form.stride, form.pad, form.dilation, form.group):
+            return winograd.prepared(form.weight, form.bias, form.pad, form.dilation[0], relu=relu)
         return _convolution(form, relu, x)
     run, after = form.run, form.after
     linear = _linear(form.matrix, form.bias, relu and after is None, form.rows, low_memory)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port.layers import winograd
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.capabilities import Filters, Fusible, PrefersChannelsLast, Product
 from caffe_port.layers.functions import Function, traced
@@ -67,6 +68,8 @@ def _convolve(
     """
     if not windows:
         return _convolve(x[..., None], weight[..., None], bias, ((1, 1, 0, 1),), transposed, group)[..., 0]
+    if (y := winograd.convolve(x, weight, bias, windows, transposed, group)) is not None:
+        return y
     if len(windows) <= 3:
         _, strides, pads, dilations = zip(*windows, strict=True)
         if torch.is_autocast_enabled(x.device.type):  # autocast covers conv2d and the like, not the general function
@@ -141,8 +144,8 @@ class _Windowed(Layer, Fusible, PrefersChannelsLast):
     def fusible(self) -> bool:
         return len(self.kernel) == 2 and self.channel_axis == 1 and self.n_bottoms == 1 and not any(self.border)
 
-    def form_key(self, x: Tensor) -> bool:
-        return self.as_product(x)
+    def form_key(self, x: Tensor) -> tuple[bool, bool]:
+        return self.as_product(x), winograd.pays(x, self.weight, self.stride, self.pad, self.dilation, self.group)
 
     def prefers_channels_last(self, x: Tensor) -> bool:
         if len(self.kernel) != 2 or self.group != 1 or self.channel_axis != 1 or self.n_bottoms != 1:

@@ -1,0 +1,66 @@
+"""Kernels compiled on first use: where they are kept, and that nothing depends on a compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caffe_port import native
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    return tmp_path / "caffe_port"
+
+
+needs_compiler = pytest.mark.skipif(native.library("winograd") is None, reason="needs a C compiler")
+
+
+@needs_compiler
+def test_compiles_once(fresh: Path) -> None:
+    assert native.library("winograd").winograd_forward
+    (made,) = fresh.iterdir()
+    assert made.suffix == ".so"
+    before = made.stat()
+    assert native.library("winograd") is not None
+    assert (made.stat().st_ino, made.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@needs_compiler
+def test_another_source_is_another_library(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library("winograd")
+    monkeypatch.setattr(native, "_FLAGS", ("-O1", *native._FLAGS[1:]))
+    native.library("winograd")
+    assert len([*fresh.iterdir()]) == 2
+
+
+@pytest.mark.parametrize("name", ["CAFFE_PORT_NATIVE", "CC"])
+def test_without_a_compiler_there_is_none(name: str, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "0")
+    assert native.library("winograd") is None
+    assert not fresh.exists()
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(native, "info", lines.append)
+    return lines
+
+
+def test_a_compiler_that_fails_is_none_and_told(fresh: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "false")
+    assert native.library("winograd") is None
+    assert not [*fresh.iterdir()]
+    assert "did not compile winograd.c" in said[0]
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(fresh: Path, said: list[str]) -> None:
+    fresh.mkdir(mode=0o777)
+    fresh.chmod(0o777)
+    assert native.library("winograd") is None
+    assert not [*fresh.iterdir()]
+    assert str(fresh) in said[0]

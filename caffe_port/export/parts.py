@@ -189,7 +189,7 @@ def followers(net: Net, nodes: Nodes, i: int, wanted: Collection[str]) -> list[t
             return found
         if layer.type == "InnerProduct" and layer.from_axis != 1:
             return found
-        if layer.type != "InnerProduct" and layer.channel_axis != 1:
+        if layer.type != "InnerProduct" and getattr(layer, "channel_axis", 1) != 1:
             return found
         if other.channel_affine() is None:
             return found

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from caffe_port.console import info
 from caffe_port.errors import CaffeError
-from caffe_port.export.check import distance
+from caffe_port.execution.executor import Mode
+from caffe_port.execution.inputs import refuse_untraceable
+from caffe_port.export.check import BOUNDS, check_runs
 from caffe_port.export.inputs import drawn_inputs
-from caffe_port.formats.atomic import atomic_path, check_output
+from caffe_port.export.parts import (
+    Exported,
+    Nodes,
+    fixed_batch,
+    needed_nodes,
+    new_folder_beside,
+    reset_shapes,
+    title,
+    wanted_outputs,
+)
+from caffe_port.formats.atomic import check_output
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
@@ -19,82 +34,104 @@ __all__ = ["torch_program"]
 
 
 def torch_program(
-    net: Net, path: str | os.PathLike, *, dynamic_batch: bool = True, overwrite: bool = False, verify: bool = True
-) -> None:
+    net: Net,
+    path: str | os.PathLike,
+    *,
+    dynamic_batch: bool = True,
+    outputs: Sequence[str] | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    reference: str | os.PathLike | None = None,
+) -> Exported:
     """Write a net, in phase TEST, as ``torch.export.save`` does.
 
     The program takes the inputs by name, ``program.module()(data=x)``, and gives a dict of the outputs.
 
     Args:
         dynamic_batch: the first axis of the inputs may have any length, if the net allows it.
+        outputs: output blobs instead of the net's; layers that they do not need are omitted.
         verify: load the file and compare it with the net before it is kept.
+        reference: an .npz of another Caffe's numbers to compare with as well (as ``parity`` takes it).
 
     Raises:
         CaffeError: torch cannot export a layer, or the numbers differ. FileError: it cannot be written.
     """
     check_output(path, overwrite=overwrite)
-    where = f"net {net.definition.net.name or net.definition.path}"
-    if not net.graph.inputs:
-        raise CaffeError(where, "no inputs", expected="a deploy definition, whose inputs are Input layers")
-    given = drawn_inputs(net, None)
-    shapes: Any = None
-    if dynamic_batch:
-        larger = {name: x.shape[0] + 1 for name, x in given.items() if x.dim()}
-        given = drawn_inputs(net, max(max(larger.values(), default=2), 2)) if len(set(larger.values())) == 1 else given
-        batch = torch.export.Dim("batch", min=1)
-        shapes = {"inputs": {name: {0: batch} for name in given}} if len(set(larger.values())) == 1 else None
-    try:
-        program = _exported(net, given, shapes)
-    except CaffeError:
-        raise
-    except Exception as error:
-        line = next((row for row in str(error).splitlines() if row.strip()), type(error).__name__)
-        found = f"torch.export: {line.strip()[:200]}"
-        raise CaffeError(where, found, remedy="export to .onnx, or cut the net") from None
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        named = temporary.with_suffix(".pt2")
-        try:
-            torch.export.save(program, named)
-            if verify:
-                _check(named, net, given)
-            named.replace(temporary)
-        finally:
-            named.unlink(missing_ok=True)
+    target = Path(path)
+    wanted = wanted_outputs(net, outputs)
+    reset_shapes(net)
+    nodes = needed_nodes(net, wanted)
+    inputs = {b: net.shapes[b] for node, _ in nodes if node.type == "Input" for b in node.tops if b in net.graph.inputs}
+    if not inputs:
+        raise CaffeError(title(net), "no inputs", expected="a deploy definition, whose inputs are Input layers")
+    refuse_untraceable(layer for _, layer in nodes)
+    alike = len({shape[:1] for shape in inputs.values()}) == 1 and all(inputs.values())
+    if dynamic_batch and (why := fixed_batch(net, nodes) or ("" if alike else "its inputs have several")):
+        info(f"the batch size is fixed: {why}")
+        dynamic_batch = False
+    program, dynamic_batch = _exported(net, nodes, wanted, inputs, dynamic_batch)
+    result = Exported(
+        str(target), list(inputs), wanted, sum(node.op == "call_function" for node in program.graph.nodes)
+    )
+    with new_folder_beside(str(target)) as folder:
+        written = folder / f"{target.stem}.pt2"
+        torch.export.save(program, written)
+        if verify:
+            module = torch.export.load(written).module()
+
+            def run(feeds: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+                tops = [module(**{name: torch.from_numpy(a) for name, a in feed.items()}) for feed in feeds]
+                return [[found[name].detach().numpy() for name in wanted] for found in tops]
+
+            result.checked = check_runs(
+                net,
+                wanted,
+                run,
+                program="torch.export's program",
+                bound=BOUNDS["fp32"],
+                dynamic_batch=dynamic_batch,
+                inputs=inputs,
+                reference=reference,
+            )
+        written.replace(target)
+    return result
 
 
 class _ByName(torch.nn.Module):
-    """The net with its inputs as keyword arguments."""
+    """The nodes of a net, with the inputs as keyword arguments."""
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: Net, nodes: Nodes, wanted: Sequence[str]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.wanted = net, list(wanted)
+        self.indices = [node.index for node, _ in nodes]
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        tops: dict[str, torch.Tensor] = self.net(inputs)
-        return tops
+        blobs = dict(inputs)
+        self.net.executor.run(Mode.PLAIN, blobs, self.indices, keep=self.wanted)
+        return {name: blobs[name] for name in self.wanted}
 
 
-def _exported(net: Net, given: dict[str, torch.Tensor], shapes: Any) -> Any:
+def _exported(
+    net: Net, nodes: Nodes, wanted: Sequence[str], inputs: Mapping[str, tuple[int, ...]], dynamic: bool
+) -> tuple[Any, bool]:
+    """The program, and whether its batch is dynamic."""
+    module = _ByName(net, nodes, wanted).eval()
     with torch.no_grad():
-        if shapes is not None:
+        if dynamic:
+            batch = torch.export.Dim("batch", min=1)
+            first = next(iter(inputs.values()))[0]
+            given = {name: x for name, x in drawn_inputs(net, max(first + 1, 2)).items() if name in inputs}
             try:
-                return torch.export.export(_ByName(net).eval(), (), given, dynamic_shapes=shapes, strict=False)
-            except Exception:
-                from caffe_port.console import info
-
+                shapes = {"inputs": {name: {0: batch} for name in given}}
+                return torch.export.export(module, (), given, dynamic_shapes=shapes, strict=False), True
+            except Exception:  # torch raises errors of many kinds
                 info("the batch size is fixed: a layer's form depends on it")
-        return torch.export.export(_ByName(net).eval(), (), given, strict=False)
-
-
-@torch.no_grad()
-def _check(path: Any, net: Net, given: dict[str, torch.Tensor]) -> None:
-    theirs = torch.export.load(path).module()(**given)
-    ours = net(given)
-    for name, top in ours.items():
-        error = distance(theirs[name].numpy(), top.numpy())
-        if not error <= 1e-5:
-            raise CaffeError(
-                f"export: output {name}",
-                f"the program's numbers are off by {error:.1e} of the largest",
-                expected="1e-05 at most; nothing was written",
-            )
+        try:
+            given = {name: x for name, x in drawn_inputs(net, None).items() if name in inputs}
+            return torch.export.export(module, (), given, strict=False), False
+        except CaffeError:
+            raise
+        except Exception as error:
+            line = next((row for row in str(error).splitlines() if row.strip()), type(error).__name__)
+            found = f"torch.export: {line.strip()[:200]}"
+            raise CaffeError(title(net), found, remedy="export to .onnx or .py, or cut the net") from None

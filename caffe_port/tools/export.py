@@ -1,4 +1,4 @@
-"""export: a net as an ONNX file, checked in onnxruntime before it is kept, or as a file of torch.export."""
+"""export: a net as an ONNX file, a program of torch.export or a PyTorch file, checked before it is kept."""
 
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from caffe_port.formats.atomic import check_output
 from caffe_port.tools.cli import Parser, numbers, print_json, read_options, run, size, trained_net
 
 if TYPE_CHECKING:
+    from caffe_port.export import Exported
     from caffe_port.export.onnx_picture import Preprocessing
 
 __all__ = ["main"]
 
-_SUFFIXES = (".onnx", ".pt2")
+_SUFFIXES = (".onnx", ".pt2", ".py")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser(
         "export",
-        "Export a trained net: to ONNX (checked in onnxruntime against the net, kept only if the numbers agree), or to "
-        "torch.export's .pt2.",
+        "Export a trained net: to ONNX, to torch.export's .pt2, or to a readable PyTorch file, .py, with its weights in"
+        " a .safetensors beside it. What was written is run and compared with the net, and kept if the numbers agree.",
         example="net.prototxt model.caffemodel -o model.onnx",
     )
     add = parser.add_argument
     add("prototxt", metavar="NET", help="the deploy definition")
     add("weights", metavar="MODEL", help="its weights, of any format")
-    parser.add_output(help="model.onnx or model.pt2; default: MODEL.onnx")
+    parser.add_output(help="model.onnx, model.pt2 or model.py; default: MODEL.onnx")
     add("--outputs", metavar="BLOB", nargs="+", help="output blobs, in place of the net's outputs")
     add("--opset", type=int, metavar="N", help="ONNX's operator set version; default: 18")
     add(
         "--dtype",
         choices=("fp32", "fp16"),
         default="fp32",
-        help="type of the numbers in the file; default: %(default)s",
+        help="type of the numbers in the file (.onnx), of the weights (.py); default: %(default)s",
     )
     add("--fixed-batch", action="store_true", help="the definition's batch size only")
-    add("--dynamic-size", action="store_true", help="any height and width, where all layers allow it")
+    add("--dynamic-size", action="store_true", help="ONNX: any height and width, where all layers allow it")
     add("--no-fold", action="store_true", help="keep normalizations as separate operators")
     add("--no-check", action="store_true", help="write the file without running it")
     add("--reference", metavar="R.npz", help="also compare with another Caffe's numbers (as parity takes them)")
-    group = parser.add_argument_group("pictures: the graph takes uint8 (batch, height, width, channels) of any size")
+    group = parser.add_argument_group(
+        "pictures: an ONNX graph takes uint8 (batch, height, width, channels) of any size, a .py has picture()"
+    )
     group.add_argument("--mean", metavar="B,G,R", help="subtract these, in the net's order of channels")
     group.add_argument("--scale", type=float, default=1.0, metavar="S", help="then multiply by this; default: 1")
     group.add_argument("--input-size", metavar="HxW", help="first resize to this; default: the net's input")
@@ -62,30 +65,38 @@ def _export(arguments: argparse.Namespace) -> None:
     if suffix not in _SUFFIXES:
         raise CaffeError(output, f"the extension {suffix!r}", expected=" or ".join(_SUFFIXES))
     check_output(output, overwrite=arguments.force)
+    if suffix == ".py":
+        beside = Path(output).with_suffix(".safetensors")
+        if beside.exists() and beside.samefile(arguments.weights):
+            raise CaffeError(output, f"{beside}, which would replace MODEL", expected="another name with -o")
     net = trained_net(arguments.prototxt, arguments.weights, quiet=True, mmap=True, **read_options(arguments))
+    _refuse_options(suffix, arguments)
+    options = {
+        "dynamic_batch": not arguments.fixed_batch,
+        "outputs": arguments.outputs,
+        "overwrite": arguments.force,
+        "verify": not arguments.no_check,
+        "reference": arguments.reference,
+    }
+    result: Exported
     if suffix == ".pt2":
         from caffe_port.export.torch_program import torch_program
 
-        torch_program(net, output, overwrite=arguments.force, verify=not arguments.no_check)
-        if not arguments.quiet:
-            print(f"wrote {output}")
-        return
-    from caffe_port.export import onnx
+        result = torch_program(net, output, **options)
+    else:
+        options |= {
+            "dtype": arguments.dtype,
+            "fold": not arguments.no_fold,
+            "preprocessing": _preprocessing(arguments),
+        }
+        if suffix == ".py":
+            from caffe_port.export import source
 
-    result = onnx(
-        net,
-        output,
-        opset=arguments.opset,
-        dynamic_batch=not arguments.fixed_batch,
-        dynamic_size=arguments.dynamic_size,
-        dtype=arguments.dtype,
-        outputs=arguments.outputs,
-        fold=not arguments.no_fold,
-        overwrite=arguments.force,
-        verify=not arguments.no_check,
-        reference=arguments.reference,
-        preprocessing=_preprocessing(arguments),
-    )
+            result = source(net, output, **options)
+        else:
+            from caffe_port.export import onnx
+
+            result = onnx(net, output, opset=arguments.opset, dynamic_size=arguments.dynamic_size, **options)
     if arguments.json:
         checked = result.checked
         print_json(
@@ -104,7 +115,23 @@ def _export(arguments: argparse.Namespace) -> None:
         if result.folded:
             print(f"folded into weights: {', '.join(result.folded)}")
         print(result.checked or "not checked")
-        print(f"wrote {output}: {result.nodes} operators, {', '.join(result.inputs)} to {', '.join(result.outputs)}")
+        what = {".py": "lines of forward"}.get(suffix, "operators")
+        print(f"wrote {output}: {result.nodes} {what}, {', '.join(result.inputs)} to {', '.join(result.outputs)}")
+
+
+def _refuse_options(suffix: str, arguments: argparse.Namespace) -> None:
+    """Raise for options that mean nothing for a format."""
+    given = {
+        "--opset": arguments.opset is not None,
+        "--dynamic-size": arguments.dynamic_size,
+        "--dtype fp16": arguments.dtype != "fp32",
+        "--mean, --scale, --input-size or --rgb": _preprocessing(arguments) is not None,
+    }
+    meaningless = {".onnx": 0, ".py": 2, ".pt2": 4}[suffix]
+    for option in list(given)[:meaningless]:
+        if given[option]:
+            remedy = "a .py takes every size that its layers allow" if option == "--dynamic-size" else ""
+            raise CaffeError(f"export to {suffix}", option, expected="an option for this format", remedy=remedy)
 
 
 def _preprocessing(arguments: argparse.Namespace) -> Preprocessing | None:

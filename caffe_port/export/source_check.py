@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from caffe_port.errors import CaffeError
-from caffe_port.export.check import BOUNDS, Checked, check_runs
+from caffe_port.export.check import BOUNDS, Checked, Watched, check_runs
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
@@ -50,16 +49,34 @@ def check(
     reference: str | os.PathLike | None,
     *,
     dynamic_batch: bool,
+    watched: Watched = (),
+    observed: Path | None = None,
 ) -> Checked:
     """Run the file and the net at two batch sizes and compare.
+
+    Args:
+        watched: blobs whose rounding decides between equals, see :func:`check_runs`.
+        observed: a file beside with the same steps that gives them, too.
 
     Raises:
         CaffeError: the file does not run; an output's error exceeds the bound, against the net or the reference.
     """
+
+    def run(feeds: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+        made = run_file(path, feeds, len(wanted))
+        if observed is None:
+            return made
+        more = run_file(observed, feeds, len(wanted) + len(watched))
+        pairs = [pair for ours, theirs in zip(made, more, strict=True) for pair in zip(ours, theirs, strict=False)]
+        if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+            raise CaffeError("export", "other numbers in a second run of the file", expected="the same")
+        return more
+
     return check_runs(
         net,
         wanted,
-        partial(run_file, path, count=len(wanted)),
+        run,
+        watched=watched,
         program="PyTorch",
         bound=BOUNDS[dtype],
         dynamic_batch=dynamic_batch,

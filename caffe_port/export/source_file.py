@@ -18,6 +18,8 @@ import torch
 from caffe_port.console import info
 from caffe_port.errors import CaffeError
 from caffe_port.export import source_windows  # noqa: F401
+from caffe_port.export.check import Watched
+from caffe_port.export.inputs import in_steps
 from caffe_port.export.onnx_picture import Preprocessing
 from caffe_port.export.parts import (
     WITH_WEIGHTS,
@@ -109,7 +111,7 @@ def source(
     build = _Writer(net, nodes, wanted, fold=fold)
     with torch.no_grad():
         build.run()
-    program = build.program(target.stem, preprocessing)
+    program = build.program(target.stem, preprocessing, build.outputs)
     if verify and build.code.arrays:
         require("safetensors", "pip install safetensors, with which the file reads its weights; or --no-check")
     text = text_of(program)
@@ -122,7 +124,21 @@ def source(
         if arrays:
             write_safetensors(folder / weights.name, arrays)
         if verify:
-            result.checked = check(written, net, wanted, inputs, dtype, reference, dynamic_batch=dynamic_batch)
+            watched, observed = build.watched(), None
+            if watched:
+                observed = folder / f"{target.stem}.observed.py"
+                observed.write_text(text_of(build.observed(target.stem)), encoding="utf-8")
+            result.checked = check(
+                written,
+                net,
+                wanted,
+                inputs,
+                dtype,
+                reference,
+                dynamic_batch=dynamic_batch,
+                watched=watched,
+                observed=observed,
+            )
         _move([folder / weights.name] * bool(arrays) + [written], target.parent)
     return result
 
@@ -236,15 +252,25 @@ class _Writer:
         self._merged.update(node.key for node, _ in absorbed)
         return last
 
-    def program(self, stem: str, preprocessing: Preprocessing | None) -> Program:
+    def watched(self) -> Watched:
+        """The bottoms of layers whose tops change in steps, see :func:`check_runs`."""
+        steps = [node for node, layer in self.nodes if in_steps(layer)]
+        return [(node.index, blob) for node in steps for blob in node.bottoms]
+
+    def observed(self, stem: str) -> Program:
+        """The same steps, which give the watched blobs behind the outputs."""
+        steps = [node for node, layer in self.nodes if in_steps(layer)]
+        return self.program(stem, None, [*self.outputs, *(var for node in steps for var in self._bottoms[node.index])])
+
+    def program(self, stem: str, preprocessing: Preprocessing | None, outputs: Sequence[Var]) -> Program:
         """What the file says."""
-        arguments, body, returned = self.code.forward(self.inputs, self.outputs)
+        arguments, body, returned = self.code.forward(self.inputs, outputs)
         return Program(
             net=self.net,
             stem=stem,
             code=self.code,
             inputs=self.inputs,
-            outputs=self.outputs,
+            outputs=outputs,
             arguments=arguments,
             body=body,
             returned=returned,

@@ -286,7 +286,7 @@ def interp(c: Code, layer: Any, x: Var) -> str:
 @writer("Eltwise")
 def eltwise(c: Code, layer: Any, *bottoms: Var) -> str:
     given, coeff = [str(b) for b in bottoms], layer.coeff
-    if layer.works_in_place and layer.operation != "PROD":
+    if layer.is_in_place and layer.operation != "PROD":
         given, coeff = given[1:], coeff[1:]  # Caffe clears the top, and with it the first bottom
     if layer.operation == "PROD":
         return " * ".join(given)
@@ -413,7 +413,7 @@ def lrn(c: Code, layer: Any, x: Var) -> str:
     reach = min(layer.size // 2, x.shape[1] - 1)  # the window has no more channels than the blob
     size = 2 * reach + 1
     alpha, beta, k = number(layer.alpha / layer.size * size), number(layer.beta), number(layer.k)
-    if layer.works_in_place:
+    if layer.is_in_place:
         return f"{c.helper('local_response_in_place')}({x}, {size}, {alpha}, {beta}, {k})"
     module = c.module(f"nn.LocalResponseNorm({size}, alpha={alpha}, beta={beta}, k={k})")
     return f"{module}({x})"

@@ -15,9 +15,12 @@ import caffe_port
 from caffe_port import NetSpec
 from caffe_port import layers as L
 from caffe_port import params as P
+from caffe_port.dialects import BVLC
 from caffe_port.errors import CaffeError, DefinitionError
 from caffe_port.pycaffe import coord_map, draw
 from caffe_port.pycaffe.proto import caffe_pb2
+from caffe_port.spec import RECORDS
+from caffe_port.spec.base import Spec
 
 # -- NetSpec -----------------------------------------------------------------------------------------------------------
 
@@ -138,6 +141,34 @@ def spatial(kernel: Any = 3, stride: Any = 1, pad: Any = 0, up: int = 2, **more:
     n.pool = L.Pooling(n.relu, pool=P.Pooling.MAX, kernel_size=2, stride=2)
     n.deconv = L.Deconvolution(n.pool, convolution_param={"kernel_size": 2 * up, "stride": up})
     return n
+
+
+DEPTHWISE = {"num_output": 2, "kernel_size": 3, "stride": 2, "group": 2}
+MAPPED = {
+    "Convolution": {"num_output": 2, "kernel_size": 5, "stride": 3, "pad": 1, "dilation": 2},
+    "Deconvolution": {"convolution_param": {"num_output": 2, "kernel_size": 4, "stride": 2, "pad": 1}},
+    "Im2col": {"convolution_param": {"kernel_size": 3, "stride": 2}},
+    "Pooling": {"kernel_size": 3, "stride": 2, "pad": 1},
+    "ConvolutionDepthwise": {"convolution_param": DEPTHWISE},
+    "DepthwiseConv": {"convolution_param": DEPTHWISE},
+    "DepthwiseConvolution": {"convolution_param": DEPTHWISE},
+}
+
+
+def test_maps_are_those_of_the_records() -> None:
+    """pycaffe's maps of layers in Python and the records' maps of layers in a definition."""
+    own = {t for t in RECORDS if (found := RECORDS.find(t, BVLC)) and found.coord_map is not Spec.coord_map}
+    assert own == {*MAPPED, "Crop"}
+    for type_name, settings in MAPPED.items():
+        n = NetSpec()
+        n.data = L.Input(shape={"dim": [1, 2, 20, 21]})
+        n.top = getattr(L, type_name)(n.data, **settings)
+        record = RECORDS.find(type_name, BVLC)
+        assert record is not None
+        layer = record(n.to_proto().layer[1], BVLC, type_name)
+        layer.setup((1, 2, 20, 21))
+        _, scale, shift = coord_map.coord_map(n.top.fn)
+        assert [(float(a), float(b)) for a, b in layer.coord_map() or ()] == [(float(scale[0]), float(shift[0]))] * 2
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ def images(g: Graph, layer: Any, x: Value) -> Value:
 
 @operator("Convolution", "Deconvolution")
 def convolution(g: Graph, layer: Any, *bottoms: Value, weight: Array | None = None, bias: Array | None = None) -> Any:
-    transposed = layer.type == "Deconvolution"
     if not 1 <= len(layer.kernel) <= 3:
         raise refuse(layer, f"{len(layer.kernel)} spatial axes", "1 to 3")
     weight = numbers(layer.weight) if weight is None else weight
@@ -42,7 +41,7 @@ def convolution(g: Graph, layer: Any, *bottoms: Value, weight: Array | None = No
         flat = images(g, layer, x)
         size = layer.lengths(x.shape[layer.channel_axis + 1 :])
         y = g.node(
-            "ConvTranspose" if transposed else "Conv",
+            "ConvTranspose" if layer.transposed else "Conv",
             [flat, *names],
             (prod(lead), layer.num_output, *size),
             kernel_shape=list(layer.kernel),

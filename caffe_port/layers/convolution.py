@@ -107,8 +107,6 @@ def _convolve(
 class _Windowed(Layer, Fusible, PrefersChannelsLast):
     """Shared by both; the weight has Caffe's axes in both: (conv out, conv in / group, *kernel)."""
 
-    transposed = False
-
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._one(x) for x in bottoms)
 
@@ -179,8 +177,6 @@ class Convolution(windows.Convolution, _Windowed):
 @layer("Deconvolution")
 class Deconvolution(windows.Deconvolution, _Windowed):
     """The transpose of :class:`Convolution`: its backward pass with respect to the data."""
-
-    transposed = True
 
     def by_product(self, x: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Without the bias if ``linear`` is given."""

@@ -17,6 +17,7 @@ from caffe_port.errors import DefinitionError
 from caffe_port.schema.net_spec import Function, Top, layers
 from caffe_port.spec import RECORDS
 from caffe_port.spec.coords import centre
+from caffe_port.spec.windows import Windows
 
 __all__ = [
     "AxisMismatchException",
@@ -77,10 +78,11 @@ def coord_map(fn: Function) -> Map:
     Raises:
         UndefinedMapException: it has none.
     """
-    if fn.type_name in ("Convolution", "Deconvolution", "Pooling", "Im2col"):
+    record = RECORDS.find(fn.type_name, BVLC)
+    if record is not None and issubclass(record, Windows) and record.coord_map is not Windows.coord_map:
         axis, *windows = conv_params(fn)
         way = (axis, *centre(*windows))
-        return way if fn.type_name == "Deconvolution" else inverse(way)
+        return way if record.transposed else inverse(way)
     if fn.type_name in PASS_THROUGH_LAYERS:
         return None, 1, 0
     if fn.type_name == "Crop":

@@ -35,6 +35,8 @@ class Windows(Spec):
     filled_from = 1
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
+    transposed = False
+    """Whether the tops' pixels have windows, not the bottoms'."""
 
     def top_shapes(self, *shapes: Shape) -> Sequence[Shape]:
         """See :meth:`Spec.top_shapes`; what the windows reach over, padding included, can be a blob too."""
@@ -118,7 +120,6 @@ class Windowed(Windows):
     blob_specs = (Blob("weight", None, "weight_filler"), BIAS)
     reads = ("num_output", "group")
     ignores = ("engine", "force_nd_im2col")
-    transposed = False
 
     def setup(self, *shapes: Shape) -> None:
         x = shapes[0]

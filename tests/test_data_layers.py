@@ -300,8 +300,11 @@ def test_the_working_directory_comes_first(tmp_path: Path) -> None:
 MEMORY = definition("MemoryData", "memory_data_param { batch_size: 2 channels: 1 height: 2 width: 3 }")
 
 
-def test_memory_data_wraps_around() -> None:
-    net = Net(MEMORY)
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("more", ["", "transform_param { scale: 2 crop_size: 1 mean_value: 9 mirror: true }"])
+def test_memory_data_wraps_around(more: str, phase: str) -> None:
+    """Arrays are not transformed, as in Caffe (Reset)."""
+    net = Net(MEMORY.replace("memory_data_param", f"{more} memory_data_param"), phase=phase)
     data = np.arange(36, dtype=np.float32).reshape(6, 1, 2, 3)
     net.nodes[0][1].set_input_arrays(data, np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1))
     for i, batch in enumerate(passes(net, 4)):

@@ -124,7 +124,17 @@ def test_suppression_is_that_of_one_box_after_the_other(count: int, threshold: f
     rng = np.random.default_rng(count)
     low = rng.random((count, 2))
     boxes = np.concatenate((low, low + 0.05 + 0.5 * rng.random((count, 2))), 1)
-    assert suppress(torch.from_numpy(boxes), threshold, eta).tolist() == one_by_one(boxes, threshold, eta)
+    (stays,) = suppress([torch.from_numpy(boxes)], threshold, eta)
+    assert stays.tolist() == one_by_one(boxes, threshold, eta)
+
+
+def test_suppression_of_groups_is_that_of_each() -> None:
+    """Groups of any lengths at once, with padding and without."""
+    rng = np.random.default_rng(5)
+    low = [rng.random((count, 2)) - 0.2 for count in (3, 0, 260, 128, 1, 131)]
+    groups = [np.concatenate((at, at + 0.05 + 0.4 * rng.random(at.shape)), 1) for at in low]
+    found = suppress([torch.from_numpy(boxes) for boxes in groups], 0.4)
+    assert [stays.tolist() for stays in found] == [one_by_one(boxes, 0.4, 1.0) for boxes in groups]
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class MemoryData(sources.MemoryData, Reading):
         super().setup()
         t = self.fields.transform_param
         self.transforms = self.fields.has("transform_param")
-        t.skip("scale", "mean_file", "mean_value", "force_color", "force_gray")
+        t.skip("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray")
         if t.mirror or (self.phase == "TRAIN" and t.crop_size):
             default_stream().words(1)  # the seed of transformations, unused for arrays
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None

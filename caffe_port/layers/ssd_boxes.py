@@ -6,9 +6,11 @@ comparisons fall the same way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["areas", "decode", "encode", "inside", "overlaps", "suppress"]
 
@@ -20,13 +22,15 @@ def areas(boxes: Tensor) -> Tensor:
 
 
 def overlaps(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection by union of each box of ``a`` (N, 4) with each of ``b`` (M, 4): (N, M). 0 where they only touch."""
-    (ax, ay, a_right, a_low), (bx, by, b_right, b_low) = a.t()[:, :, None], b.t()[:, None, :]
+    """Intersection by union of each box of ``a`` (..., N, 4) with each of ``b`` (..., M, 4): (..., N, M). 0 where they
+    only touch."""
+    ax, ay, a_right, a_low = a[..., :, None, :].unbind(-1)
+    bx, by, b_right, b_low = b[..., None, :, :].unbind(-1)
     width = torch.minimum(a_right, b_right).sub_(torch.maximum(ax, bx))
     height = torch.minimum(a_low, b_low).sub_(torch.maximum(ay, by))
     apart = ~(torch.minimum(width, height) > 0)  # nan is apart
     common = width.mul_(height)
-    union = (areas(a)[:, None] + areas(b)[None, :]).sub_(common)
+    union = (areas(a)[..., :, None] + areas(b)[..., None, :]).sub_(common)
     return common.div_(union).masked_fill_(apart, 0)
 
 
@@ -74,40 +78,47 @@ def encode(code: str, priors: Tensor, variances: Tensor | None, boxes: Tensor) -
 
 
 _BLOCK = 128
-"""Boxes that are compared with one another at a time."""
+"""Boxes of a group that are compared with one another at a time."""
 
 
-def suppress(boxes: Tensor, threshold: float, eta: float = 1.0) -> Tensor:
-    """Which of ``boxes`` (N, 4), best first, stay: those that overlap no earlier one that stays by more than allowed.
+def suppress(groups: Sequence[Tensor], threshold: float, eta: float = 1.0) -> list[Tensor]:
+    """Which boxes of each group (N, 4), best first, stay: those that overlap no earlier one that stays by more than
+    allowed.
 
     Args:
         threshold: the overlap allowed. eta: below 1, what the threshold is multiplied with after each box that stays,
             as long as it is above 0.5.
 
     Returns:
-        Their indices, rising.
+        For each group their indices, rising.
     """
     if eta < 1 and threshold > 0.5:
-        return _suppress_one_by_one(boxes, threshold, eta)
-    kept = [boxes.new_empty(0, dtype=torch.int64)]
-    for start in range(0, len(boxes), _BLOCK):
-        index = torch.arange(start, min(start + _BLOCK, len(boxes)), device=boxes.device)
-        for earlier in kept:
-            if len(earlier) and len(index):
-                clear = (overlaps(boxes[earlier], boxes[index]) <= threshold).all(0)
-                index = index[clear]
-        if not len(index):
-            continue
-        here = boxes[index]
-        hits = (~(overlaps(here, here) <= threshold)).to(boxes.dtype).triu_(1)  # nan is a hit
-        stays = hits.new_ones(len(index))
+        return [_suppress_one_by_one(boxes, threshold, eta) for boxes in groups]
+    counts = [len(boxes) for boxes in groups]
+    if not any(counts):
+        return [torch.zeros(0, dtype=torch.int64, device=boxes.device) for boxes in groups]
+    padded = nn.utils.rnn.pad_sequence([*groups], batch_first=True)  # a box of no size hits none, and is dropped
+    places = torch.arange(padded.shape[1], device=padded.device)
+    stays = places < torch.tensor(counts, device=padded.device)[:, None]
+    for start in range(0, padded.shape[1], _BLOCK):
+        rows = [i for i, count in enumerate(counts) if count > start]
+        here, alive = padded[rows, start : start + _BLOCK], stays[rows, start : start + _BLOCK]
+        if start:
+            earlier = stays[rows, :start]
+            most = int(earlier.sum(1).max())
+            order = earlier.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+            kept = padded[rows].gather(1, order[..., None].expand(-1, -1, 4))
+            clear = (overlaps(kept, here) <= threshold) | ~earlier.gather(1, order)[..., None]
+            alive = alive & clear.all(1)
+        hits = (~(overlaps(here, here) <= threshold)).to(padded.dtype).triu_(1)  # nan is a hit
+        now = alive
         while True:  # each turn settles at least the next box, and most all of them
-            after = (stays @ hits == 0).to(boxes.dtype)
-            if torch.equal(after, stays):
+            after = alive & (now.to(padded.dtype)[:, None] @ hits == 0)[:, 0]
+            if torch.equal(after, now):
                 break
-            stays = after
-        kept.append(index[stays > 0])
-    return torch.cat(kept)
+            now = after
+        stays[rows, start : start + _BLOCK] = now
+    return [row[:count].nonzero().flatten() for row, count in zip(stays, counts, strict=True)]
 
 
 def _suppress_one_by_one(boxes: Tensor, threshold: float, eta: float) -> Tensor:

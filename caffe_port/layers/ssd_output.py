@@ -102,11 +102,13 @@ class DetectionOutput(ssd.DetectionOutput, Layer, WritesFiles):
             kept, order = kept.sort(descending=True, stable=True)
             index = index[order][: self.top_k if self.top_k > -1 else None]
             if len(index):
-                boxes = decoded[index, 0 if self.one_place else c]
-                stays = suppress(boxes, self.threshold, self.eta)
-                found.append((torch.full_like(stays, c), kept[stays], boxes[stays]))
+                found.append(
+                    (torch.full_like(index, c), kept[: len(index)], decoded[index, 0 if self.one_place else c])
+                )
         if not found:
             return scores.new_empty(0, dtype=torch.int64), scores.new_empty(0), scores.new_empty(0, 4)
+        stays = suppress([boxes for _, _, boxes in found], self.threshold, self.eta)
+        found = [(label[i], score[i], boxes[i]) for (label, score, boxes), i in zip(found, stays, strict=True)]
         label, score, boxes = (torch.cat(parts) for parts in zip(*found, strict=True))
         if -1 < self.keep_top_k < len(label):
             best = score.sort(descending=True, stable=True).indices[: self.keep_top_k]

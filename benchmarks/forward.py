@@ -1,6 +1,6 @@
 """One DecoupledNet deploy pass: this net, the same net by hand in plain PyTorch, and the fork where it is built.
 
-    python benchmarks/forward.py [--width 1/1] [--rounds 15] [--threads 2] [--fork DIR]
+    python benchmarks/forward.py [--width 1/1] [--rounds 15] [--threads 2] [--fork DIR] [--against DIR]
 
 Runs the three in turn, round by round, in processes of their own, and prints medians and ratios of medians, with what
 limits them: the arithmetic of the pass at the speed that oneDNN reaches on this machine's best-sized convolution, and
@@ -118,6 +118,7 @@ def main() -> None:
         "--weights", help="a .caffemodel of the net (default: random numbers, written to a temporary folder)"
     )
     parser.add_argument("--fork", help="the folder of a built HyeonwooNoh/caffe, to be timed too")
+    parser.add_argument("--against", help="the folder of another commit's checkout, to be timed too")
     parser.add_argument(
         "--fork-python", default="python3", help="the Python that its pycaffe was built for (default python3)"
     )
@@ -155,8 +156,11 @@ def random_weights(prototxt: Path, path: Path) -> Path:
 
 
 def compare(args: argparse.Namespace, prototxt: str, weights: str) -> None:
-    me = [sys.executable, __file__, "--prototxt", prototxt, "--weights", weights, "--threads", str(args.threads)]
-    commands = {"caffe_port": [*me, "--serve", "port"], "plain PyTorch": [*me, "--serve", "hand"]}
+    served = ["--prototxt", prototxt, "--weights", weights, "--threads", str(args.threads), "--serve"]
+    me = [sys.executable, __file__, *served]
+    commands = {"caffe_port": [*me, "port"], "plain PyTorch": [*me, "hand"]}
+    if args.against:
+        commands["the other"] = [sys.executable, f"{args.against}/benchmarks/forward.py", *served, "port"]
     if args.fork:
         commands["the fork"] = [args.fork_python, "-c", FORK, f"{args.fork}/python", prototxt, weights]
     # Three rounds to warm up: the second prepares weights.

@@ -1,6 +1,7 @@
 """Segmenting a picture with DecoupledNet: all passes at once, pass by pass, and pass by pass on the fork where built.
 
     python benchmarks/segment.py [--width 1/1] [--classes 1,3] [--rounds 7] [--threads 2] [--fork DIR] [--cpu]
+                                 [--against DIR]
 
 Times a picture's passes through the net and the maps computed from them, without reading and resizing; pass by pass,
 these are L + 2 for L classes found. The variants alternate, round by round, the fork in a separate process. Medians are
@@ -42,6 +43,17 @@ for line in sys.stdin:
     print((time.CLOCK() - start) * 1e3); sys.stdout.flush()
 """
 
+OTHER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from benchmarks.segment import ours
+import torch
+torch.set_num_threads(int(sys.argv[4]))
+run = ours(sys.argv[2], sys.argv[3], time.CLOCK)["caffe_port"]
+for line in sys.stdin:
+    print(run(int(line)), flush=True)
+"""
+
 Way = Callable[[int], float]
 """From a number of classes to milliseconds."""
 
@@ -71,8 +83,8 @@ def ours(prototxt: str, weights: str, clock: Callable[[], float]) -> dict[str, W
     return {"caffe_port": way(Segmenter), "pass by pass": way(PassByPass)}
 
 
-def fork(process: subprocess.Popen[str]) -> Way:
-    """The fork in its process."""
+def served(process: subprocess.Popen[str]) -> Way:
+    """The fork or another checkout in its process."""
 
     def run(classes: int) -> float:
         assert process.stdin
@@ -81,7 +93,7 @@ def fork(process: subprocess.Popen[str]) -> Way:
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise SystemExit(f"the fork stopped with status {process.wait()}")
+            raise SystemExit(f"{process.args} stopped with status {process.wait()}")
         return float(line)
 
     return run
@@ -95,6 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads for each (default 2)")
     parser.add_argument("--weights", help="a .caffemodel of the net (default: random numbers)")
     parser.add_argument("--fork", help="the folder of a built HyeonwooNoh/caffe, to be timed too")
+    parser.add_argument("--against", help="the folder of another commit's checkout, to be timed too")
     parser.add_argument(
         "--fork-python", default="python3", help="the Python that its pycaffe was built for (default python3)"
     )
@@ -110,16 +123,26 @@ def main() -> None:
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         prototxt = str(Path(folder, DEPLOY))
         weights = args.weights or str(random_weights(Path(prototxt), Path(folder, "net.caffemodel")))
-        ways, process = ours(prototxt, weights, getattr(time, clock)), None
+        ways, code = ours(prototxt, weights, getattr(time, clock)), {}
         if args.fork:
-            command = [args.fork_python, "-c", FORK.replace("CLOCK", clock), f"{args.fork}/python", prototxt, weights]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            ways["the fork"] = fork(process)
+            code["the fork"] = [args.fork_python, "-c", FORK.replace("CLOCK", clock), f"{args.fork}/python"]
+        if args.against:
+            code["the other"] = [sys.executable, "-c", OTHER.replace("CLOCK", clock), args.against]
+        processes = {
+            name: subprocess.Popen(
+                [*command, prototxt, weights, str(args.threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name, command in code.items()
+        }
+        ways.update((name, served(process)) for name, process in processes.items())
         try:
             for classes in map(int, args.classes.split(",")):
                 report(ways, classes, args)
         finally:
-            if process:
+            for process in processes.values():
                 process.kill()
 
 

@@ -1,6 +1,7 @@
 """One training step of DecoupledNet: the solver here, a step by hand in PyTorch, and the fork where it is built.
 
     python benchmarks/training.py [--width 1/1] [--rounds 5] [--batch 4] [--threads 2] [--fork DIR] [--cpu]
+                                  [--against DIR]
 
 A step is a forward and a backward pass of a batch at 320x320 and the update, the classification layers frozen. The
 three alternate, round by round, in separate processes; medians, ratios and each one's peak memory are printed. The
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads for each (default 2)")
     parser.add_argument("--weights", help="a .caffemodel of the net (default: the fillers' draws)")
     parser.add_argument("--fork", help="the folder of a built HyeonwooNoh/caffe, to be timed too")
+    parser.add_argument("--against", help="the folder of another commit's checkout, to be timed too")
     parser.add_argument("--fork-python", default="python3", help="the Python its pycaffe was built for")
     parser.add_argument("--cpu", action="store_true", help="processor time in place of the clock's")
     parser.add_argument("--serve", choices=["port", "hand"], help=argparse.SUPPRESS)
@@ -140,9 +142,12 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace, folder: str, weights: str) -> None:
-    me = [sys.executable, __file__, "--folder", folder, "--weights", weights]
-    me += ["--threads", str(args.threads), "--batch", str(args.batch), *["--cpu"] * args.cpu]
-    commands = {"caffe_port": [*me, "--serve", "port"], "plain PyTorch": [*me, "--serve", "hand"]}
+    served = ["--folder", folder, "--weights", weights]
+    served += ["--threads", str(args.threads), "--batch", str(args.batch), *["--cpu"] * args.cpu, "--serve"]
+    me = [sys.executable, __file__, *served]
+    commands = {"caffe_port": [*me, "port"], "plain PyTorch": [*me, "hand"]}
+    if args.against:
+        commands["the other"] = [sys.executable, f"{args.against}/benchmarks/training.py", *served, "port"]
     if args.fork:
         here = str(Path(__file__).parent)
         baseline = [f"{args.fork}/python", folder, weights, here, str(args.batch)]

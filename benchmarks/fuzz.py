@@ -1,6 +1,6 @@
 """Hostile files for every reader, many of them: what ends other than well or in one line is a fault.
 
-    python benchmarks/fuzz.py [READER ...] [--cases 100000] [--seed 1] [--coverage]
+    python benchmarks/fuzz.py [READER ...] [--cases 100000] [--first 0] [--seed 1] [--coverage]
     python benchmarks/fuzz.py READER --case 4711 [--keep FOLDER]     one case again, with its traceback
 
 The cases are those of tests/fuzzing.py, which says what counts as a fault. Each reader's cases run in a child process
@@ -10,6 +10,7 @@ that may take 3 GB and 10 s more than it should before it is ended. The exit sta
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -68,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("readers", nargs="*", help=f"default: all ({', '.join(fuzzing.READERS)})")
     parser.add_argument("--cases", type=int, default=100_000, help="for each reader (default 100000)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one, to continue")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--case", type=int, help="run this one alone, here")
     parser.add_argument("--keep", help="with --case: the folder for its files")
@@ -81,6 +83,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no reader {unknown[0]}; there are {', '.join(fuzzing.READERS)}")
     faults = 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with a report
     if args.coverage:
         print(measured(args.readers or list(fuzzing.READERS), args.seed, args.cases))
         return
@@ -89,7 +92,8 @@ def main() -> None:
             again(name, args.seed, args.case, args.keep)
         else:
             start = time.perf_counter()
-            report = fuzzing.run(name, args.cases, args.seed, [sys.executable, __file__, "--serve"])
+            command = [sys.executable, __file__, "--serve"]
+            report = fuzzing.run(name, args.cases, args.seed, command, first=args.first)
             faults += len(report.faults)
             print(
                 f"{name}: {report.cases} cases, {report.structured} structured, {report.accepted} accepted, "

@@ -36,6 +36,10 @@ def json_text(value: Any) -> str:
     head, tail = "", ""
     while isinstance(value, list) and len(value) == 1:
         head, tail, value = head + "[", "]" + tail, value[0]
+    if isinstance(value, list):
+        return f"{head}[{','.join(map(json_text, value))}]{tail}"
+    if isinstance(value, dict):
+        return f"{head}{{{','.join(f'{json.dumps(k)}:{json_text(v)}' for k, v in value.items())}}}{tail}"
     return head + json.dumps(value) + tail
 
 
@@ -68,7 +72,7 @@ def safetensors(rng: Random, folder: Path) -> Path:
             else:
                 value = rng.choice(("F64", "F16", "BF16", "BOOL", "I64", "C64", "F8_E4M3", anything(rng)))
             entry[part] = value
-    text = "{" + ",".join(f"{json.dumps(k)}:{_entry(v)}" for k, v in entries.items()) + "}"
+    text = json_text(entries)
     if rng.random() < 0.1:
         text = text[:-1] + ',"ip.weight":' + json_text(entries.get("ip.weight")) + "}"
     raw = text.encode("utf-8", "surrogatepass")
@@ -76,12 +80,6 @@ def safetensors(rng: Random, folder: Path) -> Path:
     path = folder / "w.safetensors"
     path.write_bytes(struct.pack("<Q", size) + raw + bytes(at + rng.choice((0, 0, 0, -1, 5))))
     return path
-
-
-def _entry(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(k)}:{json_text(v)}" for k, v in value.items()) + "}"
-    return json_text(value)
 
 
 # -- zip archives ------------------------------------------------------------------------------------------------------

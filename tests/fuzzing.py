@@ -252,13 +252,17 @@ def _virtual_memory() -> int:
     raise OSError("no VmPeak")
 
 
-def run(name: str, cases: int, seed: int, command: list[str], *, say: Callable[[str], object] = print) -> Report:
-    """Run ``cases`` cases in child processes, one after the other; a child that dies is replaced.
+def run(
+    name: str, cases: int, seed: int, command: list[str], *, first: int = 0, say: Callable[[str], object] = print
+) -> Report:
+    """Run cases ``first`` to ``cases`` in child processes, one after the other; a child that dies is replaced.
+
+    Ctrl-C ends with the report of those that ran.
 
     Args:
         command: starts a child that calls :func:`serve` with the reader, the seed, the first and the last number.
     """
-    report, number = Report(name), 0
+    report, number = Report(name), first
     while number < cases:
         # A file: libraries say so much about damaged files that a pipe nobody reads meanwhile fills up.
         errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -271,20 +275,25 @@ def run(name: str, cases: int, seed: int, command: list[str], *, say: Callable[[
         )
         assert child.stdout is not None
         begun: int | None = None
-        for line in child.stdout:
-            if line[0] != "[":
-                begun = int(line)
-                continue
-            structured, accepted, memory, seconds, fault = json.loads(line)
-            assert begun is not None
-            report.cases, report.structured = report.cases + 1, report.structured + structured
-            report.accepted += accepted
-            report.most_memory = max(report.most_memory, memory)
-            report.most_seconds = max(report.most_seconds, seconds)
-            if fault:
-                report.faults.append((begun, fault))
-                say(f"{name} {begun}: {fault}")
-            number, begun = begun + 1, None
+        try:
+            for line in child.stdout:
+                if line[0] != "[":
+                    begun = int(line)
+                    continue
+                structured, accepted, memory, seconds, fault = json.loads(line)
+                assert begun is not None
+                report.cases, report.structured = report.cases + 1, report.structured + structured
+                report.accepted += accepted
+                report.most_memory = max(report.most_memory, memory)
+                report.most_seconds = max(report.most_seconds, seconds)
+                if fault:
+                    report.faults.append((begun, fault))
+                    say(f"{name} {begun}: {fault}")
+                number, begun = begun + 1, None
+        except KeyboardInterrupt:
+            child.kill()
+            child.wait()
+            return report
         status = child.wait()
         with errors:
             errors.seek(0)

@@ -76,7 +76,7 @@ def test_json_lines(here: Path, capsys: pytest.CaptureFixture) -> None:
     [
         (["--draw"], "--voc and --draw: expected a folder for the results, found no -o"),
         (["--batch", "0"], "--batch"),
-        (["--annotations", "nowhere"], "nowhere: expected one of VOC's annotations, found no such folder"),
+        (["--annotations", "nowhere"], "nowhere: no such folder; check the path"),
         (["--labels", "nowhere"], "nowhere"),
         (["--input-size", "0x9"], "--input-size: expected HEIGHTxWIDTH"),
         (["--input-size", "8x8"], "spots.prototxt"),

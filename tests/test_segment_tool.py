@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,7 @@ def write_half() -> None:
         (["a.png", "again/a.png", *NET, "-o", "out"], "out/a.png: the result of both a.png and again/a.png"),
         (["a.png", "a_overlay.png", *NET, "-o", "out", "--overlay"], "out/a_overlay.png: the result of both a.png and"),
         (["a.png", *NET, "-o", "."], "a.png: is also an input picture; choose another folder with -o"),
-        (["a.png", *NET, "-o", "net.prototxt"], "net.prototxt: expected a folder for the results, found a file"),
+        (["a.png", *NET, "-o", "net.prototxt"], "net.prototxt: expected a folder, found a file"),
         (["a.png", *NET, "-o", "out", "--threshold", "2"], "'2', expected a number from 0 to 1"),
         (["a.png", *NET, "-o", "out", "--palette", "a.png"], "a.png: expected a PNG with a palette"),
         (["a.png", *NET, "-o", "out", "--palette", "none.png"], "none.png: no such file"),
@@ -245,6 +246,19 @@ def test_masks_in_vocs_colours_are_labels(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "x.png")
     with pytest.raises(FormatError, match=r"found the colour \(1, 2, 3\) at x 5, y 3; save it with its palette"):
         voc.read_labels(tmp_path / "x.png")
+
+
+def test_large_masks_in_colours_take_little_more_than_themselves(tmp_path: Path) -> None:
+    labels = np.random.default_rng(1).integers(0, 256, (900, 1500), np.uint8)
+    Image.fromarray(np.tile(voc.palette()[labels], (4, 1, 1))).save(tmp_path / "x.png", compress_level=1)
+    tracemalloc.start()
+    try:
+        found = voc.read_labels(tmp_path / "x.png")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found == np.tile(labels, (4, 1))).all()
+    assert most < 12 * found.size
 
 
 def test_class_names_may_be_given(here: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from caffe_port.errors import FileError, nearest
 
-__all__ = ["atomic_path", "atomic_write", "check_input", "check_output"]
+__all__ = ["atomic_path", "atomic_write", "check_input", "check_output", "check_output_folder"]
 
 
 def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
@@ -37,21 +37,42 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
         raise FileError(str(path), f"the folder {folder} is not writable", remedy="choose another with -o")
 
 
-def check_input(path: str | os.PathLike) -> None:
+def check_input(path: str | os.PathLike, *, folder: bool | None = False) -> None:
     """Refuses an input that cannot be read, before the work on it.
 
+    Args:
+        folder: it must be one; None takes a file or a folder.
+
     Raises:
-        FileError: there is no such file, it is a folder, or permission is missing.
+        FileError: there is no such file or folder, it is the other, or permission is missing.
     """
     file = Path(path)
-    if file.is_dir():
-        raise FileError(str(path), "a folder", expected="a file")
     if not file.exists():
         there = (p.name for p in file.parent.glob(f"*{glob.escape(file.suffix)}")) if file.parent.is_dir() else ()
         near = nearest(file.name, there)
-        raise FileError(str(path), "no such file", remedy=f"did you mean {near}?" if near else "check the path")
-    if not os.access(file, os.R_OK):
+        what = {False: "file", True: "folder", None: "file or folder"}[folder]
+        raise FileError(str(path), f"no such {what}", remedy=f"did you mean {near}?" if near else "check the path")
+    if folder is not None and file.is_dir() != folder:
+        kinds = ("a file", "a folder")
+        raise FileError(str(path), kinds[not folder], expected=kinds[folder])
+    if not os.access(file, os.R_OK | os.X_OK if file.is_dir() else os.R_OK):
         raise FileError(str(path), "without permission to read it", remedy="check its permissions")
+
+
+def check_output_folder(path: str | os.PathLike) -> None:
+    """Checks before the work that a folder can be written into, or created.
+
+    Raises:
+        FileError: it is a file, or neither it nor the nearest of its parents that exists may be written.
+    """
+    folder = Path(path)
+    there = next(parent for parent in (folder, *folder.parents, Path()) if os.path.lexists(parent))
+    if not there.is_dir():
+        kind = f"a symbolic link to {there.readlink()}, which does not exist" if there.is_symlink() else "a file"
+        where = "" if there == folder else f"{there} is "
+        raise FileError(str(path), f"{where}{kind}", expected="a folder", remedy="choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(str(path), f"the folder {there} is not writable", remedy="choose another")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from caffe_port.errors import LayerError
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import Stateful
+from caffe_port.layers.functions import symbolic
 from caffe_port.spec import products
 
 
@@ -56,7 +57,8 @@ class _Recurrent(products.Recurrent, Layer, Stateful):
     and with ``expose_hidden`` the last states, each (1, N, H).
 
     Without ``expose_hidden`` a batch starts from the last states of the previous one, initially from zeros. No gradient
-    passes between batches, nor through exposed states.
+    passes between batches, nor through exposed states. Under torch.func's transforms and with fake tensors nothing is
+    kept for the next batch.
     """
 
     @property
@@ -83,8 +85,9 @@ class _Recurrent(products.Recurrent, Layer, Stateful):
         outputs = self.output(torch.stack(hidden))
         if self.exposes:
             return (outputs, *last)
-        for name, state in zip(self.states, last, strict=True):
-            setattr(self, name, state)
+        if torch.compiler.is_compiling() or not symbolic(*last):
+            for name, state in zip(self.states, last, strict=True):
+                setattr(self, name, state)
         return (outputs,)
 
     def caffe_gradient(self, b: Backward) -> Gradients:

@@ -146,11 +146,12 @@ def prepare(
         forest(plan.model)
     out = Outputs(output, _paths(plan), overwrite)
     train, val = folder.names(plan.train), folder.names(plan.val)
+    lists = {level: folder.names(level.list) for level in plan.levels if level.list}  # before any picture is read
     made.remark(f"pictures in {plan.val} as well as in {plan.train}", sorted({*train} & {*val}))
     names = list(dict.fromkeys(train + val))
     survey = dict(zip(watch(names, "reading"), in_processes(partial(_survey, folder), names, workers), strict=True))
     labels = _labels(folder, survey, made)
-    strong = {level: _strong(folder, level, plan, train, survey, made) for level in plan.levels}
+    strong = {level: _strong(folder, level, lists.get(level), plan, train, survey, made) for level in plan.levels}
     for level in plan.levels:
         without = [name for name in strong[level] if not survey[name].shown]
         made.remark(f"pictures of level {level.name} that show no class, so have no crops", without)
@@ -226,11 +227,17 @@ def _labels(folder: Folder, survey: Mapping[str, Surveyed], made: Prepared) -> d
 
 
 def _strong(
-    folder: Folder, level: Level, plan: Plan, train: list[str], survey: Mapping[str, Surveyed], made: Prepared
+    folder: Folder,
+    level: Level,
+    names: list[str] | None,
+    plan: Plan,
+    train: list[str],
+    survey: Mapping[str, Surveyed],
+    made: Prepared,
 ) -> list[str]:
-    """The strongly annotated pictures of a level."""
-    if level.list:
-        names, known = folder.names(level.list), {*train}
+    """The strongly annotated pictures of a level: ``names``, or chosen."""
+    if names is not None:
+        known = {*train}
         for name in names:
             if name not in known:
                 raise CaffeError(level.list, name, expected=f"pictures of {plan.train}")

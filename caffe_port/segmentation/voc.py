@@ -41,6 +41,9 @@ IGNORED = 255
 MEAN = (104.00698793, 116.66876762, 122.67891434)
 """Blue, green, red: the mean that VGG-16 and all nets based on it subtract."""
 
+_PIXELS = 1 << 20
+"""As many are looked up in a palette at a time."""
+
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 """File name extensions of pictures."""
 
@@ -103,20 +106,24 @@ def read_labels(path: str | Path) -> Array:
 
 def _labels_of_colours(picture: Array, path: str) -> Array:
     """The labels of these colours in VOC's palette, uint8 (height, width)."""
-    codes = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    known = palette().astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    code = np.array([1 << 16, 1 << 8, 1], np.uint32)
+    known = palette().astype(np.uint32) @ code
     order = np.argsort(known, kind="stable")
-    at = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
-    labels = order[at].astype(np.uint8)
-    wrong = known[labels] != codes
-    if wrong.any():
-        y, x = np.argwhere(wrong)[0]
-        raise FormatError(
-            path,
-            f"the colour {tuple(int(n) for n in picture[y, x])} at x {x}, y {y}",
-            expected="a mask: a PNG with a palette, or grey, or in VOC's colours",
-            remedy="save it with its palette's indices (a JPEG's colours are never exact)",
-        )
+    labels = np.empty(picture.shape[:2], np.uint8)
+    step = max(1, _PIXELS // max(1, picture.shape[1]))
+    for top in range(0, len(picture), step):  # a few rows at a time: what is in between takes ten times their memory
+        codes = picture[top : top + step].astype(np.uint32) @ code
+        at = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
+        labels[top : top + step] = order[at]
+        wrong = known[order[at]] != codes
+        if wrong.any():
+            y, x = np.argwhere(wrong)[0]
+            raise FormatError(
+                path,
+                f"the colour {tuple(int(n) for n in picture[top + y, x])} at x {x}, y {top + y}",
+                expected="a mask: a PNG with a palette, or grey, or in VOC's colours",
+                remedy="save it with its palette's indices (a JPEG's colours are never exact)",
+            )
     return labels
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from caffe_port.errors import FileError
 from caffe_port.tools.cli import Parser, run
 
 
@@ -21,13 +20,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--force", action="store_true", help="even where a real Caffe can be imported")
     add("script", metavar="SCRIPT", help="a Python file")
     add("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="arguments of the script")
+    parser.reads("script")
     run(_run, parser, argv)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     script = Path(arguments.script)
-    if not script.is_file():
-        raise FileError(str(script), "no such file", expected="a Python script")
     from caffe_port.pycaffe.install import install_as_caffe
 
     install_as_caffe(force=arguments.force, python_layers=arguments.python_layers)

@@ -14,7 +14,7 @@ from caffe_port.definitions.definition import Net, Setting, Solver
 from caffe_port.definitions.shapes import infer
 from caffe_port.errors import DefinitionError, FileError, nearest
 from caffe_port.formats.atomic import atomic_write
-from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.cli import FOLDER, Parser, run
 
 __all__ = ["definitions", "fraction", "main"]
 
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="a family or a file of --list; default: all")
-    parser.add_output("DIR", type=Path, help="default: the folder of the published definitions")
+    parser.add_output("DIR", kind=FOLDER, type=Path, help="default: the folder of the published definitions")
     add("--width", default="1", help="factor on every number of features, such as 1/32")
     add("--fc-width", default="", metavar="W", help="of fc6 and fc7, which then have fillers; default: --width")
     add("--decoder-width", default="", metavar="W", help="of bridge and segmentation network; default: --width")

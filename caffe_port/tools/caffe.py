@@ -16,7 +16,7 @@ import numpy as np
 from caffe_port.errors import CaffeError
 from caffe_port.schema.messages import PHASES
 from caffe_port.tools import train as training
-from caffe_port.tools.cli import Parser, as_gflags, print_json, read_options, run
+from caffe_port.tools.cli import Parser, as_gflags, commas, print_json, read_options, run
 from caffe_port.tools.commands import main
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def score(argv: Sequence[str] | None = None) -> NoReturn:
     )
     parser.add_argument("--weights", metavar="A,B", required=True, help="its weights, of any format")
     _net_options(parser)
-    parser.reads("weights", separated=True)
+    parser.reads("weights", part=commas)
     run(_test, parser, as_gflags(argv))
 
 

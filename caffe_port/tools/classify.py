@@ -12,7 +12,7 @@ import numpy as np
 from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError, ShapeError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, as_gflags, numbers, print_json, read_options, run, table
+from caffe_port.tools.cli import EITHER, Parser, as_gflags, numbers, print_json, read_options, run, table
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_json("print a line of JSON for each picture: its best classes with their scores")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("pictures", kind=EITHER)
     parser.reads("model_def", "pretrained_model", "labels", "mean_file")
+    parser.writes("output")
     run(_classify, parser, as_gflags(argv))
 
 
@@ -70,11 +72,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     from caffe_port.segmentation.voc import pictures_in
     from caffe_port.tools.train import device_of
 
-    paths: list[Path] = []
-    for given in map(Path, arguments.pictures):
-        if not given.exists():
-            raise FileError(str(given), "no such picture or folder")
-        paths += pictures_in([given])
+    paths = [path for given in arguments.pictures for path in pictures_in([given])]
     if arguments.output:
         check_output(arguments.output, overwrite=arguments.force)
     labels = Path(arguments.labels).read_text(encoding="utf-8").splitlines() if arguments.labels else []

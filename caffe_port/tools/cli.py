@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import caffe_port
 from caffe_port import dialects
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from caffe_port.schema import Definition
 
 __all__ = [
+    "EITHER",
+    "FILE",
+    "FOLDER",
     "Parser",
     "as_gflags",
+    "commas",
     "count",
     "numbers",
     "print_json",
@@ -45,6 +49,39 @@ class _Help(argparse.HelpFormatter):
         return text if text.startswith("example:") else super()._fill_text(text, width, indent)
 
 
+FILE, FOLDER, EITHER = "file", "folder", "file or folder"
+
+
+class Path(NamedTuple):
+    """How the value of an argument names files.
+
+    Attributes:
+        kind: FILE, FOLDER or EITHER. part: the path or paths in it. written: is an output.
+    """
+
+    kind: str
+    part: Callable[[str], str | list[str]]
+    written: bool = False
+
+    def check(self, given: Any) -> None:
+        """Refuse the paths that cannot be used.
+
+        Raises:
+            FileError: naming the first.
+        """
+        from caffe_port.formats.atomic import check_input, check_output, check_output_folder  # imports numpy
+
+        for value in given if isinstance(given, list) else [given]:
+            parts = self.part(str(value))
+            for path in [parts] if isinstance(parts, str) else parts:
+                if not self.written:
+                    check_input(path, folder={FILE: False, FOLDER: True, EITHER: None}[self.kind])
+                elif self.kind == FOLDER:
+                    check_output_folder(path)
+                else:
+                    check_output(path, overwrite=True)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser with the options that commands share; its errors are one line.
 
@@ -60,29 +97,34 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Help, **options)
         self.add_argument("--version", action="version", version=f"caffe_port {caffe_port.__version__}")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        self._reads: dict[str, bool] = {}
+        self.paths: dict[str, Path] = {}
 
-    def reads(self, *names: str, separated: bool = False) -> None:
-        """These arguments name files that are read: they are looked for before anything is done.
+    def reads(self, *names: str, kind: str = FILE, part: Callable[[str], str | list[str]] = str) -> None:
+        """These arguments name what is read: it is looked for before anything is done.
 
         Args:
-            separated: each names several, with commas between.
+            kind: FILE, FOLDER or EITHER. part: the path or paths in a value.
         """
-        self._reads.update(dict.fromkeys(names, separated))
+        self.paths.update((name, Path(kind, part)) for name in names)
 
-    def check_inputs(self, arguments: argparse.Namespace) -> None:
-        """Refuse files to read that are not there, are folders or cannot be read.
+    def writes(self, *names: str, kind: str = FILE, part: Callable[[str], str | list[str]] = str) -> None:
+        """These arguments name what is written: whether that can be is looked at before anything is done.
+
+        Whether it may replace what is there, the command says itself.
+        """
+        self.paths.update((name, Path(kind, part, written=True)) for name in names)
+
+    def check_paths(self, arguments: argparse.Namespace) -> None:
+        """Refuse what cannot be read, then what cannot be written.
 
         Raises:
             FileError: naming the first.
         """
-        for name, separated in self._reads.items():
-            given = getattr(arguments, name) or []
-            for value in [given] if isinstance(given, str) else given:
-                from caffe_port.formats.atomic import check_input  # whose package imports numpy
-
-                for path in value.split(",") if separated else [value]:
-                    check_input(path)
+        for written in (False, True):
+            for name, path in self.paths.items():
+                given = getattr(arguments, name)
+                if path.written == written and given is not None:
+                    path.check(given)
 
     def add_dialect(self, what: str = "which Caffe the net is for") -> None:
         """--dialect, --proto, --plugin and --python-layers, for a command that reads a definition."""
@@ -100,9 +142,10 @@ class Parser(argparse.ArgumentParser):
         add("--python-layers", action="store_true", help="allow Python layers to run the code that they name")
         add("--allow-writes", action="store_true", help="allow layers such as HDF5Output to write the files they name")
 
-    def add_output(self, metavar: str = "FILE", help: str = "", **options: Any) -> None:
-        """-o and -f, for a command that writes."""
+    def add_output(self, metavar: str = "FILE", help: str = "", kind: str = FILE, **options: Any) -> None:
+        """-o and -f, for a command that writes a file, or into a folder."""
         self.add_argument("-o", "--output", metavar=metavar, help=help, **options)
+        self.writes("output", kind=kind)
         self.add_force()
 
     def add_force(self) -> None:
@@ -159,6 +202,11 @@ def share(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r}, expected a number from 0 to 1")
+
+
+def commas(text: str) -> list[str]:
+    """The parts of A,B."""
+    return text.split(",")
 
 
 def numbers(option: str, text: str | None, kind: type = float) -> list[Any]:
@@ -226,7 +274,7 @@ def run(
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwinds, so that temporary files are removed
     try:
-        parser.check_inputs(arguments)
+        parser.check_paths(arguments)
         status = main(arguments)
         sys.stdout.flush()
     except BrokenPipeError:

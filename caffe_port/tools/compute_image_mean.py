@@ -15,7 +15,7 @@ from caffe_port.data.pictures import AS_IT_IS, decode
 from caffe_port.errors import FormatError
 from caffe_port.formats.atomic import check_output
 from caffe_port.formats.meanfile import write_mean
-from caffe_port.tools.cli import Parser, as_gflags, print_json, run
+from caffe_port.tools.cli import EITHER, Parser, as_gflags, print_json, run
 from caffe_port.tools.progress import working
 
 __all__ = ["main"]
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("output", metavar="FILE", nargs="?", help="the mean picture; without it, only the means are printed")
     add("--backend", choices=BACKENDS, default="lmdb", help="default: %(default)s")
     parser.add_force()
+    parser.reads("database", kind=EITHER)
+    parser.writes("output")
     parser.add_json("print the number of pictures and the channels' means as one line of JSON")
     parser.add_quiet()
     run(_mean, parser, as_gflags(argv))

@@ -17,7 +17,7 @@ from caffe_port.data.files import whole
 from caffe_port.data.picture_files import COLOR, GRAY, load_picture
 from caffe_port.errors import CaffeError, FileError, FormatError
 from caffe_port.schema.messages import SCHEMA
-from caffe_port.tools.cli import Parser, as_gflags, run
+from caffe_port.tools.cli import FOLDER, Parser, as_gflags, run
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -49,16 +49,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--encoded", action="store_true", help="store encoded pictures; the file's bytes where nothing changes them")
     add("--encode-type", default="", metavar="EXT", help="png, jpg ...; default: as the file's name")
     parser.add_quiet()
+    parser.reads("root", kind=FOLDER, part=_folder)
     parser.reads("list")
+    parser.writes("database", kind=FOLDER)
     run(_convert, parser, as_gflags(argv, _SWITCHES))
+
+
+def _folder(root: str) -> str:
+    """The folder of ROOT, which is joined with names as it is: its last part may begin them."""
+    return os.path.dirname(root) or "."  # noqa: PTH120
 
 
 def _convert(arguments: argparse.Namespace) -> None:
     from caffe_port.random import default_stream, set_random_seed
 
-    folder = os.path.dirname(arguments.root) or "."  # noqa: PTH120
-    if not os.path.isdir(folder):  # noqa: PTH112
-        raise FileError(arguments.root, f"there is no folder {folder}", expected="a folder, and a slash at its end")
     items = list(enumerate(_items(arguments.list)))
     with DatabaseWriter(arguments.database, arguments.backend) as database:
         if arguments.shuffle:

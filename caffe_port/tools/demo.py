@@ -13,7 +13,7 @@ import numpy as np
 from caffe_port.segmentation.experiment import RECIPES, Runner, Step, plan, read_scores
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.parallel import usable_cores
-from caffe_port.tools.cli import Parser, run, table
+from caffe_port.tools.cli import FOLDER, Parser, run, table
 
 __all__ = ["contact_sheet", "main"]
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         example="",
     )
     parser.add_argument("-o", "--output", metavar="DIR", default="demo_output", help="default: %(default)s")
+    parser.writes("output", kind=FOLDER)
     run(_demo, parser, argv)
 
 

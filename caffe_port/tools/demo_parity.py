@@ -13,7 +13,7 @@ import numpy as np
 from caffe_port.definitions import data
 from caffe_port.errors import FileError
 from caffe_port.segmentation.voc import CLASSES, MEAN
-from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.cli import FOLDER, Parser, run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         example="",
     )
     parser.add_argument("-o", "--output", metavar="DIR", default="demo_parity", help="default: %(default)s")
+    parser.writes("output", kind=FOLDER)
     run(_demo, parser, argv)
 
 

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, NoReturn
 from caffe_port.console import number
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, count, numbers, print_json, read_options, run, size, table, trained_net
+from caffe_port.tools.cli import (
+    EITHER,
+    FOLDER,
+    Parser,
+    count,
+    numbers,
+    print_json,
+    read_options,
+    run,
+    size,
+    table,
+    trained_net,
+)
 from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
@@ -43,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         help="the deploy net: with DetectionOutput, or with cls_prob and bbox_pred",
     )
     add("--weights", metavar="FILE", required=True, help="its parameters: .caffemodel, .safetensors, .pth, .npz or .h5")
-    parser.add_output("OUT", help="the folder for the results; created if missing")
+    parser.add_output("OUT", kind=FOLDER, help="the folder for the results; created if missing")
     add("--voc", action="store_true", help="also write OUT/comp4_det_test_CLASS.txt, as VOC's kit reads them")
     add("--draw", action="store_true", help="also write OUT/NAME.png, the picture with the boxes over it")
     add("--labels", metavar="FILE", help="names of the classes: SSD's labelmap.prototxt, or a name a line from label 1")
@@ -63,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_json("print a line of JSON for each picture, and one of the scores")
     parser.add_quiet()
     parser.add_dialect()
+    parser.reads("pictures", kind=EITHER)
     parser.reads("prototxt", "weights", "labels", "cfg")
+    parser.reads("annotations", kind=FOLDER)
     run(_detect, parser, argv)
 
 
@@ -169,8 +183,6 @@ def _truth(arguments: argparse.Namespace, pictures: Sequence[Path]) -> dict | No
     if not arguments.annotations:
         return None
     folder = Path(arguments.annotations)
-    if not folder.is_dir():
-        raise FileError(str(folder), "no such folder", expected="one of VOC's annotations")
     return {path.stem: read_annotation(folder / f"{path.stem}.xml") for path in pictures}
 
 
@@ -179,8 +191,6 @@ def _outputs(arguments: argparse.Namespace, pictures: Sequence[Path], names: dic
     if not arguments.output:
         return {}
     folder = Path(arguments.output)
-    if folder.exists() and not folder.is_dir():
-        raise FileError(str(folder), "a file", expected="a folder for the results")
     outputs = {"detections.json": folder / "detections.json"}
     if arguments.draw:
         outputs |= {path.stem: folder / f"{path.stem}.png" for path in pictures}

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_quiet()
     parser.add_dialect()
     parser.reads("prototxt")
+    parser.writes("output")
     run(_draw, parser, as_gflags(argv))
 
 

@@ -15,7 +15,7 @@ from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.evaluate import Scores, markdown, masks_in, percents, score, short_names
 from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
-from caffe_port.tools.cli import Parser, print_json, run, table
+from caffe_port.tools.cli import FOLDER, Parser, print_json, run, table
 from caffe_port.tools.evaluation_page import System, Truth, page
 from caffe_port.tools.progress import each
 
@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         help="worst and best pictures on the page; default: %(default)s each",
     )
     parser.add_force()
+    parser.reads("results", kind=FOLDER, part=lambda text: text.partition("=")[2] or text)
+    parser.reads("truth", "pictures", kind=FOLDER)
+    parser.writes("markdown", "confusion", "html")
     parser.add_json("print a line of JSON for each system: mean, IoU by class, pixel accuracy")
     parser.add_quiet()
     run(_evaluate, parser, argv)
@@ -121,8 +124,6 @@ def _results(given: str, truth: Truth) -> tuple[str, Path]:
     """
     name, equals, path = given.partition("=")
     folder = Path(path if equals else given)
-    if not folder.is_dir():
-        raise FileError(str(folder), "no such folder")
     for one, remedy in (
         (truth.masks, "check that the list belongs to these masks"),
         (folder, "name the pictures to score with --list"),

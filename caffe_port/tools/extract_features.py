@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from caffe_port.data.database_writer import BACKENDS, DatabaseWriter
 from caffe_port.errors import CaffeError, ShapeError, nearest
 from caffe_port.schema.messages import SCHEMA
-from caffe_port.tools.cli import Parser, as_gflags, count, read_options, run
+from caffe_port.tools.cli import FOLDER, Parser, as_gflags, commas, count, read_options, run
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_quiet()
     parser.add_dialect()
     parser.reads("weights", "prototxt")
+    parser.writes("databases", kind=FOLDER, part=commas)
     run(_extract, parser, as_gflags(argv))
 
 

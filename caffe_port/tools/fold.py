@@ -11,7 +11,7 @@ from caffe_port.errors import CaffeError
 from caffe_port.formats import open_weights
 from caffe_port.formats.adding import add_layers
 from caffe_port.formats.atomic import check_output
-from caffe_port.tools.cli import Parser, count, read_options, run, trained_net
+from caffe_port.tools.cli import FOLDER, Parser, count, read_options, run, trained_net
 from caffe_port.tools.progress import each
 from caffe_port.tools.train import device_of
 
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_quiet()
     parser.add_dialect()
     parser.reads("prototxt", "weights", "source")
+    parser.reads("root_folder", kind=FOLDER)
     run(_fold, parser, argv)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
 from caffe_port.formats.hdf5_access import open_hdf5
-from caffe_port.tools.cli import Parser, read_options, run
+from caffe_port.tools.cli import FOLDER, Parser, read_options, run
 from caffe_port.tools.progress import each
 from caffe_port.tools.train import device_of
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add = parser.add_argument
     add("prototxt", metavar="NET", help="the definition, with a data layer")
     add("weights", metavar="WEIGHTS", help="of any format")
-    parser.add_output("DIR", required=True, help="folder of the files and of their list, list.txt")
+    parser.add_output("DIR", kind=FOLDER, required=True, help="folder of the files and of their list, list.txt")
     add("--items", type=int, required=True, metavar="N", help="items of the data to run, rounded up to whole batches")
     add("--rows", type=int, default=128, metavar="N", help="items of a file, rounded up as well; default: %(default)s")
     add("--seed", type=int, default=1, metavar="N", help="of shuffling, cropping, mirroring; default: %(default)s")

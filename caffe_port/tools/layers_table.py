@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from caffe_port.errors import FormatError
-from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.cli import FOLDER, Parser, run
 
 if TYPE_CHECKING:
     from caffe_port.layers import Layer
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command; exits with 0, or 2 after an error."""
     parser = Parser("layers-table", "Print the supported layers as a Markdown page.", example="")
     parser.add_argument("--cases", type=Path, metavar="DIR", help="suites of reference cases to name")
+    parser.reads("cases", kind=FOLDER)
     run(lambda arguments: print(table(arguments.cases), end=""), parser, argv)
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from caffe_port.segmentation.parallel import usable_cores
 from caffe_port.segmentation.shapes import SHAPES, ShapeSet, make_shapes
-from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.cli import FOLDER, Parser, run
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         example="-o shapes --images 8 --classes 2 --size 48",
     )
     add = parser.add_argument
-    parser.add_output("DIR", required=True, help="the folder to create")
+    parser.add_output("DIR", kind=FOLDER, required=True, help="the folder to create")
     add("--images", type=int, default=400, metavar="N", help="pictures for training; default: %(default)s")
     add("--val", type=int, metavar="N", help="pictures for validation; default: a quarter as many")
     add("--classes", type=int, default=5, metavar="K", help=f"1 to {len(SHAPES)}; default: %(default)s")

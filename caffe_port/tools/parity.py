@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_quiet("print the verdict only")
     parser.add_dialect()
     parser.reads("prototxt", "weights", "reference", "noise")
+    parser.writes("html")
     run(_main, parser, argv)
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import FULL, Level, Plan, prepare
 from caffe_port.segmentation.parallel import usable_cores
-from caffe_port.tools.cli import Parser, count, run, share, table
+from caffe_port.tools.cli import FOLDER, Parser, count, run, share, table
 from caffe_port.tools.progress import each
 
 __all__ = ["main"]
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     defaults = Plan()
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="JPEGImages, SegmentationClass, ImageSets; classes.txt if they are not VOC's")
-    parser.add_output("OUT", required=True, help="the folder for the lists; created if missing")
+    parser.add_output("OUT", kind=FOLDER, required=True, help="the folder for the lists; created if missing")
     add("--train", default=defaults.train, metavar="LIST", help="pictures for training; default: %(default)s")
     add("--val", default=defaults.val, metavar="LIST", help="pictures for testing; default: %(default)s")
     add(
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add("--workers", type=count, default=usable_cores(), metavar="N", help="processes; default: one for each core")
     parser.add_quiet("print nothing but errors and warnings")
+    parser.reads("folder", kind=FOLDER)
     parser.reads("model")
     run(_prepare, parser, argv)
 

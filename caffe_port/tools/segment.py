@@ -16,7 +16,7 @@ from caffe_port.console import number
 from caffe_port.data.shard import launched
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import Parser, count, print_json, read_options, run, share, trained_net
+from caffe_port.tools.cli import EITHER, FOLDER, Parser, count, print_json, read_options, run, share, trained_net
 from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     )
     add("--prototxt", metavar="NET", help=f"the deploy net of the weights, such as {_DEPLOY}")
     add("--weights", metavar="FILE", help="its parameters, BN folded: .caffemodel, .safetensors, .pth, .npz or .h5")
-    parser.add_output("OUT", required=True, help="the folder for the results; created if missing")
+    parser.add_output("OUT", required=True, kind=FOLDER, help="the folder for the results; created if missing")
     add("--overlay", action="store_true", help="also write OUT/NAME_overlay.png, the picture with the labels over it")
     add(
         "--maps",
@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add = parser.add_argument_group("other nets").add_argument
     add("--fit", choices=FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
     parser.add_dialect()
+    parser.reads("pictures", kind=EITHER)
     parser.reads("prototxt", "weights", "other", "palette", "model")
     run(_segment, parser, argv)
 
@@ -239,8 +240,6 @@ def _jobs(pictures: Sequence[Path], arguments: argparse.Namespace) -> list[Job]:
         FileError: a result exists, two pictures have the same result path, or it is an input picture.
     """
     folder = Path(arguments.output)
-    if folder.exists() and not folder.is_dir():
-        raise FileError(str(folder), "a file", expected="a folder for the results")
     jobs = [
         Job(
             picture,

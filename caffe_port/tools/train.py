@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from caffe_port.errors import CaffeError, FileError
-from caffe_port.tools.cli import Parser, as_gflags, read_options, run
+from caffe_port.tools.cli import FOLDER, Parser, as_gflags, commas, read_options, run
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,9 @@ def add_options(parser: Parser) -> None:
     begin.add_argument("--level", type=int, help="the training net's level")
     begin.add_argument("--stage", metavar="A,B", help="the training net's stages")
     parser.reads("snapshot")
+    parser.reads("weights", part=commas)
+    parser.writes("log_dir", kind=FOLDER)
+    parser.writes("plot")
     parser.add_dialect("which Caffe to behave as")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, auto; default: as solver_mode, if available")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of convolutions and products; default: fp32")

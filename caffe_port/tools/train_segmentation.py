@@ -10,7 +10,7 @@ from typing import NoReturn
 from caffe_port.errors import CaffeError
 from caffe_port.formats import open_weights
 from caffe_port.tools import fp_bp
-from caffe_port.tools.cli import Parser, as_gflags, run
+from caffe_port.tools.cli import FOLDER, Parser, as_gflags, run
 from caffe_port.tools.train_stage import PROTOTXT, add_stage_options, train_stage
 
 __all__ = ["main"]
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--nets", metavar="DIR", default=str(PROTOTXT / "decouplednet"), help="the definitions; default: %(default)s")
     add_stage_options(parser, "trained.caffemodel")
     parser.reads("classifier")
+    parser.reads("nets", kind=FOLDER)
     run(_train, parser, as_gflags(argv))
 
 

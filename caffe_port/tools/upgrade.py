@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_quiet()
     parser.add_dialect()
     parser.reads("input")
+    parser.writes("output")
     run(_upgrade, parser, argv)
 
 

@@ -18,7 +18,7 @@ from caffe_port.segmentation.experiment.run import Runner
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.parallel import usable_cores
 from caffe_port.solver.plot import check_matplotlib
-from caffe_port.tools.cli import Parser, run
+from caffe_port.tools.cli import FOLDER, Parser, run
 
 __all__ = ["main"]
 
@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--report", action="store_true", help="run none; write the report of finished steps")
     parser.add_quiet("print the table only")
     parser.reads("init")
+    parser.reads("folder", kind=FOLDER)
+    parser.writes("output", kind=FOLDER)
     run(_experiment, parser, argv)
 
 

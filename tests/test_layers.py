@@ -270,3 +270,17 @@ def test_large_weights_and_few_pixels_are_one_product(kind: str) -> None:
         elif kind == "Deconvolution" and 0 <= row < ours.shape[2] and 0 <= column < ours.shape[3]:
             by[:, :, row, column] += x[:, :, i, j] @ weight[:, :, k, m]
     assert np.abs(ours - by - bias[:, None, None]).max() < 1e-4 * np.abs(by).max()
+
+
+@pytest.mark.parametrize(("type_name", "expected"), [("Scale", [2, -3]), ("Bias", [3, -2])])
+def test_an_operand_that_is_a_bottom_is_not_fused(type_name: str, expected: list[int]) -> None:
+    """A convolution takes in only factors and terms that are parameters."""
+    net = caffe_port.Net(
+        inputs(x=(1, 1, 2, 2), f=(2,))
+        + "layer { name: 'c' type: 'Convolution' bottom: 'x' top: 'c' convolution_param { num_output: 2 kernel_size: 2"
+        " weight_filler { value: 0.25 } bias_term: false } }"
+        f" layer {{ name: 's' type: '{type_name}' bottom: 'c' bottom: 'f' top: 's' }}"
+    )
+    with torch.inference_mode():
+        found = net(x=torch.ones(1, 1, 2, 2), f=torch.tensor([2.0, -3.0]))["s"]
+    assert found.flatten().tolist() == expected

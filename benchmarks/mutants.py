@@ -44,10 +44,9 @@ LAYER_TESTS = [
 ]
 FACTS = {
     *("bottoms", "tops", "labels", "in_place", "loss", "blob_specs", "reads", "aligned", "states", "gates"),
-    *("transposed", "data_shaped", "inferable", "reads_bottoms", "reads_tops", "corrupts_diffs"),
+    *("transposed", "inferable", "reads_bottoms", "reads_tops", "corrupts_diffs"),
 }
-"""Facts of a record. Without those that only documentation reads (``by_phase``) or that only skip a field
-(``ignores``)."""
+"""Facts of a record, without those that only skip a field (``ignores``)."""
 SUITES = [
     *("noh_layers", "noh_corners", "bvlc_layers", "bvlc_corners"),
     *("segnet", "deeplab2", "ssd", "ssd_more", "rcnn"),

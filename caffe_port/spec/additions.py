@@ -177,7 +177,6 @@ class Detections(Spec):
     """Objects found: (1, 1, number, 7), one row at set-up."""
 
     labels: tuple[int, ...] = (0, 1, 2, 3, 4)
-    data_shaped = True
     in_place = False
 
     def reshape(self, *shapes: Shape) -> list[Shape]:

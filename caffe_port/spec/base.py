@@ -140,12 +140,8 @@ class Spec:
     """Whether its backward pass sets its bottoms' data to 0."""
     aligned: ClassVar[tuple[str, ...]] = ()
     """The dialects in whose coordinate maps this layer's tops have the coordinates of its first bottom."""
-    by_phase: ClassVar[bool] = False
-    """Whether it computes something else in TRAIN than in TEST."""
     inferable: ClassVar[bool] = True
     """Whether the definition determines its blobs and shapes; a Python layer's are known only to its code."""
-    data_shaped: ClassVar[bool] = False
-    """Whether the tops' shapes depend on the bottoms' values; ``reshape`` then gives the largest."""
     aligns: bool = False
     """Whether the net calls :meth:`align` with the coordinate map between the bottoms."""
     exports: ClassVar[set[str]] = set()

@@ -113,7 +113,7 @@ class Log(_Exponential):
 class Dropout(Neuron):
     """Active in TRAIN, the identity in TEST."""
 
-    by_phase = keeps_signs = True
+    keeps_signs = True
     reads: ClassVar[tuple[str, ...]] = ("ratio=dropout_ratio",)
 
     def setup(self, x: Shape) -> None:
@@ -232,7 +232,6 @@ class BN(Spec):
 class BatchNorm(Spec):
     filled_from = 0
     aligned = BVLC
-    by_phase = True
     blob_specs = (
         Blob("mean", 1, learned=False),
         Blob("variance", 1, learned=False),

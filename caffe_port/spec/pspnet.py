@@ -9,7 +9,6 @@ from caffe_port.spec.base import Blob, Shape, Spec, record
 class MovingBN(Spec):
     """Slope, bias and the moving statistics; with ``frozen`` none of them is learned."""
 
-    by_phase = True
     blob_specs = (
         Blob("slope", 4, "slope_filler"),
         Blob("bias", 4, "bias_filler"),

@@ -180,8 +180,6 @@ class ScaledDropout(Dropout):
 class _Module(Spec):
     """A Python layer of py-faster-rcnn. Shapes are those at set-up; each pass may give others."""
 
-    data_shaped = True
-
     def reads_module(self) -> None:
         """Marks the fields that name the module as read."""
         self.p.skip("module", "layer", "param_str", "share_in_parallel")
@@ -198,7 +196,6 @@ class Proposal(_Module):
     bottoms = (3, 3)
     tops = (1, 2)
     labels = (0, 1, 2)
-    by_phase = True
 
     def reshape(self, *shapes: Shape) -> list[Shape]:
         return [(1, 5), (1, 1, 1, 1)][: self.n_tops]

@@ -247,7 +247,6 @@ class Filter(Spec):
     in_place = False
     bottoms = (2, None)
     tops = (1, None)
-    data_shaped = True
 
     def setup(self, *shapes: Shape) -> None:
         self.refuse(

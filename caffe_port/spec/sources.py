@@ -105,8 +105,6 @@ class HDF5Data(FromFiles):
 class Data(FromFiles):
     tops = (1, 2)
     ignores: ClassVar[tuple[str, ...]] = ("threads", "parser_threads", "cache", "precache")
-    by_phase = True
-    data_shaped = True
 
     def reshape(self) -> list[Shape]:
         return [self.pictures(), (self.p.batch_size,), (self.p.batch_size, 1, 1, 2)][: self.n_tops]
@@ -120,7 +118,6 @@ class Data(FromFiles):
 class WindowData(Data):
     ignores = ()
     tops = (2, 2)
-    data_shaped = False
 
     def pictures(self) -> Shape:
         return self.batch_shape(3)
@@ -187,5 +184,4 @@ class HDF5Output(Spec):
 class Python(Spec):
     bottoms = (0, None)
     tops = (0, None)
-    data_shaped = True
     inferable = False

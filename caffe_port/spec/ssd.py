@@ -143,7 +143,6 @@ class _OfPriors(Spec):
 class DetectionOutput(_OfPriors):
     bottoms = (3, 4)
     labels = (0, 1, 2, 3)
-    data_shaped = True
     in_place = False
     reads = ("code=code_type", "encoded=variance_encoded_in_target", "keep_top_k", "least=confidence_threshold?")
 
@@ -178,7 +177,6 @@ class DetectionOutput(_OfPriors):
 class DetectionEvaluate(Spec):
     bottoms = (2, 2)
     labels = (0, 1)
-    data_shaped = True
     in_place = False
     reads = (
         *("classes=num_classes", "background=background_label_id", "difficult=evaluate_difficult_gt"),
@@ -291,8 +289,6 @@ class _Frames(_Transformed):
     """batch_size is in the data_param."""
 
     tops = (1, 2)
-    by_phase = True
-    data_shaped = True
 
     def pictures(self) -> Shape:
         """Of the first top."""

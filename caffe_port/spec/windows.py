@@ -221,7 +221,6 @@ class Im2col(Windows):
 class Pooling(Windows):
     tops = (1, 2)
     in_place = False
-    by_phase = True
     reads = ("method=pool", "global_pooling")
     ignores = ("engine",)
     method: str

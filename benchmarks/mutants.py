@@ -40,7 +40,7 @@ FACT_TESTS = [
 LAYER_TESTS = [
     *("tests/test_layers.py", "tests/test_overwritten.py", "tests/test_gradcheck.py", "tests/test_segnet.py"),
     *("tests/test_deeplab2.py", "tests/test_rcnn.py", "tests/test_ssd_layers.py", "tests/test_wssl.py"),
-    "tests/test_additions.py",
+    *("tests/test_additions.py", "tests/test_data_layers.py"),
 ]
 FACTS = {
     *("bottoms", "tops", "labels", "in_place", "loss", "blob_specs", "reads", "aligned", "states", "gates"),

@@ -120,7 +120,6 @@ class ScaledSegments(Batches):
     ) -> None:
         self._source, self._items, self._cursor, self._reader = source, items, cursor, reader
         self.transformer, self._batch, self._kind, self._ignore = transformer, batch, kind, ignore
-        self._label_reader = Reader(reader.places, reader.root, color=False, size=reader.size)
         picture = planes(reader.read(self._item.name, self._where))
         size = transformer.size if transformer.size[0] else picture.shape[1:]
         self.shapes = [(batch, len(picture), *size), (batch, 1, *size), (batch, 1, 1, 2)]

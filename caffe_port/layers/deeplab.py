@@ -170,8 +170,6 @@ class DomainTransform(deeplab2.DomainTransform, Layer):
 
     untraceable = "it reads single values of its bottoms"
 
-    clamps = True
-
     def forward(self, x: Tensor, edge: Tensor, size: Tensor) -> Tensor:
         items = [self.item(a, b[0], h, w) for a, b, (h, w) in zip(x, edge, self.sizes(x, size), strict=True)]
         return torch.stack(items)

@@ -69,33 +69,11 @@ OWN = {  # what commands look at themselves: lists by name or path, and the file
     "evaluate": ["folder --truth folder --list BAD", "folder --truth voc --list BAD"],
 }
 NO_PATHS = {
-    *(
-        "level",
-        "stage",
-        "gpu",
-        "mean",
-        "input_size",
-        "case",
-        "outputs",
-        "blobs",
-        "images_dim",
-        "channel_swap",
-        "device",
-    ),
-    *(
-        "device",
-        "encode_type",
-        "set",
-        "names",
-        "width",
-        "decoder_width",
-        "fc_width",
-        "data_root",
-        "arguments",
-        "classes",
-    ),
+    *("level", "stage", "gpu", "mean", "input_size", "case", "outputs", "blobs", "images_dim", "channel_swap"),
+    *("device", "encode_type", "set", "names", "width", "decoder_width", "fc_width", "arguments", "classes"),
+    *("data_root", "kept"),  # written into definitions as they are
 }
-"""Texts that are no files: numbers and names; --data-root is written into definitions as it is."""
+"""Texts that are no files: numbers and names."""
 NAMES_OR_PATHS = {("info", "files"), ("segment", "list"), ("segment", "classes"), ("evaluate", "list")} | {
     *(("prepare", name) for name in ("train", "val", "levels")),
     *(("experiment", "levels"), ("train-segmentation", "annotations")),

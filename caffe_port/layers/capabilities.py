@@ -55,7 +55,7 @@ class RunsCode:
     """Runs code that the definition names.
 
     Attributes:
-        allowed: whether it may; the net says so before ``setup``.
+        allowed: whether it may; the net sets it before ``setup``.
     """
 
     allowed = False
@@ -65,7 +65,7 @@ class WritesFiles:
     """Writes files that the definition names.
 
     Attributes:
-        allowed: whether it may; the net says so before ``setup``.
+        allowed: whether it may; the net sets it before ``setup``.
     """
 
     allowed = False

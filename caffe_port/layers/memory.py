@@ -1,4 +1,4 @@
-"""What this machine can hold, asked before memory is taken: a request past it ends a process without a word."""
+"""The limit of memory, checked before an allocation: a request beyond it kills the process without a message."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ __all__ = ["OutputFiles", "read_label_map"]
 
 FORMATS = ("VOC", "COCO", "ILSVRC")
 _BARE = re.compile(r'"(null|true|false|-?[0-9]+(\.[0-9]+)?)"')
-"""What the original takes the quotes off, wherever it stands."""
+"""Words whose quotes the original removes, wherever they occur."""
 
 Row = tuple[str, int, str, np.float32, list[np.float32]]
 """Picture, label, the label's name, score, and box: xmin, ymin, width, height."""

@@ -43,7 +43,7 @@ class DetectionOutput(ssd.DetectionOutput, Layer, WritesFiles):
             info(f"{self.where}: layer {self.name}: visualize opens no windows here; caffe-port detect draws boxes")
 
     def _save(self) -> None:
-        """Get ready to write what ``save_output_param`` asks for."""
+        """Prepare to write the files of ``save_output_param``."""
         p = self.p.save_output_param
         p.skip(
             "num_test_image", "output_format", "output_name_prefix", "resize_param", "name_size_file", "label_map_file"

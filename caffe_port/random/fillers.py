@@ -118,7 +118,7 @@ FILLERS: dict[str, Callable[[_Job], Array]] = {
 
 
 def check_filler(filler: Any, where: str = "") -> None:
-    """Refuse a filler with a number that is none, which would train to nothing but more of them.
+    """Refuse a filler with a NaN.
 
     Raises:
         LayerError: value, min, max, mean or std is NaN.

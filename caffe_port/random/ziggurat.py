@@ -87,8 +87,8 @@ def words_per_candidate(real: type) -> int:
 def _plain(real: type) -> tuple[Array, Array]:
     """For each value of the low eight bits: the layer's signed width, and the key from which on it may not be plain.
 
-    The key is the word that says most of the place within the layer. The limit may lie a little low, as what is not
-    sure to be plain is evaluated in full.
+    The key is the word with the leading bits of the place within the layer. The limit may lie a little low, as what
+    is not sure to be plain is evaluated in full.
     """
     x = _normal_layers(np.float64).x
     keys = 2**32 if real is np.float32 else 2**29
@@ -238,7 +238,7 @@ def normals(words: Array, count: int, real: type) -> tuple[Array, int]:
     number[at] = value
 
     # Plain candidates follow the block's start and each event, in step with it. Of the words of an event only the first
-    # stands for a number, and only if accepted.
+    # gives a number, and only if accepted.
     start = np.append(0, end)
     runs = np.diff(np.append(np.minimum(start, span), span))
     phase = np.repeat((start % step).astype(np.int8), runs)

@@ -140,8 +140,8 @@ SOLVERS = ("AdaDelta", "AdaGrad", "Adam", "Nesterov", "RMSProp", "SGD")
 
 
 def known_names(dialect: Dialect | None = None) -> dict[str, Callable[[str], bool]]:
-    """By ``Message.field`` what says whether a string there names something known; what the modules that compute have,
-    without importing them."""
+    """By ``Message.field`` a test of whether a string there is a known name; the names of the
+    modules that compute, without importing them."""
     return {
         "LayerParameter.type": lambda name: known_type(name, dialect),
         "V0LayerParameter.type": lambda name: name in (*V0_TO_V1, "padding"),

@@ -141,7 +141,8 @@ def facts() -> Iterator[Mutant]:
                         for constant in constants(item.value):  # type: ignore[union-attr]
                             yield from source.mutant("facts", constant, node.name)
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "define":
-                name = ast.literal_eval(node.args[0])
+                first, base, *_ = node.args
+                name = first.value if isinstance(first, ast.Constant) else ast.unparse(base)  # in a loop over types
                 for keyword in node.keywords:
                     for constant in constants(keyword.value) if keyword.arg in FACTS else ():
                         yield from source.mutant("facts", constant, name)

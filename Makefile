@@ -4,6 +4,7 @@
 # make mutants changes one flag, fact or constant at a time and runs the tests about it; an hour or two. make mutants
 #              MUTANTS=flags, or MUTANTS="--sample 50", takes minutes
 # make oracle  the single-layer references run live in kendryte-caffe (needs a Python 3.6 to 3.9 too); a minute
+# make docs    the documents as a site, in build/site: open build/site/index.html
 # make lint    style and types
 # make clean   removes what these made
 #
@@ -15,7 +16,7 @@ PYTHON = $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 py
 # An interpreter named on the command line gets a .venv of its own making.
 READY := $(VENV)/ready$(if $(filter command,$(origin PYTHON)),-$(notdir $(PYTHON)))
 
-.PHONY: demo test fuzz mutants oracle lint clean
+.PHONY: demo test fuzz mutants oracle docs lint clean
 
 demo: $(READY)
 	@$(VENV)/bin/python -m caffe_port.tools.demo
@@ -49,6 +50,10 @@ $(ORACLE)/ready:
 	@$(ORACLE_PYTHON) -m venv --clear $(ORACLE)
 	@$(ORACLE)/bin/python -m pip install -q --disable-pip-version-check "kendryte-caffe==1.0.0.20210829" "protobuf<3.21"
 	@touch $@
+
+docs: $(READY)
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[docs]'
+	$(VENV)/bin/mkdocs build --strict
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

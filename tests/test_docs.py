@@ -2,7 +2,8 @@
 
 A fenced block whose first line ends in ``run`` is run, in a folder with ``net.prototxt``, ``model.caffemodel`` and
 ``reference.npz``, and with a slim DecoupledNet: ``deploy.prototxt``, ``trained.caffemodel``, ``inference.caffemodel``.
-One that names a file of docs/ shows that file.
+One that ends in ``prints`` is run, too, and the listing behind it shows lines that it prints; one that ends in
+``fails`` ends with status 2, and the listing is all that it says. One that names a file of docs/ shows that file.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Block(NamedTuple):
     language: str
     info: str
     text: str
+    listing: str
+    """What is indented behind it."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
@@ -46,8 +49,8 @@ class Block(NamedTuple):
 def blocks(page: Path) -> Iterator[Block]:
     """Every fenced block of a document."""
     text = page.read_text(encoding="utf-8")
-    for fence in re.finditer(r"^```(\w+)? ?(.*)\n((?s:.*?))^```$", text, re.MULTILINE):
-        yield Block(page, text.count("\n", 0, fence.start()) + 1, fence[1] or "", fence[2], fence[3])
+    for fence in re.finditer(r"^```(\w+)? ?(.*)\n((?s:.*?))^```\n((?:\n|    .*\n)*)", text, re.MULTILINE):
+        yield Block(page, text.count("\n", 0, fence.start()) + 1, fence[1] or "", *fence.group(2, 3, 4))
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -78,8 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.info == "run"], ids=str)
-def test_block_runs(block: Block, folder: Path, tmp_path: Path) -> None:
+def run(block: Block, folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     for item in folder.iterdir():  # files are copied: a block may write others of their names
         if item.is_dir():
             (tmp_path / item.name).symlink_to(item)
@@ -90,10 +92,40 @@ def test_block_runs(block: Block, folder: Path, tmp_path: Path) -> None:
     )
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "0"}
-    done = subprocess.run(
+    return subprocess.run(
         command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
     )
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.info == "run"], ids=str)
+def test_block_runs(block: Block, folder: Path, tmp_path: Path) -> None:
+    done = run(block, folder, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rounded(text: str) -> list[str]:
+    """The lines without their blanks; errors, which depend on the processor, only as such."""
+    return [re.sub(r"\d\.\de-\d\d", "ERROR", " ".join(line.split())) for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.info == "prints"], ids=str)
+def test_block_prints_its_listing(block: Block, folder: Path, tmp_path: Path) -> None:
+    if "export" in block.text:
+        pytest.importorskip("onnxruntime")
+    done = run(block, folder, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = [line for line in rounded(block.listing) if line != "..."]
+    assert shown
+    assert [line for line in shown if line not in rounded(done.stdout)] == [], done.stdout
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.info == "fails"], ids=str)
+def test_block_says_its_error(block: Block, folder: Path, tmp_path: Path) -> None:
+    done = run(block, folder, tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("caffe-port")]  # the others are progress
+    expected = re.escape(" ".join(block.listing.split())).replace(r"\.\.\.\ ", ".*")
+    assert re.fullmatch(expected, " ".join(" ".join(said).split())), done.stderr
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if "/" in block.info], ids=str)
@@ -103,7 +135,9 @@ def test_block_shows_the_file(block: Block) -> None:
 
 def test_every_block_says_what_it_is() -> None:
     assert {block.language for block in BLOCKS} <= {"sh", "python"}, "a plain listing is indented, not fenced"
-    assert all(block.info in ("", "run") or (block.page.parent / block.info).is_file() for block in BLOCKS)
+    assert all(
+        block.info in ("", "run", "prints", "fails") or (block.page.parent / block.info).is_file() for block in BLOCKS
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

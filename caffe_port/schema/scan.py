@@ -294,8 +294,11 @@ def listed(names: Sequence[Unknown], text: str, where: str) -> str:
     Args:
         where: ``file:line:column`` of the error.
     """
-    line, ends = int(where.rsplit(":", 2)[1]), [m.start() for m in re.finditer("\n", text)]
-    first = next((one for one in names if line in (bisect_left(ends, at) + 1 for at in one.at)), names[0])
+    line, column = map(int, where.rsplit(":", 2)[1:])
+    ends = [m.start() for m in re.finditer("\n", text)]
+    at = (ends[line - 2] if line > 1 else -1) + column
+    here = [one for one in names if line in (bisect_left(ends, place) + 1 for place in one.at)]
+    first = next((one for one in here if at in one.at), (here or names)[0])
     groups: dict[str, list[str]] = {}
     for one in names:
         if one is not first:

@@ -136,7 +136,7 @@ def write_nets_and_data(place: Path) -> None:
         (place / f"{name}.prototxt").write_text(net)
 
 
-class Diary(Log):
+class NumbersLog(Log):
     """Appends the numbers that a run logs to a file, which a kill does not remove."""
 
     def __init__(self, path: str | Path) -> None:
@@ -160,7 +160,7 @@ def train(net: str, folder: Path, iterations: int = 16, seed: int = 5, *, anew: 
     folder.mkdir(exist_ok=True)
     text = SOLVER.format(net=net, folder=folder, iterations=iterations, seed=seed)
     group = join(torch.device("cpu"))
-    solver = Solver(text, log=Diary(folder / "diary"), group=group)
+    solver = Solver(text, log=NumbersLog(folder / "diary"), group=group)
     last = snapshot.latest(folder / "snap")
     if last and not anew:
         solver.restore(last)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from caffe_port.solver.callbacks import Iteration
-from caffe_port.solver.metrics import Records
+from caffe_port.solver.metrics import Metrics
 from caffe_port.solver.solver import Solver
 from caffe_port.tools.train import main
 
@@ -74,9 +74,9 @@ def at(iteration: int, does: Callable[[], Any], monkeypatch: pytest.MonkeyPatch)
     """Arguments with which ``does`` is called once, when so many iterations are done."""
     left = [does]
 
-    def record(records: Records, solver: Solver, done: Iteration) -> None:
+    def record(metrics: Metrics, solver: Solver, done: Iteration) -> None:
         if solver.iter == iteration and left:
             left.pop()()
 
-    monkeypatch.setattr(Records, "on_iteration", record)
+    monkeypatch.setattr(Metrics, "on_iteration", record)
     return ["--log-dir", "heard"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from killing import SOLVER, Diary, write_nets_and_data
+from killing import SOLVER, NumbersLog, write_nets_and_data
 
 from caffe_port.formats import open_weights
 from caffe_port.random import CRand, c_rand
@@ -89,7 +89,7 @@ def test_a_snapshot_is_resumed(case: str, tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copytree(WRITTEN / case, "run", ignore=shutil.ignore_patterns("*_8.*"))
     c_rand().set_state(CRand().get_state())  # as in a process of its own
     net, text = SOLVERS[case]
-    solver = Solver(text.format(net=net, folder="run", iterations=8, seed=5), log=Diary("log"))
+    solver = Solver(text.format(net=net, folder="run", iterations=8, seed=5), log=NumbersLog("log"))
     state = snapshot.latest(Path("run/snap"))
     assert state is not None
     solver.restore(state)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from killing import NETS, SOLVER, Diary, train, write_nets_and_data
+from killing import NETS, SOLVER, NumbersLog, train, write_nets_and_data
 from trainer import ENDS, Trainer, same, same_files
 
 import caffe_port
@@ -105,7 +105,7 @@ def fresh(**changes: Any) -> Solver:
     """A solver as in a process of its own, where rand() starts from the same number."""
     c_rand().set_state(CRand().get_state())
     return Solver(
-        SOLVER.format(**{"net": "noh", "folder": "run", "iterations": 6, "seed": 5} | changes), log=Diary("log")
+        SOLVER.format(**{"net": "noh", "folder": "run", "iterations": 6, "seed": 5} | changes), log=NumbersLog("log")
     )
 
 
@@ -186,7 +186,7 @@ def listen(solver: Solver) -> list[str]:
 
 def pycaffe_solver(**changes: Any) -> caffe_port.SGDSolver:
     text = SOLVER.format(**{"net": "noh", "folder": "run", "iterations": 6, "seed": 5} | changes)
-    return caffe_port.SGDSolver(text, log=Diary("log"))
+    return caffe_port.SGDSolver(text, log=NumbersLog("log"))
 
 
 def test_solvers_of_pycaffe_write_a_resume_file_where_asked(run: Path) -> None:

@@ -17,7 +17,7 @@ from caffe_port.solver.log import Log
 from caffe_port.solver.scores import Scores
 from caffe_port.solver.solver import Solver
 
-__all__ = ["Records", "Table"]
+__all__ = ["Metrics", "Table"]
 
 Row = dict[str, float]
 
@@ -81,7 +81,7 @@ def _text(columns: Row, rows: Sequence[Row], *, head: bool) -> str:
     return file.getvalue()
 
 
-class Records(Callback):
+class Metrics(Callback):
     """Keeps what the log shows: the displayed iterations and the tests.
 
     Args:

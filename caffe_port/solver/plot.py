@@ -10,7 +10,7 @@ from typing import Any
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import atomic_path, check_output
 from caffe_port.solver.callbacks import Callback
-from caffe_port.solver.metrics import Records, Table
+from caffe_port.solver.metrics import Metrics, Table
 from caffe_port.solver.solver import Solver
 
 __all__ = ["Plot", "check_matplotlib", "figure"]
@@ -21,16 +21,16 @@ _APART = ("NumIters", "Seconds", "LearningRate", "Loss")
 
 
 class Plot(Callback):
-    """Plots what ``records`` hold into a PNG file, at every snapshot and at the end.
+    """Plots what ``metrics`` hold into a PNG file, at every snapshot and at the end.
 
     Raises:
         CaffeError: matplotlib is not installed. FileError: the file's folder is missing or not writable.
     """
 
-    def __init__(self, path: str | Path, records: Records) -> None:
+    def __init__(self, path: str | Path, metrics: Metrics) -> None:
         check_output(path, overwrite=True)
         check_matplotlib()
-        self.path, self.records = Path(path), records
+        self.path, self.metrics = Path(path), metrics
 
     def on_snapshot(self, solver: Solver, state: Path) -> None:
         self.draw(solver)
@@ -40,11 +40,11 @@ class Plot(Callback):
 
     def draw(self, solver: Solver) -> None:
         """Write the plot; without any rows nothing is written."""
-        records = self.records
-        tables = [("train", records.train), *((f"test {i}" if i else "test", t) for i, t in enumerate(records.tests))]
+        metrics = self.metrics
+        tables = [("train", metrics.train), *((f"test {i}" if i else "test", t) for i, t in enumerate(metrics.tests))]
         lines = [(f"{name} ({which})", table, name) for which, table in tables for name in _outputs(table)]
-        losses = [line for line in lines if line[2] in records.losses and line[1] is not records.train]
-        scores = [line for line in lines if line[2] not in records.losses]
+        losses = [line for line in lines if line[2] in metrics.losses and line[1] is not metrics.train]
+        scores = [line for line in lines if line[2] not in metrics.losses]
         if not any(table.rows for _, table in tables):
             return
         heights = [3, 1] + [2] * bool(scores)
@@ -52,16 +52,16 @@ class Plot(Callback):
             self._fill(panels, losses, scores, solver.net.definition.net.name or solver.path)
 
     def _fill(self, panels: list[Any], losses: list[_Line], scores: list[_Line], title: str) -> None:
-        records = self.records
-        if records.train.rows:
-            panels[0].plot(*_line(records.train, "Loss"), linewidth=1, label="loss (train)")
-            iterations, rates = _line(records.train, "LearningRate")
+        metrics = self.metrics
+        if metrics.train.rows:
+            panels[0].plot(*_line(metrics.train, "Loss"), linewidth=1, label="loss (train)")
+            iterations, rates = _line(metrics.train, "LearningRate")
             panels[1].plot(iterations, rates, linewidth=1, color="black", drawstyle="steps-post")
             panels[1].set_yscale("log" if max(rates) > 30 * min(rates) > 0 else "linear")
         for label, table, name in losses:
             panels[0].plot(*_line(table, name), marker="o", markersize=3, label=label)
         for label, table, name in scores:
-            alone = table is records.train
+            alone = table is metrics.train
             panels[-1].plot(*_line(table, name), marker="" if alone else "o", markersize=3, linewidth=1, label=label)
         for panel, what in zip(panels, ("loss", "learning rate", "scores"), strict=False):
             panel.set_ylabel(what)

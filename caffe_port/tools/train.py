@@ -108,17 +108,17 @@ def train(arguments: argparse.Namespace) -> Solver:
 
 
 def _add_callbacks(solver: Solver, arguments: argparse.Namespace) -> None:
-    from caffe_port.solver.metrics import Records
+    from caffe_port.solver.metrics import Metrics
     from caffe_port.solver.plot import Plot
     from caffe_port.solver.progress import Bar
 
     if sys.stderr.isatty():
         solver.callbacks.append(Bar())
     if arguments.log_dir or arguments.plot:
-        records = Records(arguments.log_dir)
-        solver.callbacks.append(records)
+        metrics = Metrics(arguments.log_dir)
+        solver.callbacks.append(metrics)
         if arguments.plot:
-            solver.callbacks.append(Plot(arguments.plot, records))
+            solver.callbacks.append(Plot(arguments.plot, metrics))
 
 
 def build(arguments: argparse.Namespace) -> Solver:

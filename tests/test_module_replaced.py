@@ -205,3 +205,33 @@ def test_copies_keep_it(copied) -> None:
         close(again(X)["prob"], wanted)
         nn.init.zeros_(again.ip2.weight)
         close(net(X)["prob"], wanted)
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["first pass", "later pass"])
+@pytest.mark.parametrize("change", ["module", "parameter", "other shape"])
+def test_backward_refuses_what_forward_did_not_run(recorded: bool, change: str) -> None:
+    """And leaves all diffs as they are; after the next forward it gives torch's gradients of the new layer."""
+    net = built(caffe_port.Net, "force_backward: true" + TEXT)
+    net.blobs["data"].data[...] = X.numpy()
+    if recorded:
+        net.forward()
+        net.backward()
+        net.clear_param_diffs()
+    net.forward()
+    if change == "parameter":
+        net.ip2.weight = nn.Parameter(net.ip2.weight.detach().clone())
+    else:
+        net.ip2 = head(6, 3 if change == "other shape" else 4)
+    with pytest.raises(
+        CaffeError, match=r"layer ip2 .*another (module|parameter) than forward ran; run forward\(\) again"
+    ):
+        net.backward()
+    assert not any(blob.diff.any() for name, blobs in net.params.items() if name != "ip2" for blob in blobs)
+    net.backward(end="prob", start="prob")  # layers above it are as they were
+    net.forward()
+    seed = np.random.RandomState(1).standard_normal(net.blobs["prob"].shape).astype(np.float32)
+    net.backward(prob=seed)
+    x = X.clone().requires_grad_()
+    twin = copy.deepcopy(net.ip2) if change != "parameter" else None
+    (dx,) = torch.autograd.grad(by_hand(weights(net), x, twin)["prob"], x, torch.from_numpy(seed))
+    close(torch.from_numpy(net.blobs["data"].diff.copy()), dx, 1e-4)

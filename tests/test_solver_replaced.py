@@ -11,6 +11,7 @@ from torch import nn
 
 from caffe_port.errors import CaffeError
 from caffe_port.solver import Solver
+from caffe_port.solver.callbacks import Callback
 from caffe_port.solver.pycaffe_solvers import get_solver
 
 NET = """
@@ -101,3 +102,37 @@ def test_test_nets_score_the_same_module_or_none() -> None:
     solver.step(1)
     (score,) = solver.test(0)
     assert score.value == pytest.approx(float(solver.net.losses()[0]))
+
+
+@pytest.mark.parametrize("event", ["on_start", "on_gradients_ready", "on_iteration"])
+def test_a_callback_replaces_a_layer(event: str) -> None:
+    """In the iteration's start it trains at once; later it has no gradient until the next one."""
+
+    class Replacing(Callback):
+        done = False
+
+    def replace(self: Replacing, solver: Solver, *_: object) -> None:
+        if solver.iter == (event == "on_iteration") and not self.done:
+            solver.net.ip2, self.done = head(), True
+
+    setattr(Replacing, event, replace)
+    solver = Solver(SETTINGS + NO_SNAPSHOTS)
+    solver.callbacks.append(Replacing())
+    x, below = torch.full((2, 3), 0.5), nn.Linear(3, 5)
+    below.load_state_dict(solver.net.ip.state_dict())
+    first = copy.deepcopy(nn.Linear(5, 4))
+    first.load_state_dict(solver.net.ip2.state_dict())
+    new = head()
+    own = torch.optim.SGD([{"params": new.weight, "lr": 0.05}, {"params": new.bias, "lr": 0.1}], 0.05, 0.9)
+    optimizer = torch.optim.SGD(below.parameters(), 0.05, 0.9)
+    for iteration in range(3):
+        top = new if iteration or event == "on_start" else first
+        for one in (optimizer, own):
+            one.zero_grad()
+        ((top(below(x)) - 1).square().sum() / 4).backward()
+        for one in (optimizer, own):
+            one.step()
+    solver.step(3)
+    for twin, layer in ((below, solver.net.ip), (new, solver.net.ip2)):
+        for key, value in twin.state_dict().items():
+            torch.testing.assert_close(layer.state_dict()[key], value)

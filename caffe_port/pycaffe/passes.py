@@ -5,11 +5,11 @@ Source: net.cpp, ForwardFromTo and BackwardFromTo (both programs).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from caffe_port.errors import CaffeError
 from caffe_port.execution.executor import Mode, Tape
@@ -35,6 +35,7 @@ class Passes:
         self._tape: Tape = {}
         self.records = net.training or not self._repeats()
         self._ran: tuple[int, int] | None = None
+        self._parts: dict[int, tuple[Any, ...]] = {}
         self.callbacks: dict[str, list[Callable[[int], object]]] = {
             f"{when} {way}": [] for when in ("before", "after") for way in ("forward", "backward")
         }
@@ -48,7 +49,7 @@ class Passes:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the graphs of the last pass, which cannot be copied."""
-        return {**self.__dict__, "_tape": {}}
+        return {**self.__dict__, "_tape": {}, "_parts": {}}
 
     def node(self, number: int) -> Node:
         """The layer with that index among those that pycaffe shows."""
@@ -107,9 +108,30 @@ class Passes:
             before=(lambda i: self._call("before forward", i)) if watched else None,
             after=(lambda i: self._call("after forward", i)) if watched else None,
         )
+        modules = net.executor.modules
         for i in nodes:
             net.shapes.update((top, tuple(self.data[top].shape)) for top in net.graph.nodes[i].tops)
+            self._parts[i] = _parts(modules[i])
         return loss
+
+    def _refuse_changed(self, nodes: Iterable[int]) -> None:
+        """Refuse to go back through layers that forward did not run.
+
+        Raises:
+            CaffeError: a layer or a parameter of it was replaced since.
+        """
+        modules = self.net.executor.modules
+        for i in nodes:
+            ran, now = self._parts.get(i), _parts(modules[i])
+            if ran is not None and (len(ran) != len(now) or any(a is not b for a, b in zip(ran, now, strict=True))):
+                node = self.net.graph.nodes[i]
+                what = "another module" if ran[0] is not now[0] else "another parameter"
+                raise CaffeError(
+                    f"{node.where}: layer {node.name} ({node.type})",
+                    f"{what} than forward ran",
+                    expected="what forward ran: backward goes through its numbers",
+                    remedy="run forward() again",
+                )
 
     def _call(self, when: str, index: int) -> None:
         if index in self._numbers and self.callbacks[when]:
@@ -126,6 +148,7 @@ class Passes:
     def backward(self, start: int, end: int) -> None:
         """Run nodes ``start`` down to ``end`` backward."""
         self.sync()
+        self._refuse_changed(range(end, start + 1))
         if not self.records:
             # Forward did not record, since no gradient was requested yet: run it again on the same values.
             self.records = True
@@ -160,3 +183,8 @@ class Passes:
             return False
         tops = self._tape[node.index].tops
         return all(tuple(t.shape) == self.net.shapes[name] for name, t in zip(node.tops, tops, strict=True))
+
+
+def _parts(module: nn.Module) -> tuple[Any, ...]:
+    """A module and its parameters, to tell whether they are still the same."""
+    return module, *(module.parameters() if module._modules else module._parameters.values())

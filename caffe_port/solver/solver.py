@@ -146,7 +146,7 @@ class Solver:
         """Learn what the net's parameters are now: ``net.ip2 = torch.nn.Linear(...)`` brings others."""
         if self.state.follow_net():
             self._idle.clear()
-        check_form(self.param, self.net, self.path)
+            check_form(self.param, self.net, self.path)
 
     def load(self, files: Iterable[str | Path]) -> None:
         """Load weights into the training net and, as Caffe does, into the test nets."""
@@ -207,6 +207,7 @@ class Solver:
         """Train for so many iterations more."""
         param, start, self.stopped = self.param, self.iter, False
         self._follow_net()
+        check_form(self.param, self.net, self.path)
         self.state.smoothed_loss.start()
         self.group.broadcast(p.parameter for p in self.state.learnable)
         self._timed = (time.monotonic(), self.iter)
@@ -230,6 +231,7 @@ class Solver:
         display = bool(param.display) and self.iter % param.display == 0
         self._debugs = display and param.debug_info
         self._call("on_start")
+        self._follow_net()
         self._clear_diffs()
         loss, outputs = self._passes()
         if not self.keep_going and self.group.any(not isfinite(loss)):
@@ -283,6 +285,7 @@ class Solver:
     @torch.no_grad()
     def apply_update(self, display: bool = False) -> float:
         """One update from the gradients that the parameters hold; counts the iteration. The learning rate it had."""
+        self._follow_net()
         param, state = self.param, self.state
         rate = self._learning_rate()
         if display:
@@ -394,6 +397,7 @@ class Solver:
         Raises:
             DivergedError: a parameter is not finite, and ``keep_going`` is not set. FileError: it cannot be written.
         """
+        self._follow_net()
         if not self.keep_going:
             check_parameters(self.net, self.iter)
         adds_one = off_interval and self.dialect.snapshot_off_interval_adds_one

@@ -19,7 +19,7 @@ from caffe_port.tools.compare import compare
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from caffe_port.export import onnx
+from caffe_port.export import onnx, onnx_layers
 from caffe_port.export.onnx_check import session
 from caffe_port.export.onnx_graph import OPERATORS
 from caffe_port.export.onnx_picture import Preprocessing
@@ -106,17 +106,13 @@ NETS = [
     "decouplednet/fp_bp_network.prototxt",
     "decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt",
     "deconvnet/DeconvNet_inference_deploy.prototxt",
-    "fcn8s/deploy.prototxt",
-    "classification/vgg16.prototxt",
+    "fcn8s/fcn-8s-pascal-deploy.prototxt",
+    "classification/cls_voc_deploy.prototxt",
+    "wssl/large_fov_deploy.prototxt",
 ]
 
 
-def _published() -> list[str]:
-    root = Path(__file__).resolve().parents[1] / "prototxt"
-    return [path for path in NETS if (root / path).exists()]
-
-
-@pytest.mark.parametrize("path", _published())
+@pytest.mark.parametrize("path", NETS)
 @pytest.mark.parametrize("fold", [True, False])
 def test_published_nets_slim(path: str, fold: bool, tmp_path: Path) -> None:
     """The command's check: onnxruntime compared with the net, at two batch sizes."""
@@ -169,6 +165,42 @@ def test_normalizations_go_into_weights_and_names_are_kept(tmp_path: Path) -> No
     names = {i.name for i in package.load(tmp_path / "plain.onnx").graph.initializer}
     assert not kept.folded
     assert {"c.weight", "s.weight", "s.bias", "d.weight", "e.weight"} <= names
+
+
+SQUARES = """
+layer { name: 'x' type: 'Input' top: 'x' input_param { shape { dim: 2 dim: 6 dim: 7 dim: 5 } } }
+layer { name: 'l' type: 'LRN' bottom: 'x' top: 'l' lrn_param { local_size: 3 alpha: 1 beta: %s k: 2 } }
+layer { name: 'w' type: 'LRN' bottom: 'x' top: 'w'
+  lrn_param { local_size: 3 alpha: 1 beta: %s norm_region: WITHIN_CHANNEL } }
+layer { name: 'm' type: 'MVN' bottom: 'x' top: 'm' }
+"""
+
+
+@pytest.mark.parametrize("beta", ["0.5", "0.75", "1", "0.6"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_squares_beyond_half_precision(beta: str, dtype: str, tmp_path: Path) -> None:
+    """Inputs like pixels: float16 ends at the square of 255, so that sums of squares are float32."""
+    torch.manual_seed(4)
+    net = Net(SQUARES % (beta, beta))
+    onnx(net, tmp_path / "net.onnx", dtype=dtype)
+    x = torch.randn(3, 6, 7, 5) * 300
+    with torch.no_grad():
+        ours = net(x=x)
+    for name, found in zip("lwm", session(tmp_path / "net.onnx").run(list("lwm"), {"x": x.numpy()}), strict=True):
+        top = ours[name].numpy()
+        np.testing.assert_allclose(found, top, rtol=0, atol=(1e-5 if dtype == "fp32" else 5e-3) * np.abs(top).max())
+
+
+def test_neighbours_among_many_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an average pooling, at any size."""
+    monkeypatch.setattr(onnx_layers, "_MOST_CHANNELS", 5)
+    net = Net(SQUARES % ("0.75", "0.75"))
+    onnx(net, tmp_path / "net.onnx", outputs=["l"], dynamic_size=True)
+    x = torch.randn(2, 6, 3, 8) * 300
+    with torch.no_grad():
+        ours = net(x=x)["l"].numpy()
+    (found,) = session(tmp_path / "net.onnx").run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
 
 
 def test_the_batch_is_dynamic_and_sizes_on_request(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def permute(g: Graph, layer: Any, x: Value) -> Value:
     return g.node("Transpose", [x], [x.shape[i] for i in order], perm=order)
 
 
-@operator("Normalize")
+@operator("Normalize", single=True)
 def normalize(g: Graph, layer: Any, x: Value) -> Value:
     axes = list(range(1, len(x.shape))) if layer.across else [1]
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))

@@ -242,7 +242,8 @@ def batch_norm(g: Graph, layer: Any, x: Value) -> Value:
     if layer.uses_blobs():
         scale, shift = layer.channel_affine()
         return g.affine(x, numbers(scale), numbers(shift))
-    return standardized(g, x, [0, *range(2, len(x.shape))], layer.eps)
+    with g.single_precision():
+        return standardized(g, g.typed(x), [0, *range(2, len(x.shape))], layer.eps)
 
 
 @operator("BN")
@@ -250,6 +251,12 @@ def bn(g: Graph, layer: Any, x: Value) -> Any:
     if not layer.learn:
         scale, shift = layer.channel_affine()
         return g.affine(g.reshape(x, (*x.shape, *(1,) * (4 - len(x.shape)))), numbers(scale), numbers(shift))
+    with g.single_precision():
+        return bn_of_batch(g, layer, g.typed(x))
+
+
+def bn_of_batch(g: Graph, layer: Any, x: Value) -> Any:
+    """BN by the batch's own mean and variance, in float32 as :func:`standardized`."""
     x = g.reshape(x, (*x.shape, *(1,) * (4 - len(x.shape))))
     axes = g.constant([0, 2, 3])
     mean = g.node("ReduceMean", [x, axes], (1, x.shape[1], 1, 1))
@@ -262,7 +269,7 @@ def bn(g: Graph, layer: Any, x: Value) -> Any:
 
 
 def standardized(g: Graph, x: Value, axes: list[int], eps: float) -> Value:
-    """(x - mean) / sqrt(variance + eps) over some axes."""
+    """(x - mean) / sqrt(variance + eps) over some axes; in float32: float16 ends at the square of 255."""
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     over = g.constant(axes)
     centred = g.node("Sub", [x, g.node("ReduceMean", [x, over], kept)], x.shape)
@@ -270,7 +277,7 @@ def standardized(g: Graph, x: Value, axes: list[int], eps: float) -> Value:
     return g.node("Div", [centred, g.node("Sqrt", [linear(g, variance, 1, eps)], kept)], x.shape)
 
 
-@operator("MVN")
+@operator("MVN", single=True)
 def mvn(g: Graph, layer: Any, x: Value) -> Value:
     (shape,) = layer.reshape(x.shape)
     axes = list(range(1 if layer.across_channels else 2, len(shape)))
@@ -284,22 +291,48 @@ def mvn(g: Graph, layer: Any, x: Value) -> Value:
     return g.node("Div", [centred, linear(g, g.node("Sqrt", [variance], kept), 1, layer.eps)], shape)
 
 
-@operator("LRN")
+@operator("LRN", single=True)
 def lrn(g: Graph, layer: Any, x: Value) -> Value:
+    # onnxruntime's LRN is off by up to 3e-5 (its running sums cancel) and takes four times as long.
+    squares = g.node("Mul", [x, x], x.shape)
+    if layer.region == "ACROSS_CHANNELS" and x.shape[1] <= _MOST_CHANNELS:
+        return divided(g, x, over_neighbours(g, layer, squares), layer.beta)
+    side, half = layer.size, layer.size // 2
+    how: dict[str, Any] = {"kernel_shape": [side, side], "pads": [half] * 4, "count_include_pad": 1}
     if layer.region == "ACROSS_CHANNELS":
-        return g.node(
-            "LRN", [x], x.shape, size=layer.size, alpha=float(layer.alpha), beta=float(layer.beta), bias=float(layer.k)
-        )
-    mean = g.node(
-        "AveragePool",
-        [g.node("Mul", [x, x], x.shape)],
-        x.shape,
-        kernel_shape=[layer.size] * 2,
-        pads=[layer.size // 2] * 4,
-        count_include_pad=1,
-    )
-    scale = linear(g, mean, layer.alpha, 1.0)
-    return g.node("Mul", [x, g.node("Pow", [scale, g.number(-layer.beta)], x.shape)], x.shape)
+        how |= {"kernel_shape": [side, 1], "pads": [half, 0, half, 0]}
+        flat = (x.shape[0], 1, x.shape[1], prod(x.shape[2:]))
+        laid = g.node("Reshape", [squares, g.constant([0, 1, x.shape[1], -1])], flat)
+        mean = g.node("AveragePool", [laid], flat, **how)
+        mean = g.node("Reshape", [mean, g.node("Shape", [x], (4,))], x.shape)
+        k = layer.k
+    else:
+        mean, k = g.node("AveragePool", [squares], x.shape, **how), 1.0
+    return divided(g, x, linear(g, mean, layer.alpha, k), layer.beta)
+
+
+_MOST_CHANNELS = 512
+"""Above them the products with zeros would take more time than they save."""
+
+
+def over_neighbours(g: Graph, layer: Any, squares: Value) -> Value:
+    """k + alpha * the mean over neighbouring channels, as a convolution."""
+    channels = squares.shape[1]
+    apart = np.abs(np.arange(channels)[:, None] - np.arange(channels))
+    near = np.where(apart <= layer.size // 2, layer.alpha / layer.size, 0).astype(np.float32)
+    weight = g.initializer(f"{layer.name}/neighbours", near.reshape(channels, channels, 1, 1))
+    bias = g.initializer(f"{layer.name}/k", np.full(channels, layer.k, np.float32))
+    return g.node("Conv", [squares, weight, bias], squares.shape, kernel_shape=[1, 1])
+
+
+def divided(g: Graph, x: Value, scale: Value, power: float) -> Value:
+    """x / scale ** power; by square roots where they make the power, which are many times as fast."""
+    if power not in (0.5, 0.75, 1.0):
+        return g.node("Mul", [x, g.node("Pow", [scale, g.number(-power)], x.shape)], x.shape)
+    if power < 1:
+        root = g.node("Sqrt", [scale], x.shape)
+        scale = root if power == 0.5 else g.node("Mul", [root, g.node("Sqrt", [root], x.shape)], x.shape)
+    return g.node("Div", [x, scale], x.shape)
 
 
 @operator("Softmax")

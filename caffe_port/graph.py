@@ -318,13 +318,13 @@ def path_between(graph: Graph, node: Node) -> tuple[list[Node], list[Node]]:
         for top in n.tops:
             maker.setdefault(top, n)
 
-    def climb(blob: str) -> list[str]:
+    def ancestors(blob: str) -> list[str]:
         path = [blob]
         while path[-1] in maker and maker[path[-1]].bottoms:
             path.append(maker[path[-1]].bottoms[0])
         return path
 
-    first, second = climb(node.bottoms[0]), climb(node.bottoms[1])
+    first, second = ancestors(node.bottoms[0]), ancestors(node.bottoms[1])
     common = next((b for b in second if b in first), None)
     if common is None:
         raise DefinitionError(f"{node.where}: layer {node.name}", "its bottoms have no common ancestor")

@@ -82,7 +82,7 @@ class LmdbRecords(Records):
         if self._root == _NO_PAGE or not self._entries:
             return False
         self._descend(self._root)
-        return self._arrive()
+        return self._at_record()
 
     def next(self) -> bool:
         last = self.key
@@ -92,7 +92,7 @@ class LmdbRecords(Records):
                 self._stack.append((page, at + 1))
                 if not page.leaf:
                     self._descend(self._child(page, at + 1))
-                self._arrive()
+                self._at_record()
                 if self.key <= last:
                     raise self._damaged("keys out of order")
                 return True
@@ -143,7 +143,7 @@ class LmdbRecords(Records):
 
     # -- pages ---------------------------------------------------------------------------------------------------------
 
-    def _arrive(self) -> bool:
+    def _at_record(self) -> bool:
         page, at = self._stack[-1]
         self.key = self._key(page, at)
         if self._count is not None:

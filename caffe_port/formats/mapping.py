@@ -117,7 +117,7 @@ def read_spans(jobs: Iterable[tuple[np.ndarray, np.ndarray]], path: str) -> None
     for array, source in views:
         descriptor, offset = file_span(source) or (-1, 0)
         view = array.reshape(-1).view(np.uint8)
-        _ask_for_huge_pages(view)
+        _request_huge_pages(view)
         turns += [(view[at : at + _TURN].data, descriptor, offset + at) for at in range(0, view.size, _TURN)]
 
     def read(turn: tuple[memoryview, int, int]) -> None:
@@ -142,7 +142,7 @@ def read_spans(jobs: Iterable[tuple[np.ndarray, np.ndarray]], path: str) -> None
             pass
 
 
-def _ask_for_huge_pages(view: np.ndarray) -> None:
+def _request_huge_pages(view: np.ndarray) -> None:
     """Requests huge pages for those that lie completely inside ``view``; no effect where the kernel has none."""
     if view.size < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return

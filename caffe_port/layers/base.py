@@ -25,7 +25,7 @@ from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.errors import LayerError, nearest
 from caffe_port.layers.backward import Backward, Gradients, at_the_blobs
 from caffe_port.layers.blobs import BlobVec, Copies
-from caffe_port.layers.memory import room
+from caffe_port.layers.memory import memory_limit
 from caffe_port.schema.forks import fork_of
 from caffe_port.schema.layer_types import REGISTERED_TYPES
 from caffe_port.spec import Shape, Spec, record, records_of
@@ -129,20 +129,20 @@ class Layer(Spec, Named):
     def blob(self, name: str, shape: Shape, filler: Fields | None = None, *, learned: bool = True) -> None:
         """See :meth:`Spec.blob`; the blob's memory is not written until filled or loaded."""
         super().blob(name, shape, filler, learned=learned)
-        empty = self.room_for(name, shape)
+        empty = self.allocate_blob(name, shape)
         if learned:
             self.register_parameter(name, nn.Parameter(empty))
         else:
             self.register_buffer(name, empty)
 
-    def room_for(self, what: str, shape: Shape) -> torch.Tensor:
+    def allocate_blob(self, what: str, shape: Shape) -> torch.Tensor:
         """Memory for single-precision numbers of ``shape``, untouched.
 
         Raises:
             ShapeError: no blob can have that shape, or the machine has not so much memory.
         """
         self.check_size(what, shape)
-        size, most = 4 * prod(shape), room()
+        size, most = 4 * prod(shape), memory_limit()
         try:
             if size <= most:
                 return torch.empty(shape)

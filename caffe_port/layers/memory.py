@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-__all__ = ["room"]
+__all__ = ["memory_limit"]
 
 try:
     import resource
@@ -16,7 +16,7 @@ except ImportError:  # no Unix
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def room() -> int:
+def memory_limit() -> int:
     """The most bytes that one array can take: all memory of the machine or the container, or ``ulimit -v``."""
     limits = [_machine()]
     if resource is not None:

@@ -64,9 +64,9 @@ class _ByPixel(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float, relu: bool) -> Tensor:
         y, blocks, sums = torch.empty_like(x), _blocks(x), []
-        some, room = blocks[0][:256].mean(0), torch.empty_like(blocks[0])
+        some, buffer = blocks[0][:256].mean(0), torch.empty_like(blocks[0])
         for block in blocks:  # minus some pixels' mean, so that a large mean loses no digits
-            d = torch.sub(block, some, out=room[: len(block)])
+            d = torch.sub(block, some, out=buffer[: len(block)])
             sums += [d.sum(0), d.mul_(d).sum(0)]
         first, second = torch.stack(sums).view(-1, 2, len(some)).sum(0) / (x.numel() // len(some))
         mean, inverse = some + first, (second - first * first).clamp_(min=0).add_(eps).rsqrt_()
@@ -74,7 +74,7 @@ class _ByPixel(Function):
         ctx.save_for_backward(x, scale, shift, mean, inverse, factor)
         ctx.eps, ctx.relu = eps, relu
         for block, out in zip(blocks, _blocks(y), strict=True):
-            torch.addcmul(shift, torch.sub(block, mean, out=room[: len(block)]), factor, out=out)
+            torch.addcmul(shift, torch.sub(block, mean, out=buffer[: len(block)]), factor, out=out)
             if relu:
                 out.relu_()
         return y
@@ -90,11 +90,11 @@ class _ByPixel(Function):
             return *(next(found) if want else None for want in wanted), None, None
         grad = grad.contiguous(memory_format=torch.channels_last)
         blocks, grads, sums = _blocks(x), _blocks(grad), []
-        room, other = torch.empty_like(blocks[0]), torch.empty_like(blocks[0])
+        buffer, other = torch.empty_like(blocks[0]), torch.empty_like(blocks[0])
 
         def centred(block: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
             """The block minus the mean, and the gradient after ReLU."""
-            d = torch.sub(block, mean, out=room[: len(block)])
+            d = torch.sub(block, mean, out=buffer[: len(block)])
             if not ctx.relu:
                 return d, g
             y = torch.addcmul(shift, d, factor, out=other[: len(block)])

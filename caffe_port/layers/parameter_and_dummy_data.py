@@ -31,7 +31,7 @@ class DummyData(sources.DummyData, Layer):
         self.fillers_of_tops = self.each("data_filler", messages)
         for i, (filler, shape) in enumerate(zip(self.fillers_of_tops, self.shapes, strict=True)):
             random.check_filler(filler, f"{self.where}: layer {self.name}")
-            self.register_buffer(f"top{i}", self.room_for(f"top {i}", shape).fill_(filler.value), persistent=False)
+            self.register_buffer(f"top{i}", self.allocate_blob(f"top {i}", shape).fill_(filler.value), persistent=False)
 
     @property
     def untraceable(self) -> str:

@@ -115,14 +115,14 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
     Raises:
         UnconnectedError: there is none.
     """
-    ways = dict(_climb(top_from))
-    for top, way in _climb(top_to):
+    ways = dict(_ancestors(top_from))
+    for top, way in _ancestors(top_to):
         if top in ways:
             return compose(way, inverse(ways[top]))
     raise UnconnectedError("coord_map", "tops without a common origin", expected="spatial layers between them")
 
 
-def _climb(start: Top) -> Any:
+def _ancestors(start: Top) -> Any:
     """Every ancestor of ``start``, nearest first, each with its map."""
     ways: dict[Top, Map] = {start: (None, 1, 0)}
     waiting = [start]

@@ -128,14 +128,14 @@ def _merge_all(ours: Any, theirs: Any, merge: Callable[[Any, Any, set[str]], Non
 
 
 def _merge_enum(ours: EnumDescriptorProto, theirs: EnumDescriptorProto, displaced: set[str]) -> None:
-    _make_room(ours.name, ours.value, theirs.value, displaced)
+    _renumber(ours.name, ours.value, theirs.value, displaced)
     _merge_all(ours.value, theirs.value, lambda mine, value, _: mine.CopyFrom(value), displaced)
     if theirs.options.allow_alias:
         ours.options.allow_alias = True
 
 
 def _merge_message(ours: DescriptorProto, theirs: DescriptorProto, displaced: set[str]) -> None:
-    _make_room(ours.name, ours.field, theirs.field, displaced)
+    _renumber(ours.name, ours.field, theirs.field, displaced)
     _merge_all(ours.enum_type, theirs.enum_type, _merge_enum, displaced)
     _merge_all(ours.nested_type, theirs.nested_type, _merge_message, displaced)
     _merge_all(ours.field, theirs.field, _merge_field, displaced)
@@ -147,7 +147,7 @@ def _merge_field(ours: FieldDescriptorProto, theirs: FieldDescriptorProto, displ
     ours.number = theirs.number
 
 
-def _make_room(scope: str, ours: Any, theirs: Any, displaced: set[str]) -> None:
+def _renumber(scope: str, ours: Any, theirs: Any, displaced: set[str]) -> None:
     """Records which of ours differ from theirs, and renumbers ours where theirs use the number for other names."""
     names = {item.name: item.number for item in theirs}
     taken, private = set(names.values()), {item.number for item in ours if item.number > _PRIVATE}

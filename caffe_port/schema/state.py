@@ -7,7 +7,7 @@ from typing import Any
 
 from caffe_port.errors import DefinitionError
 
-__all__ = ["filter_net", "included", "meets", "merge_state", "set_state"]
+__all__ = ["filter_net", "included", "merge_state", "satisfies", "set_state"]
 
 
 def set_state(net: Any, phase: int | None, level: int, stages: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ def merge_state(net: Any, phase: int | None, state: Any) -> None:
     net.state.CopyFrom(merged)
 
 
-def meets(state: Any, rule: Any) -> bool:
+def satisfies(state: Any, rule: Any) -> bool:
     """Whether a NetState satisfies a NetStateRule."""
     return not (
         (rule.HasField("phase") and rule.phase != state.phase)
@@ -46,8 +46,8 @@ def meets(state: Any, rule: Any) -> bool:
 def included(layer: Any, state: Any) -> bool:
     """Whether a net in ``state`` has a layer, by its include or its exclude rules."""
     if layer.include:
-        return any(meets(state, rule) for rule in layer.include)
-    return not any(meets(state, rule) for rule in layer.exclude)
+        return any(satisfies(state, rule) for rule in layer.include)
+    return not any(satisfies(state, rule) for rule in layer.exclude)
 
 
 def filter_net(net: Any, where: Callable[[int], str]) -> tuple[int, ...]:

@@ -281,19 +281,19 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        _complain(parser.prog, "interrupted", arguments.debug)
+        _print_error(parser.prog, "interrupted", arguments.debug)
         sys.exit(_INTERRUPTED)
     except CaffeError as error:
-        _complain(parser.prog, f"error: {error}", arguments.debug)
+        _print_error(parser.prog, f"error: {error}", arguments.debug)
         sys.exit(_WRONG)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _complain(parser.prog, f"error: {where}{error.strerror or error}", arguments.debug)
+        _print_error(parser.prog, f"error: {where}{error.strerror or error}", arguments.debug)
         sys.exit(_WRONG)
     sys.exit(status or 0)
 
 
-def _complain(prog: str, message: str, debug: bool) -> None:
+def _print_error(prog: str, message: str, debug: bool) -> None:
     if debug:
         import traceback
 

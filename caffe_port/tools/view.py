@@ -93,7 +93,7 @@ class _Found:
         from caffe_port.pycaffe import Net
         from caffe_port.tools.parity_report import check_parameters, measure
         from caffe_port.tools.replay import Reference
-        from caffe_port.view.data import record, see
+        from caffe_port.view.data import add_picture, record
 
         reference = Reference(arguments.reference) if arguments.reference else None
         net = Net(definition, weights=arguments.weights)
@@ -117,7 +117,7 @@ class _Found:
             self.run = record(net, arguments.picture, arguments.channels)
             net.forward()
         assert self.run is not None
-        see(net, self.run, arguments.channels, picture=picture)
+        add_picture(net, self.run, arguments.channels, picture=picture)
 
     def _read(self, definition: Definition, path: str) -> None:
         from caffe_port.formats import open_weights

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from caffe_port.pycaffe import Net
     from caffe_port.schema import Definition
 
-__all__ = ["Compared", "Run", "net_data", "picture_inputs", "record", "see"]
+__all__ = ["Compared", "Run", "add_picture", "net_data", "picture_inputs", "record"]
 
 Tops = list[dict[str, Any]]
 
@@ -71,7 +71,7 @@ def _look(net: Net, run: Run, node: Node, most: int) -> None:
     run.tops[node.index] = [{"stats": statistics(array), **channels(array, most)} for array in arrays]
 
 
-def see(net: Net, run: Run, most: int, *, picture: np.ndarray | None = None) -> None:
+def add_picture(net: Net, run: Run, most: int, *, picture: np.ndarray | None = None) -> None:
     """Add to a run, once it is done, its input and the fields of its layers, if the net has one input for pictures.
 
     Args:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from caffe_port.formats import open_weights
+from caffe_port.segmentation.contact_sheet import contact_sheet
 from caffe_port.segmentation.experiment import RECIPES, Training
 from caffe_port.segmentation.folder import Folder
-from caffe_port.segmentation.voc import palette, read_labels, write_labels
+from caffe_port.segmentation.voc import palette, write_labels
 from caffe_port.tools import demo
 
 
@@ -41,9 +42,9 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert f"{len(demo.WHAT)} of them done before" in capsys.readouterr().out
 
 
-def test_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pixel of every picture, twice as large: the picture, its true mask, its result."""
-    monkeypatch.setattr(demo, "DRAWN", {"size": 20})
+@pytest.mark.parametrize("several", [False, True])
+def test_contact_sheet(tmp_path: Path, several: bool) -> None:
+    """Every pixel of every picture, twice as large: the picture, its true mask, its results."""
     root, rng = tmp_path / "folder", np.random.default_rng(0)
     for part in ("JPEGImages", "SegmentationClass", "ImageSets", "results"):
         (root / part).mkdir(parents=True)
@@ -61,11 +62,15 @@ def test_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for masks, place in ((truths, "SegmentationClass"), (results, "results")):
             masks[name] = rng.integers(0, 3, (16, 20), dtype=np.uint8)
             write_labels(root / place / f"{name}.png", masks[name])
-    demo.contact_sheet(Folder(root), root / "results", tmp_path / "sheet.png", shown=2)
+    folders = {"one": root / "results"} | ({"other": root / "SegmentationClass"} if several else {})
+    contact_sheet(Folder(root), ["b", "a"], folders, tmp_path / "sheet.png", side=20)
+    edge = 132 if several else 6
     with Image.open(tmp_path / "sheet.png") as sheet:
         page = np.asarray(sheet.convert("RGB"))
-    for column, name in enumerate(("b", "a")):  # most classes first
-        rows = (pictures[name], palette()[truths[name]], palette()[read_labels(root / "results" / f"{name}.png")])
-        for row, pixels in enumerate(rows):
-            top, left = 6 + row * 46, 6 + column * 46
+    assert page.shape == (6 + (4 if several else 3) * 46, edge + 2 * 46, 3)
+    assert (page[:, :edge].min() < 128) == several, "names of rows"
+    for column, name in enumerate(("b", "a")):
+        rows = [pictures[name], palette()[truths[name]], palette()[results[name]]]
+        for row, pixels in enumerate([*rows, rows[1]] if several else rows):
+            top, left = 6 + row * 46, edge + column * 46
             assert (page[top : top + 32 : 2, left : left + 40 : 2] == pixels).all()

@@ -219,6 +219,8 @@ def test_one_cell_interrupted_and_continued(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "curves.png") as curves:
         red, _, blue = np.moveaxis(np.asarray(curves.convert("RGB")).astype(int), -1, 0)
     assert (blue > red + 60).sum() > 100, "a line for each training"
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.size == (6 + 3 * (2 * 64 + 6), 6 + 3 * (2 * 64 + 6)), "three pictures; each, its truth, its mask"
     assert "| 5 a class | " in table
     assert "-" not in table.splitlines()[-1].split("|")[2]
     masks = tmp_path / "out" / "decouplednet-5-masks"

@@ -95,7 +95,7 @@ class Segmenter(System):
     def compute(self, prepared: Sequence[Array]) -> list[Maps]:
         first = self._staged.first(**{DATA: self._tensor(np.concatenate(prepared))})
         scores = first.tops[SCORES].flatten(1)
-        found = [self._found(row) for row in scores]
+        found = [self.find(row) for row in scores]
         selections = [_selections(row, some) for row, some in zip(scores, found, strict=True)]
         # A class that is alone is its own background's pass; a picture without classes has none.
         selections = [
@@ -126,7 +126,8 @@ class Segmenter(System):
     def _tensor(self, data: Array) -> Tensor:
         return torch.from_numpy(data).to(next(self.net.parameters()))
 
-    def _found(self, scores: Tensor) -> list[int]:
+    def find(self, scores: Tensor) -> list[int]:
+        """The classes, from 0, that a picture with these scores (classes,) is taken to show."""
         found: list[int] = (scores > self.threshold).nonzero().flatten().tolist()
         return found
 
@@ -141,7 +142,7 @@ class PassByPass(Segmenter):
 
     def _one(self, x: Tensor) -> Maps:
         scores = self._run(x, x.new_zeros(1, self.classes, 1, 1))[SCORES].flatten()
-        found = self._found(scores)
+        found = self.find(scores)
         passes = [self._run(x, row[None])[SEGMENTED] for row in _selections(scores, found)]
         return _combined(scores, found, torch.cat(passes))
 

@@ -6,23 +6,22 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
+from caffe_port.segmentation.contact_sheet import contact_sheet
 from caffe_port.segmentation.experiment import RECIPES, Runner, Step, plan, read_scores
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.parallel import usable_cores
 from caffe_port.tools.cli import FOLDER, Parser, run, table
 
-__all__ = ["contact_sheet", "main"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["main"]
 
 DRAWN = {"images": 400, "val": 60, "classes": 3, "size": 80, "seed": 1}
 """Options of make_shapes for the pictures."""
 SHOWN = 8
-"""Number of pictures on the contact sheet."""
+"""Number of pictures on the contact sheet: those with most classes."""
 
 WHAT = {
     "data": "pictures with masks, drawn: textured shapes in clutter",
@@ -77,7 +76,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     print()
     print(table(("class", "IoU %"), [*rows, ("mean", f"{100 * scores.mean:.1f}")], right=(1,)))
     sheet = output / "contact_sheet.png"
-    contact_sheet(Folder(output / "data"), output / "decouplednet-Full-masks", sheet)
+    folder = Folder(output / "data")
+    most = sorted(folder.names("val"), key=lambda name: (-len(folder.labelled[name]), name))[:SHOWN]
+    contact_sheet(folder, most, {"result": output / "decouplednet-Full-masks"}, sheet, side=DRAWN["size"])
     print(f"\nwrote {sheet}: picture, truth, result; {converted}")
     print(_NEXT_STEPS.format(seconds=time.perf_counter() - start))
 
@@ -87,26 +88,6 @@ Done in {seconds:.0f} s. With pictures of your own: docs/tutorial.md. With a mod
 
    caffe-port caffe2torch model.caffemodel                  # model.safetensors for PyTorch
    caffe-port demo-parity                                   # a model of the original program, compared with it"""
-
-
-def contact_sheet(folder: Folder, results: Path, output: Path, *, shown: int = SHOWN) -> None:
-    """A PNG of the validation pictures with most classes: picture, true mask, result, one above the other."""
-    from PIL import Image
-
-    from caffe_port.formats.atomic import atomic_write
-    from caffe_port.segmentation.voc import palette, read_labels
-
-    names = sorted(folder.names("val"), key=lambda name: (-len(folder.labelled[name]), name))[:shown]
-    colours, cell, gap = palette(), 2 * DRAWN["size"], 6
-    page = Image.new("RGB", (len(names) * (cell + gap) + gap, 3 * (cell + gap) + gap), "white")
-    for column, name in enumerate(names):
-        masks = [colours[read_labels(folder.mask(name))], colours[read_labels(results / f"{name}.png")]]
-        for row, pixels in enumerate((folder.picture(name), *masks)):
-            picture = Image.fromarray(np.ascontiguousarray(pixels, np.uint8))
-            picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
-            page.paste(picture, (gap + column * (cell + gap), gap + row * (cell + gap)))
-    with atomic_write(output, overwrite=True) as file:
-        page.save(file, "PNG")
 
 
 if __name__ == "__main__":

@@ -42,10 +42,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps, each after those that it needs, and the cells."""
+    """All steps, each after those that it needs, and the cells; the folder of pictures, if it is known."""
 
     cells: list[Cell]
     steps: list[Step] = field(default_factory=list)
+    folder: Path | None = None
 
 
 def plan(
@@ -80,7 +81,7 @@ def plan(
     for other in repeats:
         made.begin(other)
         cells += [made.cell(level, system) for level in levels for system in systems if level in REPEATED]
-    return Plan(cells, made.steps)
+    return Plan(cells, made.steps, made.folder)
 
 
 class _Maker:

@@ -13,25 +13,26 @@ class Training:
     """Settings of a training that replace those of its released solver.
 
     Attributes:
-        iterations: of one batch each. rate: the initial rate; a tenth of it after the share ``stepped`` of the
-            iterations.
+        iterations: of ``passes`` batches each. rate: the initial rate; a tenth of it after the share ``stepped`` of
+            the iterations.
     """
 
     iterations: int
     rate: float
     stepped: float = 0.7
+    passes: int = 1
 
     def settings(self, seed: int) -> dict[str, object]:
         """Fields of a SolverParameter.
 
-        One pass an iteration, because the fork's BN learns only from the last pass (docs/nets.md). Test nets do not
-        run: scores are computed at the end, from masks.
+        One pass an iteration where there is BN, because the fork's learns only from the last pass (docs/nets.md). Test
+        nets do not run: scores are computed at the end, from masks.
         """
         return {
             "max_iter": self.iterations,
             "base_lr": self.rate,
             "stepsize": max(1, round(self.iterations * self.stepped)),
-            "iter_size": 1,
+            "iter_size": self.passes,
             "snapshot": max(1, self.iterations // 4),
             "display": max(1, self.iterations // 100),
             "average_loss": max(1, self.iterations // 100),

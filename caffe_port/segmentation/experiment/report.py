@@ -11,14 +11,18 @@ import numpy as np
 
 from caffe_port.errors import FormatError
 from caffe_port.formats.atomic import atomic_write
+from caffe_port.segmentation.contact_sheet import contact_sheet
 from caffe_port.segmentation.evaluate import Scores, percents, short_names
-from caffe_port.segmentation.experiment.plan import SYSTEMS, Cell, Plan
+from caffe_port.segmentation.experiment.plan import SYSTEMS, VAL, Cell, Plan
 from caffe_port.segmentation.experiment.run import Runner
+from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import FULL
 
 __all__ = ["read_scores", "report"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_SHOWN, _SHOWN_SIDE = 10, 160
+"""Pictures on the contact sheet; pixels that each has there at least, if that takes no fraction."""
 Counts = dict[tuple[str, str], dict[int, Scores]]
 """By level and system, then by seed."""
 
@@ -50,6 +54,9 @@ def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]]) -> s
     ]
     if counts:
         pages += ["![](annotations.png)\n", _classes(levels, systems, counts, classes)]
+    if counts and plan.folder:
+        _sheet(output / "sheet.png", plan, runner, plan.folder)
+        pages += ["## Validation pictures\n", "![](sheet.png)\n"]
     pages += [_notes(plan.cells), "## Commands\n", _commands(plan, runner), "## Losses\n", "![](curves.png)\n"]
     _write(output / "results.md", "\n".join(pages))
     _write(output / "results.csv", _csv(plan, runner, counts, classes))
@@ -176,6 +183,20 @@ def _plot(path: Path, levels: Sequence[str], systems: Sequence[str], counts: Cou
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+
+
+def _sheet(path: Path, plan: Plan, runner: Runner, root: Path) -> None:
+    """Some validation pictures with the masks of every finished cell of the first seed."""
+    folder = Folder(root)
+    names = folder.names(VAL)
+    names = names[:: -(-len(names) // _SHOWN)]
+    results = {
+        f"{SYSTEMS[cell.system]}, {cell.level}": cell.step.needs[0].makes
+        for cell in plan.cells
+        if runner.done(cell.step) and not cell.same_as and cell.seed == plan.cells[0].seed
+    }
+    side = max(max(folder.size(name)) for name in names)
+    contact_sheet(folder, names, results, path, side=side, scale=max(1, _SHOWN_SIDE // side))
 
 
 def _curves(path: Path, plan: Plan) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from caffe_port.console import info
 from caffe_port.errors import CaffeError
-from caffe_port.export import source_windows  # noqa: F401
+from caffe_port.export import source_regions, source_windows  # noqa: F401
 from caffe_port.export.check import Watched
 from caffe_port.export.inputs import in_steps
 from caffe_port.export.onnx_picture import Preprocessing

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,13 @@ from caffe_port.export.parts import (
     title,
     wanted_outputs,
 )
+from caffe_port.export.source_code import python_name, unique
 from caffe_port.formats.atomic import check_output
 
 if TYPE_CHECKING:
     from caffe_port.net import Net
 
-__all__ = ["torch_program"]
+__all__ = ["keywords", "torch_program"]
 
 
 def torch_program(
@@ -45,7 +47,8 @@ def torch_program(
 ) -> Exported:
     """Write a net, in phase TEST, as ``torch.export.save`` does.
 
-    The program takes the inputs by name, ``program.module()(data=x)``, and gives a dict of the outputs.
+    The program takes the inputs by name, ``program.module()(data=x)``, and gives a dict of the outputs. A name that is
+    no identifier becomes one: the input ``cls-score-masked`` is ``cls_score_masked``.
 
     Args:
         dynamic_batch: the first axis of the inputs may have any length, if the net allows it.
@@ -69,7 +72,8 @@ def torch_program(
     if dynamic_batch and (why := fixed_batch(net, nodes) or ("" if alike else "its inputs have several")):
         info(f"the batch size is fixed: {why}")
         dynamic_batch = False
-    program, dynamic_batch = _exported(net, nodes, wanted, inputs, dynamic_batch)
+    names = keywords(inputs)
+    program, dynamic_batch = _exported(net, _ByName(net, nodes, wanted, names), dynamic_batch)
     result = Exported(
         str(target), list(inputs), wanted, sum(node.op == "call_function" for node in program.graph.nodes)
     )
@@ -80,7 +84,7 @@ def torch_program(
             module = torch.export.load(written).module()
 
             def run(feeds: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-                tops = [module(**{name: torch.from_numpy(a) for name, a in feed.items()}) for feed in feeds]
+                tops = [module(**{names[blob]: torch.from_numpy(a) for blob, a in feed.items()}) for feed in feeds]
                 return [[found[name].detach().numpy() for name in wanted] for found in tops]
 
             result.checked = check_runs(
@@ -97,38 +101,54 @@ def torch_program(
     return result
 
 
+def keywords(inputs: Iterable[str]) -> dict[str, str]:
+    """The keyword of each input blob: torch's code for a program has them as names."""
+    found: dict[str, str] = {}
+    for blob in inputs:
+        found[blob] = unique(python_name(blob, "input"), lambda name: name in found.values())
+    return found
+
+
 class _ByName(torch.nn.Module):
-    """The nodes of a net, with the inputs as keyword arguments."""
+    """The nodes of a net, with the inputs as keyword arguments.
 
-    def __init__(self, net: Net, nodes: Nodes, wanted: Sequence[str]) -> None:
+    ``forward`` has a signature of its own: torch matches no shapes with the names in a ``**inputs``.
+    """
+
+    def __init__(self, net: Net, nodes: Nodes, wanted: Sequence[str], names: Mapping[str, str]) -> None:
         super().__init__()
-        self.net, self.wanted = net, list(wanted)
-        self.indices = [node.index for node, _ in nodes]
+        self.net, self.names = net, dict(names)
+        indices = [node.index for node, _ in nodes]
 
-    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        blobs = dict(inputs)
-        self.net.executor.run(Mode.PLAIN, blobs, self.indices, keep=self.wanted)
-        return {name: blobs[name] for name in self.wanted}
+        def forward(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            blobs = {blob: inputs[name] for blob, name in names.items()}
+            net.executor.run(Mode.PLAIN, blobs, indices, keep=wanted)
+            return {name: blobs[name] for name in wanted}
+
+        known = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names.values()]
+        forward.__signature__ = inspect.Signature(known)  # type: ignore[attr-defined]
+        self.forward = forward
+
+    def given(self, batch: int | None) -> dict[str, torch.Tensor]:
+        """Drawn inputs by keyword."""
+        drawn = drawn_inputs(self.net, batch)
+        return {name: drawn[blob] for blob, name in self.names.items()}
 
 
-def _exported(
-    net: Net, nodes: Nodes, wanted: Sequence[str], inputs: Mapping[str, tuple[int, ...]], dynamic: bool
-) -> tuple[Any, bool]:
+def _exported(net: Net, module: _ByName, dynamic: bool) -> tuple[Any, bool]:
     """The program, and whether its batch is dynamic."""
-    module = _ByName(net, nodes, wanted).eval()
+    module.eval()
     with torch.no_grad():
         if dynamic:
             batch = torch.export.Dim("batch", min=1)
-            first = next(iter(inputs.values()))[0]
-            given = {name: x for name, x in drawn_inputs(net, max(first + 1, 2)).items() if name in inputs}
+            given = module.given(max(net.shapes[next(iter(module.names))][0] + 1, 2))
             try:
-                shapes = {"inputs": {name: {0: batch} for name in given}}
+                shapes = {name: {0: batch} for name in given}
                 return torch.export.export(module, (), given, dynamic_shapes=shapes, strict=False), True
             except Exception:  # torch raises errors of many kinds
                 info("the batch size is fixed: a layer's form depends on it")
         try:
-            given = {name: x for name, x in drawn_inputs(net, None).items() if name in inputs}
-            return torch.export.export(module, (), given, strict=False), False
+            return torch.export.export(module, (), module.given(None), strict=False), False
         except CaffeError:
             raise
         except Exception as error:

@@ -1,0 +1,173 @@
+"""PyTorch files and programs of torch.export: trained models, nets of regions, objects in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference import EMBEDDED, SHARED, Case, cases, needs_shared
+from test_export_detection import PICTURES, PROPOSALS, SETTINGS, detector, faster
+from test_export_onnx import FOLDED, drawn, prepared
+from test_export_source import module_of
+from test_rcnn import CASES, python_net
+from test_rcnn import settings as restored  # noqa: F401
+
+import caffe_port
+from caffe_port.data import rcnn_settings
+from caffe_port.errors import CaffeError
+from caffe_port.export import source, torch_program
+from caffe_port.export.torch_program import keywords
+from caffe_port.net import Net
+from caffe_port.tools.compare import compare, sample
+from caffe_port.tools.replay import Reference
+
+pytest.importorskip("safetensors")
+
+MODELS = sorted(path.parent for path in SHARED.glob("models/*/expected.npz"))
+
+
+@needs_shared("models")
+@pytest.mark.parametrize("form", ["py", "pt2"])
+@pytest.mark.parametrize("model", MODELS or [Path("none")], ids=lambda path: path.name)
+def test_trained_models_give_caffes_numbers(model: Path, form: str, tmp_path: Path) -> None:
+    (weights,) = model.glob("weights.*")
+    net = Net(model / "net.prototxt", weights, caffe_port.TEST, dialect="bvlc")
+    reference = Reference(model / "expected.npz")
+    blobs = [key.removeprefix("out/") for key in reference.keys("out")]
+    wanted = [blob for blob in blobs if blob not in net.graph.inputs and net.shapes.get(blob) is not None]
+    given = {n: torch.from_numpy(reference[f"in/{n}"].astype(np.float32)) for n in net.graph.inputs}
+    found = run(net, form, wanted, given, tmp_path)
+    for blob in wanted:
+        theirs = reference[f"out/{blob}"]
+        assert compare(blob, found[blob].reshape(theirs.shape), theirs, reference.bound(f"out/{blob}")).ok, blob
+
+
+DEPLOYED = ("fcn8s_deploy", "decouplednet_deploy", "decouplednet_fp_bp", "deconvnet_deploy")
+NARROW = [case for case in cases("noh_nets", "noh") if case.name in DEPLOYED]
+
+
+@pytest.mark.parametrize("form", ["py", "pt2"])
+@pytest.mark.parametrize("case", NARROW, ids=str)
+def test_narrow_nets_give_caffes_numbers(case: Case, form: str, tmp_path: Path) -> None:
+    """The outputs, or for large ones a sample of them; in the file also what is between."""
+    net, reference = prepared(case), case.reference
+    keys = {key.partition("/")[2]: key for key in reference.keys("out", "sample")}
+    wanted = [blob for blob in keys if blob in (net.shapes if form == "py" else net.graph.outputs)]
+    wanted = [blob for blob in wanted if blob not in net.graph.inputs]
+    assert wanted
+    given = {n: torch.from_numpy(reference[f"in/{n}"].astype(np.float32)) for n in net.graph.inputs}
+    found = run(net, form, wanted, given, tmp_path)
+    for blob in wanted:
+        theirs, key = reference[keys[blob]], keys[blob]
+        ours = sample(found[blob], theirs.size) if key.startswith("sample/") else found[blob].reshape(theirs.shape)
+        assert compare(key, ours, theirs, reference.bound(key), ties=True).ok, blob
+
+
+def run(net: Net, form: str, wanted: list[str], given: dict[str, torch.Tensor], folder: Path) -> dict[str, np.ndarray]:
+    """What an exported net gives for these blobs."""
+    with torch.no_grad():
+        if form == "pt2":
+            torch_program(net, folder / "net.pt2", outputs=wanted, verify=False)
+            names = keywords(given)
+            tops = torch.export.load(folder / "net.pt2").module()(**{names[blob]: x for blob, x in given.items()})
+            return {blob: tops[blob].numpy() for blob in wanted}
+        source(net, folder / "net.py", outputs=wanted, verify=False, fold=False)
+        module = module_of(folder / "net.py")
+        tops = module.load()(*(given[name] for name in module.INPUTS))
+        tops = tops if isinstance(tops, tuple) else (tops,)
+        return {blob: top.numpy() for blob, top in zip(wanted, tops, strict=True)}
+
+
+@needs_shared("models/res10_ssd")
+def test_a_trained_detector(tmp_path: Path) -> None:
+    """Rows equal in number and order to SSD's; a batch of all pictures gives each one's."""
+    model = SHARED / "models" / "res10_ssd"
+    net = Net(model / "net.prototxt", model / "weights.caffemodel", caffe_port.TEST, dialect="ssd")
+    source(net, tmp_path / "net.py", verify=False)
+    detect = module_of(tmp_path / "net.py").load()
+    given, wanted = [], []
+    for i, picture in enumerate(PICTURES):
+        with np.load(model / f"expected_{picture}.npz") as arrays:
+            given.append(torch.from_numpy(arrays["in/data"]))
+            wanted.append(arrays["out/detection_out"] + np.float32([i, 0, 0, 0, 0, 0, 0]))
+    with torch.no_grad():
+        found = detect(torch.cat(given)).numpy()
+    np.testing.assert_allclose(found, np.concatenate(wanted, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_objects_in_their_order(settings: str, ties: bool, tmp_path: Path) -> None:
+    """Also inverted boxes (of large offsets), equal scores and items without objects."""
+    r = np.random.default_rng(len(settings))
+    net = detector(60, 4, settings)
+    source(net, tmp_path / "net.py", dynamic_batch=False, verify=False)
+    near = r.integers(0, 14, (60, 2))
+    boxes = np.hstack((near, near + r.integers(1, 6, (60, 2)))) / 16
+    given = {
+        "loc": np.round(r.normal(0, 1, net.shapes["loc"]) * 4) / 4,
+        "conf": np.round(r.uniform(0, 1, net.shapes["conf"]) * (8 if ties else 1024)) / (8 if ties else 1024),
+        "prior": np.concatenate((boxes, np.full_like(boxes, 0.25))).reshape(1, 2, -1),
+    }
+    given["conf"][1] = 0
+    x = {name: torch.from_numpy(array.astype(np.float32)) for name, array in given.items()}
+    with torch.no_grad():
+        ours = net(x)["y"].numpy()
+        found = module_of(tmp_path / "net.py").load()(*x.values()).numpy()
+    np.testing.assert_allclose(found, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_proposals_are_the_originals(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    rcnn_settings.change(case["cfg"])
+    with np.load(EMBEDDED / "rcnn_python" / f"{name}.npz") as theirs:
+        inputs = {key.replace("/", "_"): theirs[key].astype(np.float32) for key in theirs.files if key[:3] == "in/"}
+        shapes = {blob: array.shape for blob, array in inputs.items()}
+        net = python_net(f"{case['module']}.{case['layer']}", shapes, case["tops"], case["param_str"], case["phase"])
+        source(net, tmp_path / "net.py", outputs=case["tops"], verify=False)
+        module = module_of(tmp_path / "net.py")
+        tops = module.load()(*(torch.from_numpy(inputs[blob]) for blob in module.INPUTS))
+        for top, found in zip(case["tops"], tops if isinstance(tops, tuple) else (tops,), strict=True):
+            np.testing.assert_allclose(found.numpy(), theirs[f"out/{top}"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (128, 80)])
+def test_a_net_of_regions_at_several_sizes(size: tuple[int, int], tmp_path: Path) -> None:
+    net = faster()
+    source(net, tmp_path / "net.py", verify=False)
+    x = torch.from_numpy(np.random.default_rng(1).normal(0, 60, (1, 3, *size)).astype(np.float32))
+    given = {"data": x, "im_info": torch.tensor([[*size, 1.0]])}
+    module = module_of(tmp_path / "net.py")
+    with torch.no_grad():
+        ours, tops = net(given), module.load()(*given.values())
+    assert len(ours["class"]) > 3
+    for name, found in zip(module.OUTPUTS, tops, strict=True):
+        torch.testing.assert_close(found, ours[name], rtol=0, atol=1e-5 * float(ours[name].abs().max()))
+
+
+def test_a_detector_is_checked(tmp_path: Path) -> None:
+    """Boxes at one threshold's edge: what decides is compared, and the objects from there."""
+    exported = source(detector(20, 3, SETTINGS[0]), tmp_path / "net.py", dynamic_batch=False)
+    assert exported.checked is not None
+    assert exported.checked.error <= 1e-5
+
+
+def test_a_program_names_layers_that_it_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(CaffeError, match=r"layer l .*it works on boxes one by one, which a trace cannot record"):
+        torch_program(detector(5, 3, SETTINGS[0]), tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_programs_batch_has_any_length(tmp_path: Path) -> None:
+    net = drawn(FOLDED)
+    exported = torch_program(net, tmp_path / "net.pt2")
+    assert exported.checked is not None
+    assert exported.checked.batches == (2, 3)
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    for batch in (1, 2, 5):
+        x = torch.rand(batch, 4, 5, 6)
+        with torch.no_grad():
+            torch.testing.assert_close(program(x=x)["e"], net(x=x)["e"], rtol=1e-5, atol=1e-5)

@@ -268,6 +268,18 @@ def test_wrong_definitions(layer: str, says: str) -> None:
         run(layer, WIDE)
 
 
+@pytest.mark.parametrize(
+    "type_name", ["Squeeze", "Pad", "ShuffleChannel", "Reorg", "UpsampleDarknet", "ResizeNearestNeighbor"]
+)
+def test_layers_that_move_values_do_not_work_in_place(type_name: str) -> None:
+    """Their forks' code reads bottoms after it has written tops."""
+    with pytest.raises(CaffeError, match="expected another name: the layer does not work in place"):
+        Net(
+            "layer { name: 'y' type: 'Input' top: 'y' input_param { shape { dim: [1, 4, 2, 2] } } }"
+            f" layer {{ name: 'l' type: '{type_name}' bottom: 'y' top: 'y' }}"
+        )
+
+
 def test_fields_without_effect_are_logged_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,25 @@ def test_matlab_files_are_read_in_turn(
             assert np.array_equal(found[top], blobs[batch, i, 0])
 
 
+def test_matlab_files_are_written_every_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "input: 'x' input_shape { dim: [1, 2, 3, 4] } input: 't' input_shape { dim: [2, 3] }"
+        " layer { name: 'm' type: 'MatWrite' bottom: 'x' bottom: 't' %s mat_write_param { prefix: 'out_' period: 2 } }"
+    )
+    net = caffe_port.Net(text % "", dialect="deeplab2", allow_writes=True)
+    x, t = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), np.float32([[1, 2, 3], [4, 5, 6]])
+    for i in range(3):
+        net.forward(x=x + i, t=t - i)
+    names = [f"out_iter_{k}_blob_{i}.mat" for k in (0, 2) for i in (0, 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    first, second = (loadmat(name)["data"] for name in names[2:])
+    assert np.array_equal(first.reshape(4, 3, 2).transpose(2, 1, 0), x[0] + 2)
+    assert np.array_equal(second.reshape(3, 2).T, t - 2)
+    with pytest.raises(CaffeError, match="expected 0 tops, found 1 tops"):
+        caffe_port.Net(text % "top: 'y'", dialect="deeplab2", allow_writes=True)
+
+
 @pytest.mark.parametrize(("label", "bias"), [([[-1, 0]], [[0, 3]]), ([[-1, -1]], [[0, 0]]), ([[255, 0]], [[0, 3]])])
 def test_biases_of_labelled_pixels_alone(label: list[list[int]], bias: list[list[int]]) -> None:
     """Of one channel, so that an unlabelled pixel has no other channel to be taken for."""

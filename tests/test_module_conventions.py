@@ -283,3 +283,26 @@ def test_names_of_modules_parameters_and_state() -> None:
     close(other(X)["prob"], net(X)["prob"])
     assert net.train().training and net.conv1.training and not net.eval().conv1.training
     assert next(net.double().parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_indices_whole(dtype: torch.dtype) -> None:
+    """Those of 60 x 60 pixels and of 3,000 classes are more than 11 or 8 bits hold."""
+    net = Net(
+        """input: "data" input_shape { dim: 1 dim: 1 dim: 60 dim: 60 }
+        layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" top: "mask"
+          pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+        layer { name: "unpool" type: "Unpooling" bottom: "pool" bottom: "mask" top: "unpool"
+          unpooling_param { unpool: MAX kernel_size: 2 stride: 2 unpool_size: 60 } }
+        layer { name: "best" type: "ArgMax" bottom: "data" top: "best" argmax_param { out_max_val: true } }""",
+        phase="TEST",
+        dialect="noh",
+    ).to(dtype)
+    x = torch.zeros(1, 1, 60, 60, dtype=dtype)
+    x[..., 1::2, 1::2] = 1
+    x[0, 0, 57, 55] = 2
+    for _ in range(2):
+        with torch.no_grad():
+            tops = net(data=x)
+        assert torch.equal(tops["unpool"], x)
+        assert tops["best"].flatten().tolist() == [57 * 60 + 55, 2]

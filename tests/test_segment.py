@@ -248,3 +248,10 @@ def test_wrong_inputs_of_a_stage() -> None:
         staged.second(begun, data=torch.zeros(1, 3, 8, 8))
     with pytest.raises(CaffeError, match="expected 7 channels"):
         staged.second(begun, **{"cls-score-masked": torch.zeros(1, 5, 1, 1)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_nets_of_other_precisions(dtype: torch.dtype) -> None:
+    wanted, found = Segmenter(tiny())(pixels := picture(20, 31, 3)), Segmenter(tiny().to(dtype))(pixels)
+    assert found.maps.dtype == np.float32
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=0.02)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.comparisons import above, equals
-from caffe_port.layers.functions import symbolic
+from caffe_port.layers.functions import as_numbers, symbolic
 from caffe_port.layers.loss import grouped_sum
 from caffe_port.spec import losses, shaping
 
@@ -76,7 +76,7 @@ class ArgMax(shaping.ArgMax, Layer):
         value, place = self.ranked(x.flatten(1) if self.over is None else x, 1 if self.over is None else self.over)
         if self.over is not None:
             return value if self.out_max_val else place
-        return (torch.stack((place, value), 1) if self.out_max_val else place).view(shape)
+        return (torch.stack((place, value.to(place.dtype)), 1) if self.out_max_val else place).view(shape)
 
     def ranked(self, x: Tensor, along: int) -> tuple[Tensor, Tensor]:
         """The largest values and their indices; of equal ones the last first, hence the search in reversed order."""
@@ -84,12 +84,12 @@ class ArgMax(shaping.ArgMax, Layer):
         if self.top_k > 1:
             value, place = x.topk(min(self.top_k + 1, n), along)
             if not symbolic(x) and not (value.diff(dim=along) == 0).any():
-                return value.narrow(along, 0, self.top_k), place.narrow(along, 0, self.top_k).to(x.dtype)
+                return value.narrow(along, 0, self.top_k), as_numbers(place.narrow(along, 0, self.top_k), x)
             value, place = x.flip(along).sort(dim=along, descending=True, stable=True)
             value, place = value.narrow(along, 0, self.top_k), place.narrow(along, 0, self.top_k)
         else:
             value, place = x.flip(along).max(along, keepdim=True)
-        return value, (n - 1 - place).to(x.dtype)
+        return value, as_numbers(n - 1 - place, x)
 
 
 class _PixelAccuracy(losses.PixelAccuracy, Layer):

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Function", "ordinary", "recorded", "symbolic", "traced"]
+__all__ = ["Function", "as_numbers", "ordinary", "recorded", "symbolic", "traced"]
 
 
 def ordinary(t: Tensor) -> bool:
     """Whether it is a tensor of torch's class, not of a subclass with other behaviour."""
     return type(t) in (Tensor, nn.Parameter)
+
+
+def as_numbers(index: Tensor, like: Tensor) -> Tensor:
+    """Indices as a blob: in the dtype of ``like``, but in float32 for one of 16 bits, which cannot hold them."""
+    return index.to(like.dtype if like.dtype.itemsize > 2 else torch.float32)
 
 
 def traced() -> bool:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from caffe_port import random
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
-from caffe_port.layers.functions import Function
+from caffe_port.layers.functions import Function, as_numbers
 from caffe_port.spec import windows
 
 MANY_CHANNELS = 16
@@ -71,7 +71,7 @@ class Pooling(windows.Pooling, Layer):
             padded, (top, left) = self._padded(x, kernel, size, -torch.finfo(x.dtype).max)
             y, index = F.max_pool2d(padded, kernel, self.stride, return_indices=True)
             index = (index // padded.shape[3] - top) * width + index % padded.shape[3] - left
-        return y if self.n_tops == 1 else (y, index.to(x.dtype))
+        return y if self.n_tops == 1 else (y, as_numbers(index, x))
 
     def caffe_gradient(self, b: Backward) -> Gradients:
         grad, index = torch.zeros_like(b.given[0]).flatten(2), b.tops[1].flatten(2).long()

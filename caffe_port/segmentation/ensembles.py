@@ -106,7 +106,7 @@ class ScoreNet:
         """The scores, float32 (n, 1 + classes, ...), of inputs float32 (n, 3, height, width)."""
         with torch.no_grad():
             scores: Tensor = self.net(**{DATA: torch.from_numpy(data).to(next(self.net.parameters()))})[self._top]
-        return scores.numpy(force=True)
+        return scores.float().numpy(force=True)
 
 
 class Product(Scoring):

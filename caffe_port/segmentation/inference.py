@@ -110,7 +110,7 @@ class Segmenter(System):
         return [
             _combined(row, some, passes)
             if some
-            else Maps(row.numpy(force=True), (0,), np.ones((1, self.size, self.size), np.float32))
+            else Maps(row.float().numpy(force=True), (0,), np.ones((1, self.size, self.size), np.float32))
             for row, some, passes in zip(scores, found, segmented, strict=True)
         ]
 
@@ -216,14 +216,14 @@ def _combined(scores: Tensor, found: list[int], segmented: Tensor) -> Maps:
     Args:
         segmented: ``seg-score`` of the background's pass and of each class's; for a single class one pass is both.
     """
-    shares = segmented.softmax(1).numpy(force=True)
+    shares = segmented.float().softmax(1).numpy(force=True)
     foregrounds = shares[len(shares) - len(found) :, 1]
     maps = np.concatenate([shares[:1, 0], foregrounds]).astype(np.float64)
     total = maps.sum(0)
     maps[:, total <= 0] = 1
     maps /= np.where(total <= 0, len(maps), total)
     labels = (0, *(index + 1 for index in found))
-    return Maps(scores.numpy(force=True), labels, maps.astype(np.float32))
+    return Maps(scores.float().numpy(force=True), labels, maps.astype(np.float32))
 
 
 def enlarge(maps: Array, height: int, width: int) -> Array:

@@ -125,7 +125,8 @@ def join(device: torch.device) -> Group:
     """The group in which torchrun started this process, from the environment; otherwise a group of one.
 
     Args:
-        device: of the training; with "cuda" without a number each process takes the GPU of its local rank.
+        device: of the training; with "cuda" without a number each process takes the GPU of its local rank, with one
+            all share it and communicate through gloo, as NCCL refuses several processes on a GPU.
 
     Raises:
         CaffeError: this machine has fewer GPUs than processes.
@@ -133,10 +134,11 @@ def join(device: torch.device) -> Group:
     mine = launched()
     if mine.count == 1:
         return Group(device=device)
+    backend = "nccl" if device.type == "cuda" and device.index is None else "gloo"
     device = local_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     set_share(mine)
     return Group(mine.rank, mine.count, device)
 
@@ -149,7 +151,7 @@ def local_device(device: torch.device) -> torch.device:
         CaffeError: this machine has fewer GPUs than processes.
     """
     mine = launched()
-    if mine.count == 1 or device.type != "cuda":
+    if mine.count == 1 or device.type != "cuda" or device.index is not None:
         return device
     number, there = int(os.environ.get("LOCAL_RANK") or mine.rank), torch.cuda.device_count()
     if number >= there:

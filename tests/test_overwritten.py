@@ -1,7 +1,8 @@
 """Gradients where layers work in place, compared with both programs; other blobs that share memory there.
 
 ``*_inplace`` hold two layers in one blob. ``bvlc_overwritten``, from BVLC Caffe 1.0 too, holds single layers in place
-and blobs written over through a Split, Reshape, Concat or Slice that shares its bottom's memory.
+and blobs written over through a Split, Reshape, Concat or Slice that shares its bottom's memory. ``ssd_inplace`` holds the
+types of SSD's fork.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from caffe_port.tools.replay import ours, replay
 
 CASES = [
     case
-    for suite, dialect in (("bvlc_inplace", "bvlc"), ("noh_inplace", "noh"), ("bvlc_overwritten", "bvlc"))
+    for suite, dialect in (("bvlc_inplace", "bvlc"), ("noh_inplace", "noh"), ("bvlc_overwritten", "bvlc"), ("ssd_inplace", "ssd"))
     for case in cases(suite, dialect)
 ]
 ZERO = {

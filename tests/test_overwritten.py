@@ -26,7 +26,12 @@ from caffe_port.tools.replay import ours, replay
 
 CASES = [
     case
-    for suite, dialect in (("bvlc_inplace", "bvlc"), ("noh_inplace", "noh"), ("bvlc_overwritten", "bvlc"), ("ssd_inplace", "ssd"))
+    for suite, dialect in (
+        ("bvlc_inplace", "bvlc"),
+        ("noh_inplace", "noh"),
+        ("bvlc_overwritten", "bvlc"),
+        ("ssd_inplace", "ssd"),
+    )
     for case in cases(suite, dialect)
 ]
 ZERO = {

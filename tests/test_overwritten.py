@@ -1,8 +1,8 @@
 """Gradients where layers work in place, compared with both programs; other blobs that share memory there.
 
 ``*_inplace`` hold two layers in one blob. ``bvlc_overwritten``, from BVLC Caffe 1.0 too, holds single layers in place
-and blobs written over through a Split, Reshape, Concat or Slice that shares its bottom's memory. ``ssd_inplace`` holds the
-types of SSD's fork.
+and blobs written over through a Split, Reshape, Concat or Slice that shares its bottom's memory. ``ssd_inplace`` holds
+the types of SSD's fork.
 """
 
 from __future__ import annotations

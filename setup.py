@@ -19,6 +19,7 @@ setup(
         "caffe_port.native": ["*.c"],
         "caffe_port.schema": ["*.proto"],
         "caffe_port.dialects": ["*.proto"],
+        "caffe_port.pages": ["*.css"],
         "caffe_port.view": ["*.html", "*.css", "*.js", "vendor/*"],
         **{name: patterns for name, (_, patterns) in DATA.items()},
     },

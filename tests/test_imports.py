@@ -17,6 +17,7 @@ PACKAGE = ROOT / "caffe_port"
 PACKAGES = [  # each imports only those above it
     "errors",
     "console",
+    "pages",
     "dialects",
     "spec",
     "schema",

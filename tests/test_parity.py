@@ -246,7 +246,7 @@ def test_page(here: Path, capsys: pytest.CaptureFixture) -> None:
     assert page.tags.count("li") == len(re.findall(r"--rank:(\d+);", text)) == 5
     assert sorted(map(int, re.findall(r"--rank:(\d+);", text))) == list(range(5))
     worst = re.search(
-        r'<li class="over" style="--rank:0;--error:([\d.]+)%;--bound:([\d.]+)%.*?class="name">(.*?)<', text
+        r'<li class="over" style="--rank:0;--width:([\d.]+)%;--bound:([\d.]+)%.*?class="name">(.*?)<', text
     )
     assert worst
     assert worst[3] == "score"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from caffe_port.pages import document
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.evaluate import Scored, Scores, short_names
 
@@ -23,22 +24,8 @@ _SIDE = 320
 """Length in pixels to which the longer side of a picture is reduced."""
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #667079; --line: #d9dee3; --ok: #2f7fc1;
-  --heat: 47 127 193; --track: #eef1f4 }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e4e7ea; --faint: #98a2ab; --line: #343b42;
-  --ok: #5aa7e6; --heat: 90 167 230; --track: #23282d } }
-* { box-sizing: border-box }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.45 system-ui, sans-serif }
-h1 { font-size: 1.3rem; margin: 0 0 .3rem } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
-p { margin: .2rem 0 } .faint { color: var(--faint) }
 .classes { columns: 3 18rem } .class { display: grid; grid-template-columns: 7rem 1fr 3.2rem; gap: .6rem;
   align-items: center; break-inside: avoid } .class span:last-child { text-align: right }
-.bar { height: .8rem; background: var(--track); border-radius: 2px } .bar i { display: block; height: 100%;
-  background: var(--ok); border-radius: 2px }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
-th { font-weight: 400; color: var(--faint); text-align: right; padding: .1rem .4rem } td { padding: .1rem .4rem;
-  text-align: right; background: rgb(var(--heat) / var(--share)) }
 figure { margin: 0 0 1.4rem; border-top: 1px solid var(--line); padding-top: .6rem }
 figcaption { margin-bottom: .4rem } figure div { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem }
 img { width: 100%; border-radius: 3px; display: block } .chip { display: inline-block; width: .8rem; height: .8rem;
@@ -82,23 +69,19 @@ def page(system: System, truth: Truth, show: int) -> str:
         for title, group in (("Worst", worst), ("Best", best))
         if group
     )
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(system.name)}</title><style>{_STYLE}</style></head><body>
-<h1>{escape(system.name)}: mean IoU {_percent(system.total.mean)} %</h1>
+    body = f"""<h1>{escape(system.name)}: mean IoU {_percent(system.total.mean)} %</h1>
 <p class="faint">{len(system.scored)} pictures, {_percent(system.total.accuracy)} % of the pixels correct. A class's
 score is intersection over union, over the pixels of all pictures together, without those whose true label is 255.</p>
 <h2>Classes</h2><div class="classes">{_classes(system.total, truth)}</div>
 <h2>Predicted labels of each class's pixels, in percent</h2>
 <p class="faint">True classes by row, predicted ones by column; cells below 0.5 % are empty.</p>
-<div class="wide"><table>{_confusion(system.total, truth)}</table></div>{figures}
-</body></html>
-"""
+<div class="wide"><table class="heat">{_confusion(system.total, truth)}</table></div>{figures}"""
+    return document(system.name, body, _STYLE)
 
 
 def _classes(total: Scores, truth: Truth) -> str:
     return "".join(
-        f'<div class="class"><span>{escape(name)}</span><span class="bar"><i style="width:{width:.0f}%"></i></span>'
+        f'<div class="class"><span>{escape(name)}</span><span class="bar"><i style="--width:{width:.0f}%"></i></span>'
         f"<span>{_percent(iou)}</span></div>"
         for name, iou, width in zip(truth.classes, total.iou, 100 * np.nan_to_num(total.iou), strict=True)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from math import log10
 
+from caffe_port.pages import document
 from caffe_port.tools.parity_report import Report, Row
 
 __all__ = ["page"]
@@ -13,31 +14,19 @@ _LOWEST = -9
 """The scale's left end, 1e-9; its right end is 1."""
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #667079; --line: #d9dee3;
-  --ok: #2f7fc1; --ties: #b07a12; --over: #c8352b; --track: #eef1f4; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e4e7ea; --faint: #98a2ab; --line: #343b42;
-  --ok: #5aa7e6; --ties: #dca53f; --over: #f2665b; --track: #23282d; } }
-* { box-sizing: border-box }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.45 system-ui, sans-serif }
-h1 { font-size: 1.3rem; margin: 0 0 .3rem; overflow-wrap: anywhere }
-p { margin: .2rem 0 } .faint { color: var(--faint) } .over { color: var(--over); font-weight: 600 }
+.over { color: var(--over); font-weight: 600 }
 input { margin: 1.4rem 0 .8rem } label { margin-right: 1.2rem }
 ol { list-style: none; margin: 0; padding: 0; display: flex; flex-direction: column }
 #worst:checked ~ ol li { order: var(--rank) }
 li { border-top: 1px solid var(--line) }
 .row, summary { display: grid; grid-template-columns: minmax(9rem, 1.2fr) 8rem 3fr 5rem 6rem; gap: .8rem;
-  align-items: center; padding: .25rem 0 } summary { cursor: pointer } summary:hover { background: var(--track) }
-.name { overflow-wrap: anywhere; font-weight: 500 } .number { text-align: right; font-variant-numeric: tabular-nums }
-.bar { position: relative; height: .8rem; background: var(--track); border-radius: 2px }
-.bar i { position: absolute; inset: 0 auto 0 0; width: var(--error); background: var(--ok); border-radius: 2px }
+  align-items: center; padding: .25rem 0 } summary:hover { background: var(--track) }
+.name { overflow-wrap: anywhere; font-weight: 500 } .number { text-align: right }
 .bar b { position: absolute; top: -.2rem; bottom: -.2rem; left: var(--bound); border-left: 2px solid var(--ink) }
 .ties .bar i { background: var(--ties) } .over .bar i { background: var(--over) }
 .ticks { position: relative; height: 1.2rem; font-size: .8rem; color: var(--faint) }
 .ticks span { position: absolute; transform: translateX(-50%) }
-table { border-collapse: collapse; margin: .2rem 0 .8rem; font-size: .87rem }
-th, td { padding: .1rem .8rem .1rem 0; text-align: right; font-variant-numeric: tabular-nums }
-th { color: var(--faint); font-weight: 400 } th:first-child, td:first-child { text-align: left }
+table { margin: .2rem 0 .8rem; font-size: .87rem } th, td { padding: .1rem .8rem .1rem 0 }
 @media (max-width: 48rem) { .row, summary { grid-template-columns: 7rem 1fr 4rem 3rem; gap: .4rem }
   .type { display: none } table { display: block; overflow-x: auto } }
 """
@@ -51,19 +40,15 @@ def page(report: Report) -> str:
     ticks = "".join(f'<span style="left:{_at(10.0**power)}">1e{power}</span>' for power in range(_LOWEST, 1, 3))
     items = "".join(_layer(rows, row, ranks[id(row)]) for rows, row in zip(layers, worst, strict=True))
     title = f"{report.net} beside {report.reference}"
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>{_STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
+    body = f"""<h1>{escape(title)}</h1>
 <p class="{"over" if report.over else ""}">{escape(report.verdict)}</p>
 <p class="faint">{len(report.rows)} arrays of {len(layers)} layers, {escape(report.setting)}. A bar is the layer's worst
 array: max |ours - reference| / max |reference|; the mark is its bound. Click a layer for all its arrays.</p>
 <input type="radio" name="order" id="network" checked> <label for="network">order of the net</label>
 <input type="radio" name="order" id="worst"> <label for="worst">worst first</label>
 <div class="row"><span></span><span class="type"></span><div class="ticks">{ticks}</div><span></span><span></span></div>
-<ol>{items}</ol>
-</body></html>
-"""
+<ol>{items}</ol>"""
+    return document(title, body, _STYLE)
 
 
 def _at(value: float) -> str:
@@ -77,7 +62,7 @@ def _layer(rows: list[Row], worst: Row, rank: int) -> str:
     kind = "over" if not c.ok else "ties" if c.outside else ""
     arrays = "".join(_array(row) for row in rows)
     return (
-        f'<li class="{kind}" style="--rank:{rank};--error:{_at(c.error)};--bound:{_at(c.bound)}"><details><summary>'
+        f'<li class="{kind}" style="--rank:{rank};--width:{_at(c.error)};--bound:{_at(c.bound)}"><details><summary>'
         f'<span class="name">{escape(worst.layer)}</span><span class="faint type">{escape(worst.type)}</span>'
         f'<span class="bar" aria-hidden="true"><i></i><b></b></span><span class="number">{c.error:.1e}</span>'
         f"<span>{escape(worst.verdict)}</span></summary><table><tr><th>array<th>values<th>error<th>rms<th>outside"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from html import escape
 from importlib.resources import files
 from typing import Any
+
+from caffe_port.pages import head
 
 __all__ = ["page"]
 
@@ -22,12 +23,8 @@ def page(data: dict[str, Any]) -> str:
     text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     layout = "\n".join(line for line in _read("vendor", "dagre.min.js").splitlines() if "sourceMappingURL" not in line)
     licence = _read("vendor", "LICENSE").strip()
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(data["title"])}</title><style>
-{_read("page.css")}</style></head>
-{_read("page.html")}
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    return f"""{head(data["title"], _read("page.css"), policy)}{_read("page.html")}
 <script type="application/json" id="net">{text}</script>
 <script>/* dagre
 {licence}

@@ -4,7 +4,8 @@
 # make mutants changes one flag, fact or constant at a time and runs the tests about it; an hour or two. make mutants
 #              MUTANTS=flags, or MUTANTS="--sample 50", takes minutes
 # make oracle  the single-layer references run live in kendryte-caffe (needs a Python 3.6 to 3.9 too); a minute
-# make docs    the documents as a site, in build/site: open build/site/index.html
+# make docs    the documents as a site, in build/site: open index.html there; its search needs a server, such as
+#              python3 -m http.server -d build/site
 # make lint    style and types
 # make clean   removes what these made
 #

@@ -192,6 +192,10 @@ def test_the_report_equals_the_counts(tmp_path: Path) -> None:
     assert made.command in page
     assert "# later: not done" in page
     assert "### DecoupledNet, 10, seed 8" in page
+    html = (tmp_path / "results.html").read_text()
+    assert f'<td>{one:.1f}<span class="bar"' in html
+    assert html.count("data:image/png;base64,") == 2
+    assert "prefers-color-scheme: dark" in html
     for picture in ("annotations.png", "curves.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 

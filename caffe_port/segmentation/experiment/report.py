@@ -13,6 +13,7 @@ from caffe_port.errors import FormatError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.segmentation.contact_sheet import contact_sheet
 from caffe_port.segmentation.evaluate import Scores, percents, short_names
+from caffe_port.segmentation.experiment.page import Counts, class_rows, mean_text, page
 from caffe_port.segmentation.experiment.plan import SYSTEMS, VAL, Cell, Plan
 from caffe_port.segmentation.experiment.run import Runner
 from caffe_port.segmentation.folder import Folder
@@ -23,12 +24,10 @@ __all__ = ["read_scores", "report"]
 Array = np.ndarray[Any, np.dtype[Any]]
 _SHOWN, _SHOWN_SIDE = 10, 160
 """Pictures on the contact sheet; pixels that each has there at least, if that takes no fraction."""
-Counts = dict[tuple[str, str], dict[int, Scores]]
-"""By level and system, then by seed."""
 
 
 def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]]) -> str:
-    """Writes ``results.md``, ``results.csv``, ``annotations.png`` and ``curves.png``; the main table's text.
+    """Writes ``results.md``, ``.html`` and ``.csv``, ``annotations.png`` and ``curves.png``; the main table's text.
 
     Only finished steps are reported; "-" marks the others.
 
@@ -62,6 +61,8 @@ def report(plan: Plan, runner: Runner, facts: Sequence[tuple[str, object]]) -> s
     _write(output / "results.csv", _csv(plan, runner, counts, classes))
     _plot(output / "annotations.png", levels, systems, counts)
     _curves(output / "curves.png", plan)
+    pictures = [("Over the annotations", output / "annotations.png"), ("Losses", output / "curves.png")]
+    _write(output / "results.html", page(counts, levels, systems, classes, facts, pictures))
     return main
 
 
@@ -88,26 +89,13 @@ def _table(levels: Sequence[str], systems: Sequence[str], counts: Counts) -> str
     lines = [_row(["strong annotations", *(SYSTEMS[s] for s in systems)]), "|---|" + "---:|" * len(systems)]
     for level in levels:
         name = "all" if level == FULL else f"{level} a class"
-        lines.append(_row([name, *(_mean(counts.get((level, s), {})) for s in systems)]))
+        lines.append(_row([name, *(mean_text(counts.get((level, s), {})) for s in systems)]))
     return "\n".join(lines) + "\n"
-
-
-def _mean(seeds: dict[int, Scores]) -> str:
-    """A cell of the table."""
-    means = [100 * scores.mean for scores in seeds.values()]
-    if not means:
-        return "-"
-    return f"{np.mean(means):.1f}" + (f" ± {np.std(means, ddof=1):.1f} ({len(means)})" if means[1:] else "")
 
 
 def _classes(levels: Sequence[str], systems: Sequence[str], counts: Counts, classes: Sequence[str]) -> str:
     lines = ["## By class\n", _row(["", *short_names(classes), "mean"]), "|---|" + "---:|" * (len(classes) + 1)]
-    for system in systems:
-        for level in levels:
-            seeds = counts.get((level, system), {})
-            for seed, scores in seeds.items():
-                name = f"{SYSTEMS[system]}, {level}" + (f", seed {seed}" if len(seeds) > 1 else "")
-                lines.append(_row([name, *percents(scores)]))
+    lines += [_row([name, *percents(scores)]) for name, scores in class_rows(levels, systems, counts)]
     return "\n".join(lines) + "\n"
 
 

@@ -32,6 +32,7 @@ LIMIT = 240
 
 FLAG_TESTS = ["tests/test_dialect_flags.py", "tests/test_dialects.py"]
 FACT_TESTS = [
+    "tests/test_blob_counts.py",
     "tests/test_spec.py",
     "tests/test_formats_containers.py",
     "tests/test_layers.py",

@@ -181,6 +181,9 @@ ROWS += [
     Row("HardSwish", MAP, hard_swish),
     Row("Mul", (*MAP, (4, 64, 1, 1)), lambda x, a: x * a),
     Row("Pad", MAP, lambda x: F.pad(x, (1, 1, 1, 1)), f"pad_param {{ {'paddings: 0 ' * 4}{'paddings: 1 ' * 4} }}"),
+    Row(
+        "Padding", MAP, lambda x: F.pad(x, (1, 2, 1, 2)), "padding_param { pad_beg: 1 pad_end: 2 }", dialect="deeplab1"
+    ),
     Row("ReLU6", MAP, F.relu6),
     Row("Reorg", MAP, lambda x: F.pixel_unshuffle(x, 2), "reorg_param { stride: 2 }", draws=True, backward=False),
     Row(

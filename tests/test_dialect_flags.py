@@ -80,10 +80,10 @@ def inputs_are_layers(d: str) -> bool:
 
 
 def only_layers(d: str) -> bool:
-    """A BN in ``layers`` is the 2015 fork's; in ``layer`` that Caffe is not meant."""
+    """A BN, or an interp_param, in ``layers`` is that Caffe's, in ``layer`` it is not."""
     text = 'input: "x" input_dim: 1 input_dim: 1 input_dim: 1 input_dim: 2\n'
-    text += 'layers { name: "b" type: BN bottom: "x" top: "y" }'
-    return read_net(text).dialect.name == d
+    kind = "RELU interp_param { }" if d == "deeplab1" else "BN"
+    return read_net(f'{text} layers {{ name: "b" type: {kind} bottom: "x" top: "y" }}').dialect.name == d
 
 
 def crop_aligns(d: str) -> bool:
@@ -123,7 +123,10 @@ def all_inputs_or_none(d: str) -> bool:
 
 def loss_guards_empty(d: str) -> bool:
     """No label counts: 0 / 1, or 0 / 0."""
-    ignore, labels = "loss_param { ignore_label: 1 normalize: true }", np.ones((2, 1, 1, 1))
+    ignore = (
+        "softmaxloss_param { ignore_label: 1 }" if d == "deeplab1" else "loss_param { ignore_label: 1 normalize: true }"
+    )
+    labels = np.ones((2, 1, 1, 1))
     loss = float(run(d, one("SoftmaxWithLoss", "x t", ignore), x=np.ones((2, 3, 1, 1)), t=labels).ravel()[0])
     assert loss == 0 or math.isnan(loss)
     return loss == 0
@@ -376,43 +379,44 @@ test_nets_crop.__name__ = "test_nets_crop_at_random"
 # -- who does what -----------------------------------------------------------------------------------------------------
 
 AS_BVLC = ("bvlc", "mixed", "segnet", "deeplab2", "pspnet", "ssd", "rcnn", "rfcn")
-ALL = ("noh", *AS_BVLC)
+OLD = ("noh", "deeplab1")
+ALL = (*OLD, *AS_BVLC)
 WITH_BN = ("noh", "mixed", "segnet")  # pspnet's is another
 WITH_CROP = ("bvlc", "noh", "mixed", "ssd")
-FORKS = ("noh", "segnet", "deeplab2", "pspnet", "rcnn", "rfcn")
+FORKS = (*OLD, "segnet", "deeplab2", "pspnet", "rcnn", "rfcn")
 
 ROWS: list[tuple[Callable[..., bool], tuple[str, ...], tuple[str, ...]]] = [  # observation, who does so, of whom
-    (legacy_shapes, ("noh",), ALL),
+    (legacy_shapes, OLD, ALL),
     (inputs_are_layers, ("bvlc", "mixed", "ssd"), ALL),
-    (only_layers, ("noh",), ALL),
+    (only_layers, OLD, ALL),
     (crop_aligns, ("noh",), WITH_CROP),
     (fused_draws, tuple(d for d in AS_BVLC if d != "ssd"), ALL),
     (all_inputs_or_none, AS_BVLC, ALL),
     (loss_guards_empty, ("bvlc", "mixed", "deeplab2", "pspnet", "ssd", "rcnn", "rfcn"), ALL),
-    (accuracy_by_item, ("noh",), ALL),
+    (accuracy_by_item, OLD, ALL),
     (accuracy_ranks_ties, (*FORKS, "ssd"), ALL),
     (relu_gives_mask, ("noh",), ALL),
     (sigmoid_loss_by_batch, FORKS, ALL),
-    (contrastive_legacy, ("noh",), ALL),
+    (contrastive_legacy, OLD, ALL),
     (infogain_takes_probabilities, (*FORKS, "ssd"), ALL),
-    (axes_by_dim, ("noh",), ALL),
+    (axes_by_dim, OLD, ALL),
     (exp_shift_raises_minus_one, FORKS, ALL),
-    (mvn_eps, ("noh",), ALL),
+    (mvn_eps, OLD, ALL),
     (mvn_mean_gradient, ("bvlc", "mixed", "deeplab2", "pspnet", "ssd", "rcnn", "rfcn"), ALL),
-    (mvn_measures_again, ("noh",), ALL),
+    (mvn_measures_again, OLD, ALL),
     (bn_overwrites_diffs, WITH_BN, WITH_BN),
-    (data_seeded_each_batch, ("noh", "segnet"), ALL),
-    (decodes_in_color, ("noh",), ALL),
-    (data_skips_at_random, ("noh",), ALL),
+    (data_seeded_each_batch, (*OLD, "segnet"), ALL),
+    (decodes_in_color, OLD, ALL),
+    (data_skips_at_random, OLD, ALL),
     (database_thread_draws, ("deeplab2", "pspnet", "rcnn", "rfcn", "ssd"), ALL),
-    (test_nets_crop, ("noh",), ALL),
+    (test_nets_crop, OLD, ALL),
     (smooths_last_loss, tuple(d for d in AS_BVLC if d != "segnet"), ALL),
     (logs_speed, ("bvlc", "mixed"), ALL),
     (logs_kind_of_snapshot, tuple(d for d in AS_BVLC if d != "segnet"), ALL),
     (snapshot_off_interval_adds_one, ("noh",), ALL),
-    (debug_logs_updates, ("noh",), ALL),
-    (decay_before_iter_size, ("noh",), ALL),
-    (shared_parameters_decay_apart, ("noh", "segnet"), ALL),
+    (debug_logs_updates, OLD, ALL),
+    (decay_before_iter_size, ("noh",), ("noh", *AS_BVLC)),
+    (shared_parameters_decay_apart, (*OLD, "segnet"), ALL),
     (checks_rate_fields, ("bvlc", "mixed"), ALL),
 ]
 ELSEWHERE = {"fallback": "tests/test_dialects.py", "silence_clears_data": "tests/test_layers_reference.py"}

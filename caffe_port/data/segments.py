@@ -190,12 +190,15 @@ class Segments(Batches):
 class Pictures(Segments):
     """Whole pictures (IMAGE_SEG_DATA)."""
 
+    nearest = True
+    """How a mask is resized: each pixel the nearest one, or bilinearly."""
+
     def cut(self, item: Segment) -> tuple[Array, Array, tuple[int, ...]]:
         picture = self.s.reader.read(item.name, self.where)
         size = picture.shape[:2]
         labels = self.labels_for(item, size)
         if self.size[0]:
-            labels = resize(labels, self.size, self.where, nearest=True)
+            labels = resize(labels, self.size, self.where, nearest=self.nearest)
         self.check_size(item.mask, labels, size)
         return picture, labels, size
 

@@ -2,6 +2,7 @@
 
 from caffe_port.dialects.base import DIALECTS, Dialect, dialect, names, register
 from caffe_port.dialects.bvlc import BVLC
+from caffe_port.dialects.deeplab1 import DEEPLAB1
 from caffe_port.dialects.deeplab2 import DEEPLAB2
 from caffe_port.dialects.mixed import MIXED
 from caffe_port.dialects.noh import NOH
@@ -12,6 +13,7 @@ from caffe_port.dialects.ssd import SSD
 
 __all__ = [
     "BVLC",
+    "DEEPLAB1",
     "DEEPLAB2",
     "DIALECTS",
     "MIXED",

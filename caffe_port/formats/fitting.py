@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TypeVar
 
 import numpy as np
@@ -91,7 +92,7 @@ def fit(
             if array is None:
                 continue
             wanted, key = layer.blob_shapes[name], f"{layer.name}.{name}"
-            if fits(array.shape, wanted):
+            if fits(array.shape, wanted) or (not layer.strict_dim and array.size == prod(wanted)):
                 if take:
                     take(layer, name, array.reshape(wanted))
                 account.copied.append(key)

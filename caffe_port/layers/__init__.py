@@ -16,6 +16,7 @@ from caffe_port.layers import (  # noqa: F401
     data_arrays,
     data_segmentation,
     deeplab,
+    deeplab1,
     deeplab_data,
     deeplab_wssl,
     dense_crf,

@@ -37,12 +37,11 @@ _FORKS = {
         TransformationParameter.crop_width TransformationParameter.scale_factors
     """,
     "DeepLab (TheLegendAli/DeepLab-Context)": """
-        CENSOR_LABEL CHANNEL_AGGREGATOR DENSE_CRF DOMINANT_CHANNEL GAIN_CHANNEL HISTOGRAM IGNORE_OVERLAY
-        INTERP MAT_READ MAT_WRITE ONEHOT PADDING RELATIVE_ERROR SEG_ACCURACY LayerParameter.censor_label_param
+        CENSOR_LABEL CHANNEL_AGGREGATOR DOMINANT_CHANNEL GAIN_CHANNEL HISTOGRAM IGNORE_OVERLAY
+        ONEHOT RELATIVE_ERROR LayerParameter.censor_label_param
         LayerParameter.channel_aggregator_param LayerParameter.dominant_channel_param
         LayerParameter.euclidean_loss_param LayerParameter.gain_channel_param LayerParameter.histogram_param
-        LayerParameter.ignore_overlay_param LayerParameter.onehot_param LayerParameter.padding_param
-        LayerParameter.softmaxloss_param LayerParameter.strict_dim
+        LayerParameter.ignore_overlay_param LayerParameter.onehot_param
     """,
     "PSPNet (hszhao/PSPNet)": """
         BNParameter.bias_filler BNParameter.engine BNParameter.eps BNParameter.frozen BNParameter.momentum

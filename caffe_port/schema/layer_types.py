@@ -56,6 +56,7 @@ FORK_V1: Mapping[str, str] = NOH.v1_types
 DEEPLAB_V1: dict[str, str] = {
     "ADAPTIVE_BIAS_CHANNEL": "AdaptiveBiasChannel",
     "BIAS_CHANNEL": "BiasChannel",
+    "DENSE_CRF": "DenseCRF",
     "UNIQUE_LABEL": "UniqueLabel",
 }
 """DeepLab's types in this port."""

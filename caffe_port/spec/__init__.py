@@ -5,6 +5,7 @@ Needs no torch. Importing it registers the records of all modules named here; a 
 
 from caffe_port.spec import (  # noqa: F401
     additions,
+    deeplab1,
     deeplab2,
     elementwise,
     losses,

@@ -57,7 +57,7 @@ Shape = tuple[int, ...]
 # The fields of a layer's message that the net reads.
 _NET_FIELDS = (
     *("name", "type", "bottom", "top", "phase", "include", "exclude", "loss_weight", "propagate_down", "blobs"),
-    *("param", "blob_share_mode", "blobs_lr", "weight_decay"),
+    *("param", "blob_share_mode", "blobs_lr", "weight_decay", "strict_dim"),
     *NO_EFFECT,
 )
 
@@ -160,6 +160,8 @@ class Spec:
         """Whether its first top is its first bottom."""
         self.fields = fields = Fields(message)
         fields.skip(*_NET_FIELDS)
+        self.strict_dim: bool = getattr(message, "strict_dim", True)
+        """Whether blobs of a file need this layer's shapes; else as many numbers will do (deeplab1: net.cpp)."""
         self.blob_shapes: dict[str, Shape] = {}
         self.fillers: dict[str, Any] = {}
         self.shared: set[str] = set()

@@ -3,6 +3,8 @@ name."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from caffe_port.spec.base import Shape, Spec, define, record
 from caffe_port.spec.losses import BiasChannel
 from caffe_port.spec.sources import FromFiles, ImageData
@@ -46,7 +48,7 @@ class Interp(Spec):
 class SegAccuracy(Spec):
     bottoms = (2, 2)
     labels = (0, 1)
-    reads = ("ignored=ignore_label", "reset")
+    reads: ClassVar[tuple[str, ...]] = ("ignored=ignore_label", "reset")
     ignores = ("metric",)
 
     def reshape(self, x: Shape, label: Shape) -> list[Shape]:
@@ -108,7 +110,7 @@ define("DomainTransformForwardOnly", DomainTransform, "domain_transform_param", 
 class DenseCRF(Spec):
     bottoms = (3, 3)
     labels = (0, 1, 2)
-    reads = ("rounds=max_iter", "gives_probability=output_probability")
+    reads: ClassVar[tuple[str, ...]] = ("rounds=max_iter", "gives_probability=output_probability")
 
     def setup(self, x: Shape, size: Shape, picture: Shape) -> None:
         p = self.p

@@ -16,7 +16,7 @@ setup(
     package_dir={name: folder for name, (folder, _) in DATA.items()},
     package_data={
         "caffe_port": ["py.typed"],
-        "caffe_port.native": ["*.c"],
+        "caffe_port.native": ["*.c", "*.h"],
         "caffe_port.schema": ["*.proto"],
         "caffe_port.dialects": ["*.proto"],
         "caffe_port.pages": ["*.css"],

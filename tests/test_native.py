@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from caffe_port import native
+from caffe_port.execution import packing
 
 
 @pytest.fixture
@@ -64,3 +66,23 @@ def test_a_folder_that_others_can_write_to_is_not_used(fresh: Path, said: list[s
     assert native.library("winograd") is None
     assert not [*fresh.iterdir()]
     assert str(fresh) in said[0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 7, 5), (17, 4099, 130), (48, 260, 1040), (5, 2048, 3)])
+def test_products_of_few_rows(rows: int, inputs: int, outputs: int, columns: bool) -> None:
+    torch.manual_seed(0)
+    x, scale, bias = torch.randn(rows, inputs), torch.randn(outputs), torch.randn(outputs)
+    matrix = torch.randn(inputs, outputs).t() if columns else torch.randn(outputs, inputs)
+    plain = x.double() @ matrix.double().t()
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(packing._by_kernel(matrix, scale, bias, True, x))
+        results.append(packing._by_kernel(matrix, None, None, False, x))
+    torch.set_num_threads(before)
+    expected = ((plain * scale + bias).relu(), plain)
+    for found, true in zip(results[:2], expected, strict=True):
+        assert (found - true).abs().max() < 1e-6 * true.abs().max()
+    assert all(torch.equal(results[i], results[i % 2]) for i in range(2, 6))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffe_port.execution.memory import give_back
 from caffe_port.execution.packing import Packed, pack, state_of, suits
 from caffe_port.graph import Node
 from caffe_port.layers.base import Layer
@@ -23,6 +24,9 @@ from caffe_port.layers.functions import ordinary
 __all__ = ["InferStep", "Nodes", "TrainStep", "infer_steps", "train_steps"]
 
 Nodes = Sequence[tuple[Node, Layer]]
+
+_LARGE = 1 << 18
+"""Numbers whose packing leaves much memory free."""
 
 
 @dataclass
@@ -60,6 +64,8 @@ class InferStep:
             if all(ordinary(t) and t.dtype == torch.float32 and t.device.type == "cpu" for t in blobs):
                 affine = self.layers[1:-1] if self.relu else self.layers[1:]
                 self.packed = pack(linear, affine, self.relu, x, low_memory=self.low_memory)
+                if sum(t.numel() for t in blobs) >= _LARGE:
+                    give_back()
         return self.packed
 
 

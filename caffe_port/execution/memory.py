@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 
 from caffe_port.graph import Graph
 
-__all__ = ["keep_memory", "last_uses"]
+__all__ = ["give_back", "keep_memory", "last_uses"]
 
 
 def last_uses(graph: Graph) -> dict[int, list[str]]:
@@ -41,3 +42,13 @@ def keep_memory(*, low_memory: bool) -> bool:
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
     kept = mallopt(mmap_threshold, 32 << 20) if low_memory else mallopt(mmap_max, 0)
     return bool(kept and mallopt(trim_threshold, 2**31 - 1))
+
+
+def give_back() -> None:
+    """Return what glibc keeps free, if :func:`keep_memory` was applied.
+
+    For the moments when something large was just made to stay: later it would stand among pages that nothing fits into.
+    """
+    if keep_memory.cache_info().currsize:
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)

@@ -7,7 +7,7 @@ separate passes (docs/speed.md has the figures).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,8 +18,12 @@ from caffe_port.layers import winograd
 from caffe_port.layers.base import Layer
 from caffe_port.layers.capabilities import Filters, Fusible
 from caffe_port.layers.functions import ordinary
+from caffe_port.native import call, library
 
 __all__ = ["Packed", "pack", "state_of", "suits"]
+
+FEW_ROWS = 48
+"""Up to this number, reading a matrix bounds the product."""
 
 Packed = Callable[[Tensor], Tensor]
 
@@ -67,24 +71,46 @@ def pack(layer: Layer, affine: Sequence[Layer], relu: bool, x: Tensor, *, low_me
         if pays(x, form.weight, form.stride, form.pad, form.dilation, form.group):
             return winograd.prepared(form.weight, form.bias, form.pad, form.dilation[0], relu=relu)
         return _convolution(form, relu, x)
-    run, after = form.run, form.after
-    linear = _linear(form.matrix, form.bias, relu and after is None, form.rows, low_memory)
+    run, after, scale = form.run, form.after, form.scale
     if after is None:
+        linear = _linear(form.matrix, scale, form.bias, relu, form.rows, low_memory)
         return lambda x: run(x, linear)
-    return lambda x: _finished(run(x, linear).add_(after.view(1, -1, 1, 1)), relu)
+    linear = _linear(form.matrix, None, None, False, form.rows, low_memory)
+    offset, factor = after.view(1, -1, 1, 1), None if scale is None else scale.view(1, -1, 1, 1)
+    return lambda x: _finished(run(x, linear), factor, offset, relu)
 
 
-def _finished(y: Tensor, relu: bool) -> Tensor:
+def _finished(y: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool) -> Tensor:
+    y = y if scale is None else y.mul_(scale)
+    y = y if bias is None else y.add_(bias)
     return y.relu_() if relu else y
 
 
-def _linear(matrix: Tensor, bias: Tensor | None, relu: bool, rows: int, low_memory: bool) -> Packed:
-    """x M' + b for an (outputs, inputs) ``matrix``, in oneDNN's layout for about that many rows, or unpacked."""
+def _linear(
+    matrix: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, rows: int, low_memory: bool
+) -> Packed:
+    """x M' times ``scale`` + b for an (outputs, inputs) ``matrix`` and about that many rows.
+
+    Few rows are multiplied with the matrix as it lies in memory; else it is copied into oneDNN's layout, unless memory
+    is low.
+    """
+    if rows <= FEW_ROWS and matrix.t().is_contiguous() | matrix.is_contiguous() and library("product") is not None:
+        return partial(_by_kernel, matrix, scale, bias, relu)
     if low_memory:
-        return lambda x: _finished(F.linear(x, matrix, bias), relu)
-    ops, after = _ops(), "relu" if relu else "none"
+        return lambda x: _finished(F.linear(x, matrix), scale, bias, relu)
+    ops, after = _ops(), "relu" if relu and scale is None else "none"
     packed = ops._reorder_linear_weight(matrix.contiguous(), rows)
-    return lambda x: ops._linear_pointwise(x, packed, bias, after, [], "")
+    if scale is None:
+        return lambda x: ops._linear_pointwise(x, packed, bias, after, [], "")
+    return lambda x: _finished(ops._linear_pointwise(x, packed, None, after, [], ""), scale, bias, relu)
+
+
+def _by_kernel(matrix: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, x: Tensor) -> Tensor:
+    x, (outputs, inputs) = x.contiguous(), matrix.shape
+    y = x.new_empty(len(x), outputs)
+    name = "product_rows" if matrix.is_contiguous() else "product_columns"
+    call("product", name, (len(x), inputs, outputs), x, matrix, scale, bias, int(relu), y, torch.get_num_threads())
+    return y
 
 
 def _convolution(form: Filters, relu: bool, x: Tensor) -> Packed:

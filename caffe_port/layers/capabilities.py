@@ -88,13 +88,15 @@ class Product:
 
     Attributes:
         matrix: (outputs, inputs). bias: added to every row of outputs. rows: their approximate number.
-        run: the layer, given the product to use. after: added to the channels of the result of ``run``.
+        run: the layer, given the product to use. scale: a factor for each output, or for each channel of the result
+            if there is ``after``, which is added to the channels of the result.
     """
 
     matrix: Tensor
     bias: Tensor | None
     rows: int
     run: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+    scale: Tensor | None = None
     after: Tensor | None = None
 
 

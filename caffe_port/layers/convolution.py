@@ -167,10 +167,10 @@ class Convolution(windows.Convolution, _Windowed):
 
     def form(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Product | Filters:
         weight = self.weight.detach()
-        weight = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
         if self.as_product(x):
             pixels = x.shape[0] * prod(self.reshape(tuple(x.shape))[0][2:])
-            return Product(weight.flatten(1), bias, pixels, self.by_product)
+            return Product(weight.flatten(1), bias, pixels, self.by_product, scale)
+        weight = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
         return Filters(weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
@@ -193,9 +193,10 @@ class Deconvolution(windows.Deconvolution, _Windowed):
 
     def form(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Product | Filters:
         weight = self.weight.detach()
-        weight = weight if scale is None else weight * scale.view(1, -1, 1, 1)
         if self.as_product(x):
-            return Product(weight.flatten(1).t(), None, x.shape[0] * prod(x.shape[2:]), self.by_product, after=bias)
+            pixels = x.shape[0] * prod(x.shape[2:])
+            return Product(weight.flatten(1).t(), None, pixels, self.by_product, scale, after=bias)
+        weight = weight if scale is None else weight * scale.view(1, -1, 1, 1)
         pad = tuple((k - 1) * d - p for k, d, p in zip(self.kernel, self.dilation, self.pad, strict=True))
         return Filters(weight.flip(2, 3).transpose(0, 1), bias, self.stride, pad, self.dilation, self.group)
 

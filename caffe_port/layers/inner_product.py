@@ -27,8 +27,7 @@ class InnerProduct(products.InnerProduct, Layer, Fusible):
 
     def form(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Product:
         matrix = self.weight.detach().t() if self.transpose else self.weight.detach()
-        matrix = matrix if scale is None else matrix * scale[:, None]
-        return Product(matrix, bias, x.shape[0], lambda x, linear: linear(x.flatten(1).contiguous()))
+        return Product(matrix, bias, x.shape[0], lambda x, linear: linear(x.flatten(1).contiguous()), scale)
 
 
 @layer("Embed")

@@ -28,7 +28,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from caffe_port.layers.functions import Function, symbolic
-from caffe_port.native import library
+from caffe_port.native import call, library
 
 __all__ = ["convolve", "kernel_pays", "pays", "prepared"]
 
@@ -115,14 +115,6 @@ def _ordered(weight: Tensor, *, turned: bool) -> Tensor:
     return _filled_up(w.flip(2, 3).permute(2, 3, 0, 1) if turned else w.permute(2, 3, 1, 0), 2)
 
 
-def _call(name: str, x: Tensor, outputs: int, pad: Sequence[int], dilation: int, *rest: Any) -> None:
-    """Run a function of the kernel on tensors and numbers."""
-    shape = (ctypes.c_long * 8)(*x.shape, outputs, *pad, dilation)
-    given = [ctypes.c_void_p(t.data_ptr()) if isinstance(t, Tensor) else t for t in (x, *rest)]
-    if getattr(library("winograd"), name)(shape, *given, torch.get_num_threads()):
-        raise MemoryError("convolution: no memory for transformed tiles")
-
-
 def _run(
     x: Tensor,
     filters: Tensor,
@@ -137,7 +129,8 @@ def _run(
     x = _filled_up(x.detach().permute(0, 2, 3, 1))
     size = (n + 2 * p - 2 * dilation for n, p in zip(x.shape[1:3], pad, strict=True))
     y = x.new_empty(x.shape[0], *size, filters.shape[3])
-    _call("winograd_forward", x, y.shape[3], pad, dilation, filters, bias, int(relu), y, ctypes.c_long(_ROOM))
+    rest = filters, bias, int(relu), y, ctypes.c_long(_ROOM), torch.get_num_threads()
+    call("winograd", "winograd_forward", (*x.shape, y.shape[3], *pad, dilation), x, *rest)
     return (y if outputs == y.shape[3] else y[..., :outputs].contiguous()).permute(0, 3, 1, 2)
 
 
@@ -146,7 +139,8 @@ def _filters_gradient(x: Tensor, grad: Tensor, pad: Sequence[int], dilation: int
     inputs, outputs = x.shape[1], grad.shape[1]
     x, grad = (_filled_up(t.detach().permute(0, 2, 3, 1)) for t in (x, grad))
     found = x.new_empty(_KERNEL, _KERNEL, x.shape[3], grad.shape[3])
-    _call("winograd_filters", x, grad.shape[3], pad, dilation, grad, found)
+    shape = (*x.shape, grad.shape[3], *pad, dilation)
+    call("winograd", "winograd_filters", shape, x, grad, found, torch.get_num_threads())
     return found[:, :, :inputs, :outputs].permute(3, 2, 0, 1).contiguous()
 
 

@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from caffe_port.console import info
 
-__all__ = ["library"]
+__all__ = ["call", "library"]
 
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 
@@ -46,6 +48,19 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
 
 
+def call(name: str, function: str, shape: Sequence[int], *given: Any) -> None:
+    """Run a function of ``NAME.c`` on a shape and tensors (contiguous float32 on the CPU), None, and numbers.
+
+    Raises:
+        MemoryError: there is no memory for what it keeps between steps.
+    """
+    kernel: Any = library(name)
+    numbers = (ctypes.c_long * len(shape))(*shape)
+    passed = (ctypes.c_void_p(x.data_ptr()) if hasattr(x, "data_ptr") else x for x in given)
+    if getattr(kernel, function)(numbers, *passed):
+        raise MemoryError(f"{function}: no memory for a part of {tuple(shape)}")
+
+
 def _compiled(name: str, compiler: str) -> Path:
     """The shared library, compiled unless it is in the cache.
 
@@ -56,7 +71,8 @@ def _compiled(name: str, compiler: str) -> Path:
     """
     source = Path(__file__).parent / f"{name}.c"
     built = Path(compiler).resolve()
-    parts = (source.read_bytes(), built, built.stat().st_mtime_ns, built.stat().st_size, _FLAGS, _processor())
+    sources = [path.read_bytes() for path in sorted(source.parent.glob("*.[ch]"))]
+    parts = (sources, built, built.stat().st_mtime_ns, built.stat().st_size, _FLAGS, _processor())
     path = _cache() / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -12,28 +12,10 @@
    Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016; Barabasz et al., "Error Analysis
    and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2018. */
 
-#include <omp.h>
-#include <stdlib.h>
-#include <string.h>
+#include "panels.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#define ROWS 12
-#elif defined(__AVX2__) && defined(__FMA__)
-#define LANES 8
-#define ROWS 6
-#else
-#define LANES 4
-#define ROWS 6
-#endif
-#define WIDE (2 * LANES) /* outputs of one panel of filters */
-#define DEEP 64          /* channels of one block of tiles */
-#define SPAN 4           /* blocks of panels of a task of the filters' gradient */
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int bits __attribute__((vector_size(4 * LANES)));
-#define AT(p) (*(vec *)(p))
-#define INLINE static inline __attribute__((always_inline))
+#define DEEP 64 /* channels of one block of tiles */
+#define SPAN 4  /* blocks of panels of a task of the filters' gradient */
 
 static const float A = 2.f / 3, AA = 4.f / 9, B = 3.f / 2, BB = 9.f / 4, S = 97.f / 36;
 static const float AAA = 8.f / 27, BBB = 27.f / 8;
@@ -86,54 +68,6 @@ INLINE void filter3(const vec m[6], vec g[3]) {
     g[2] = FAAA * u + FBBB * p + m[5];
 }
 
-/* rows of c += a * b; a[i * down + k * along], b and c with WIDE columns. The sum is complete before it is added, which
-   halves the rounding of many channels. */
-INLINE void multiply(int rows, long down, long along, const float *a, const float *b, float *c, long depth, int fresh) {
-    vec sum[ROWS][2];
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (vec){0};
-    for (long k = 0; k < depth; k++) {
-        vec left = AT(b + k * WIDE), right = AT(b + k * WIDE + LANES);
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            float x = a[i * down + k * along];
-            sum[i][0] += x * left;
-            sum[i][1] += x * right;
-        }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-        float *to = c + i * WIDE;
-        if (!fresh) sum[i][0] += AT(to), sum[i][1] += AT(to + LANES);
-        AT(to) = sum[i][0];
-        AT(to + LANES) = sum[i][1];
-    }
-}
-
-/* The same for any number of rows, in pieces of at most ROWS. */
-#define CASE(n, down, along) \
-    case n: \
-        multiply(n, down, along, a, b, c, depth, fresh); \
-        break;
-#define PRODUCT(name, down, along) \
-    static void name(long rows, const float *a, const float *b, float *c, long depth, int fresh) { \
-        long pieces = (rows + ROWS - 1) / ROWS; \
-        for (; pieces; pieces--) { \
-            long now = (rows + pieces - 1) / pieces; \
-            switch (now) { \
-                CASE(1, down, along) CASE(2, down, along) CASE(3, down, along) \
-                CASE(4, down, along) CASE(5, down, along) CASE(6, down, along) MORE(down, along) \
-            } \
-            a += now * (down), c += now * WIDE, rows -= now; \
-        } \
-    }
-#if ROWS == 12
-#define MORE(down, along) \
-    CASE(7, down, along) CASE(8, down, along) CASE(9, down, along) \
-    CASE(10, down, along) CASE(11, down, along) CASE(12, down, along)
-#else
-#define MORE(down, along)
-#endif
 PRODUCT(tiles_by_filters, DEEP, 1)
 PRODUCT(tiles_by_diffs, 1, DEEP)
 
@@ -150,18 +84,6 @@ static long starts(long size, long dilation, long *found) {
         for (long i = r; i < size; i += 4 * dilation, count++)
             if (found) found[count] = i;
     return count;
-}
-
-static void *scratch(size_t bytes) {
-    static __thread char *kept;
-    static __thread size_t size;
-    if (size < bytes) {
-        free(kept);
-        size = (bytes + 4095) / 4096 * 4096;
-        kept = aligned_alloc(4096, size);
-        if (!kept) size = 0;
-    }
-    return kept;
 }
 
 static int describe(Shape *s, const long *given) {
@@ -291,8 +213,6 @@ static void transform_diffs(const Shape *s, const float *dy, long tile, long cou
         }
     }
 }
-
-static long least(long a, long b) { return a < b ? a : b; }
 
 /* y = x * w + bias. given: n, rows, columns, inputs, outputs, pad of rows and of columns, dilation. bias may be null.
    budget: the bytes of transformed tiles at a time. Returns 1 where memory is short. */

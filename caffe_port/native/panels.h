@@ -1,0 +1,83 @@
+/* What the kernels share: vectors, products of a few rows with a panel of WIDE columns, memory of a thread. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 12
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LANES 8
+#define ROWS 6
+#else
+#define LANES 4
+#define ROWS 6
+#endif
+#define WIDE (2 * LANES) /* columns of one panel */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int bits __attribute__((vector_size(4 * LANES)));
+#define AT(p) (*(vec *)(p))
+#define INLINE static inline __attribute__((always_inline))
+
+/* rows of c += a * b; a[i * down + k * along], b and c with WIDE columns. The sum is complete before it is added, which
+   halves the rounding of many channels. */
+INLINE void multiply(int rows, long down, long along, const float *a, const float *b, float *c, long depth, int fresh) {
+    vec sum[ROWS][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (vec){0};
+    for (long k = 0; k < depth; k++) {
+        vec left = AT(b + k * WIDE), right = AT(b + k * WIDE + LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            float x = a[i * down + k * along];
+            sum[i][0] += x * left;
+            sum[i][1] += x * right;
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+        float *to = c + i * WIDE;
+        if (!fresh) sum[i][0] += AT(to), sum[i][1] += AT(to + LANES);
+        AT(to) = sum[i][0];
+        AT(to + LANES) = sum[i][1];
+    }
+}
+
+/* The same for any number of rows, in pieces of at most ROWS. */
+#define CASE(n, down, along) \
+    case n: \
+        multiply(n, down, along, a, b, c, depth, fresh); \
+        break;
+#define PRODUCT(name, down, along) \
+    static void name(long rows, const float *a, const float *b, float *c, long depth, int fresh) { \
+        long pieces = (rows + ROWS - 1) / ROWS; \
+        for (; pieces; pieces--) { \
+            long now = (rows + pieces - 1) / pieces; \
+            switch (now) { \
+                CASE(1, down, along) CASE(2, down, along) CASE(3, down, along) \
+                CASE(4, down, along) CASE(5, down, along) CASE(6, down, along) MORE(down, along) \
+            } \
+            a += now * (down), c += now * WIDE, rows -= now; \
+        } \
+    }
+#if ROWS == 12
+#define MORE(down, along) \
+    CASE(7, down, along) CASE(8, down, along) CASE(9, down, along) \
+    CASE(10, down, along) CASE(11, down, along) CASE(12, down, along)
+#else
+#define MORE(down, along)
+#endif
+static void *scratch(size_t bytes) {
+    static __thread char *kept;
+    static __thread size_t size;
+    if (size < bytes) {
+        free(kept);
+        size = (bytes + 4095) / 4096 * 4096;
+        kept = aligned_alloc(4096, size);
+        if (!kept) size = 0;
+    }
+    return kept;
+}
+
+static long least(long a, long b) { return a < b ? a : b; }

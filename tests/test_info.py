@@ -16,6 +16,8 @@ from caffe_port.random.fillers import FILLERS as FILLED
 from caffe_port.schema.layer_types import FILLERS, POLICIES, SOLVERS
 from caffe_port.solver.optimizers import rule
 from caffe_port.solver.schedule import policy
+from caffe_port.spec import RECORDS
+from caffe_port.spec.exports import NOT_EXPORTED
 from caffe_port.tools.info import main
 from caffe_port.tools.summary import summarize
 
@@ -219,3 +221,28 @@ def test_a_plugins_layer_is_computed_with_its_fields(tmp_path: Path) -> None:
     ):
         done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=ROOT)
         assert wanted in done.stdout, done.stdout + done.stderr
+
+
+def test_what_can_be_exported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "n.prototxt").write_text(
+        'layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: [2, 3] } } }'
+        'layer { name: "r" type: "ReLU" bottom: "d" top: "r" } layer { name: "l" type: "CenterLoss" bottom: "r" }'
+    )
+    assert summarize(tmp_path / "n.prototxt").exports == {
+        "onnx": ["DummyData", "CenterLoss"],
+        "py": ["DummyData", "CenterLoss"],
+    }
+    assert "export to .onnx: all but DummyData, CenterLoss\n" in call(capsys, str(tmp_path / "n.prototxt"))[1]
+
+
+def test_types_that_no_exporter_takes() -> None:
+    """caffe_port/spec/exports.py equals the exporters' tables."""
+    from caffe_port.export import onnx_file  # importing the package registers all exporters
+    from caffe_port.export.onnx_graph import OPERATORS
+    from caffe_port.export.source_code import WRITERS
+
+    for target, taken in (
+        ("onnx", {*OPERATORS, "Input", "Parameter", *onnx_file._BY_SHAPE}),
+        ("py", {*WRITERS, "Input"}),
+    ):
+        assert NOT_EXPORTED[target] == {name for name in RECORDS if name not in taken}

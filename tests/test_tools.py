@@ -220,6 +220,7 @@ def test_convert_prints_the_next_step(here: Path, capsys: pytest.CaptureFixture[
         "caffe-port info NET.prototxt m.caffemodel",
         "caffe-port view NET.prototxt m.caffemodel -o net.html",
         "caffe-port export NET.prototxt m.caffemodel -o m.onnx",
+        "caffe-port export NET.prototxt m.caffemodel -o net.py",
         "caffe-port parity NET.prototxt m.caffemodel REFERENCE.npz",
         "caffe-port torch2caffe m.safetensors --prototxt NET.prototxt",
     ):

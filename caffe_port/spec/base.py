@@ -144,8 +144,6 @@ class Spec:
     """Whether the definition determines its blobs and shapes; a Python layer's are known only to its code."""
     aligns: bool = False
     """Whether the net calls :meth:`align` with the coordinate map between the bottoms."""
-    exports: ClassVar[set[str]] = set()
-    """The formats to which layers of the type can be exported; exporters add themselves."""
 
     if TYPE_CHECKING:
 
@@ -383,7 +381,7 @@ def record(
     """
 
     def register(cls: C) -> C:
-        cls.type, cls.param, cls.dialects, cls.exports = type_name, param, dialects, set()
+        cls.type, cls.param, cls.dialects = type_name, param, dialects
         RECORDS.add(cls, f"the record of {type_name}", replace=replace)
         return cls
 

@@ -68,6 +68,7 @@ def _convert_and_print(arguments: argparse.Namespace) -> None:
         ("its layers and shapes", f"caffe-port info {net} {source}"),
         ("a page to look at", f"caffe-port view {net} {source} -o net.html"),
         ("ONNX, checked", f"caffe-port export {net} {source} -o {Path(output).with_suffix('.onnx')}"),
+        ("one PyTorch file", f"caffe-port export {net} {source} -o net.py"),
         ("check against Caffe", f"caffe-port dump-reference; caffe-port parity {net} {source} REFERENCE.npz"),
         ("back to Caffe", f"caffe-port torch2caffe {output} --prototxt {net}"),
     ):

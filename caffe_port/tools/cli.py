@@ -123,7 +123,7 @@ class Parser(argparse.ArgumentParser):
         for written in (False, True):
             for name, path in self.paths.items():
                 given = getattr(arguments, name)
-                if path.written == written and given is not None:
+                if path.written == written and given not in (None, []):
                     path.check(given)
 
     def add_dialect(self, what: str = "which Caffe the net is for") -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import check_output
 from caffe_port.tools.cli import Parser, numbers, print_json, read_options, run, size, trained_net
+from caffe_port.tools.progress import working
 
 if TYPE_CHECKING:
     from caffe_port.export import Exported
@@ -69,34 +70,8 @@ def _export(arguments: argparse.Namespace) -> None:
         beside = Path(output).with_suffix(".safetensors")
         if beside.exists() and beside.samefile(arguments.weights):
             raise CaffeError(output, f"{beside}, which would replace MODEL", expected="another name with -o")
-    net = trained_net(arguments.prototxt, arguments.weights, quiet=True, mmap=True, **read_options(arguments))
-    _refuse_options(suffix, arguments)
-    options = {
-        "dynamic_batch": not arguments.fixed_batch,
-        "outputs": arguments.outputs,
-        "overwrite": arguments.force,
-        "verify": not arguments.no_check,
-        "reference": arguments.reference,
-    }
-    result: Exported
-    if suffix == ".pt2":
-        from caffe_port.export.torch_program import torch_program
-
-        result = torch_program(net, output, **options)
-    else:
-        options |= {
-            "dtype": arguments.dtype,
-            "fold": not arguments.no_fold,
-            "preprocessing": _preprocessing(arguments),
-        }
-        if suffix == ".py":
-            from caffe_port.export import source
-
-            result = source(net, output, **options)
-        else:
-            from caffe_port.export import onnx
-
-            result = onnx(net, output, opset=arguments.opset, dynamic_size=arguments.dynamic_size, **options)
+    with working(f"export to {Path(output).name}", quiet=arguments.quiet or arguments.json):
+        result = _exported(output, arguments)
     if arguments.json:
         checked = result.checked
         print_json(
@@ -117,6 +92,35 @@ def _export(arguments: argparse.Namespace) -> None:
         print(result.checked or "not checked")
         what = {".py": "lines of forward"}.get(suffix, "operators")
         print(f"wrote {output}: {result.nodes} {what}, {', '.join(result.inputs)} to {', '.join(result.outputs)}")
+
+
+def _exported(output: str, arguments: argparse.Namespace) -> Exported:
+    suffix = Path(output).suffix
+    net = trained_net(arguments.prototxt, arguments.weights, quiet=True, mmap=True, **read_options(arguments))
+    _refuse_options(suffix, arguments)
+    options = {
+        "dynamic_batch": not arguments.fixed_batch,
+        "outputs": arguments.outputs,
+        "overwrite": arguments.force,
+        "verify": not arguments.no_check,
+        "reference": arguments.reference,
+    }
+    if suffix == ".pt2":
+        from caffe_port.export.torch_program import torch_program
+
+        return torch_program(net, output, **options)
+    options |= {
+        "dtype": arguments.dtype,
+        "fold": not arguments.no_fold,
+        "preprocessing": _preprocessing(arguments),
+    }
+    if suffix == ".py":
+        from caffe_port.export import source
+
+        return source(net, output, **options)
+    from caffe_port.export import onnx
+
+    return onnx(net, output, opset=arguments.opset, dynamic_size=arguments.dynamic_size, **options)
 
 
 def _refuse_options(suffix: str, arguments: argparse.Namespace) -> None:

@@ -103,7 +103,7 @@ def _as_text(found: Summary, *, quiet: bool) -> str:
         lines.append(f"  multiply-adds: {_number(found.macs)} a pass in {found.phase}")
         lines.append(f"  memory: {_bytes(found.memory)} of blobs, {_bytes(_times4(found.parameters))} of parameters")
     for target, lacking in found.exports.items():
-        lines.append(f"  export to {target}: " + (f"all but {', '.join(lacking)}" if lacking else "every layer"))
+        lines.append(f"  export to .{target}: " + (f"all but {', '.join(lacking)}" if lacking else "every layer"))
     lines += _unknown(found)
     lines += [f"  problem: {problem}" for problem in found.problems]
     return "\n".join(lines)

@@ -22,7 +22,8 @@ from caffe_port.schema.layer_types import known_names, known_type
 from caffe_port.schema.merge import schema_of
 from caffe_port.schema.state import included
 from caffe_port.schema.text import read_text
-from caffe_port.spec import infer, is_known
+from caffe_port.spec import RECORDS, infer, is_known
+from caffe_port.spec.exports import NOT_EXPORTED
 
 __all__ = ["LayerLine", "Summary", "summarize"]
 
@@ -90,19 +91,14 @@ class Summary:
     @property
     def exports(self) -> dict[str, list[str]]:
         """For each export format, the layer types of this net that cannot be exported."""
-        from caffe_port.spec import RECORDS
-
-        if self.dialect is None:
+        if self.kind != "net" or self.dialect is None:
             return {}
-        targets = {target for of_type in RECORDS.values() for record in of_type.values() for target in record.exports}
-        types = dict.fromkeys(line.type for line in self.lines)
-        dialect = DIALECTS[self.dialect]
-
-        def lacks(name: str, target: str) -> bool:
-            record = RECORDS.find(name, dialect)
-            return record is None or target not in record.exports
-
-        return {target: [name for name in types if lacks(name, target)] for target in sorted(targets)}
+        types, dialect = dict.fromkeys(line.type for line in self.lines), DIALECTS[self.dialect]
+        unknown = [name for name in types if RECORDS.find(name, dialect) is None]
+        return {
+            target: [name for name in types if name in refused or name in unknown]
+            for target, refused in NOT_EXPORTED.items()
+        }
 
 
 def summarize(
@@ -307,7 +303,7 @@ def _weights(path: str) -> Summary:
     types = [layer.type for layer in weights.layers if layer.type]
     unknown = dict.fromkeys(name for name in types if not known_type(name))
     found.unknown = [scan.Unknown("type", name, [], "", fork_of(name)) for name in unknown]
-    evidence = {f"type {name}": path for name in types}
+    evidence = {f"type {layer.type}": f"{path}: layer {layer.name}" for layer in reversed(weights.layers) if layer.type}
     try:
         chosen, found.why = detect_dialect(evidence)
         found.dialect = chosen.name

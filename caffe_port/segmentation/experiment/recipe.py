@@ -88,11 +88,13 @@ def _trainings(*iterations: int) -> dict[str, Training]:
     return {name: Training(n, 0.001 if name.startswith("classifier") else 0.01) for name, n in named}
 
 
-_ON_KEPT = {
+_WITHOUT_NORM = {
     "classifier": Training(1500, 0.0003, 0.8, passes=4),
     "classifier-str": Training(400, 0.0003, 0.8, passes=4),
+    "wssl": Training(120, 0.001),
 }
-"""VGG-16's pool5 has a root mean square of ten: at the released solver's rates the loss becomes NaN."""
+"""Without BN. VGG-16's pool5 has a root mean square of ten: at the released solver's rates the classification net's
+loss becomes NaN. WSSL's rate is its released one."""
 
 RECIPES = {
     "demo": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(400, 100, 300, 100, 100, 100, 50)),
@@ -105,7 +107,7 @@ RECIPES = {
         40,
         20,
         40,
-        _trainings(3000, 1000, 600, 600, 120, 120, 120) | _ON_KEPT,
+        _trainings(3000, 1000, 600, 600, 120, 120, 120) | _WITHOUT_NORM,
         fc_width="1/4",
         decoder_width="1/4",
         kept={"classifier": 4080, "classifier-str": 8, "decouplednet": 3200},

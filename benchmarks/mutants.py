@@ -37,7 +37,7 @@ FACT_TESTS = [
     "tests/test_formats_containers.py",
     "tests/test_layers.py",
     "tests/test_pycaffe_spec.py",
-    *("tests/test_additions.py", "tests/test_deeplab2.py"),
+    *("tests/test_additions.py", "tests/test_deeplab2.py", "tests/test_rcnn.py", "tests/test_ssd_layers.py"),
 ]
 LAYER_TESTS = [
     *("tests/test_layers.py", "tests/test_overwritten.py", "tests/test_gradcheck.py", "tests/test_segnet.py"),

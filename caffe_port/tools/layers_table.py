@@ -25,15 +25,21 @@ Written from the registry; after a change:
 
 *forward* and *backward* say whether the pass is compared with real Caffe's numbers, *cases* in which suites of
 `tests/reference`, or "from source": known from the fork's code and tests of our own. "none" means that the layer has
-no gradient. *exports* says whether `torch.export` takes the layer as those cases use it in TEST. *bvlc* is BVLC Caffe
-1.0, with what several forks add and nothing clashes with; *noh* the fork of DecoupledNet and DeconvNet.
-`AdaptiveBiasChannel`, `BiasChannel` and `UniqueLabel` are DeepLab's, and run in both.
+no gradient. *onnx*, *pt2* and *py* say to which formats a net with the layer is exported in TEST: ONNX
+([onnx.md](onnx.md)), a program of torch.export, a readable PyTorch file ([pytorch.md](pytorch.md)). The tests of the
+exports compare them with the same numbers. *pt2* is tried with the cases: "no" means that torch.export refuses, nothing
+that no case has the layer. *bvlc* is BVLC Caffe 1.0, with what several forks add and nothing clashes with; *noh* the
+fork of DecoupledNet and DeconvNet. `AdaptiveBiasChannel`, `BiasChannel` and `UniqueLabel` are DeepLab's, in both.
 
 """
-_SINGLE = ("bvlc_layers", "bvlc_corners", "noh_layers", "noh_corners")
+_SINGLE = ("bvlc_layers", "bvlc_corners", "noh_layers", "noh_corners", "segnet", "deeplab2", "ssd", "rcnn", "pspnet_bn")
 """Suites of nets around one layer."""
 
-_COLUMNS = ("layer", "dialects", "bottoms", "tops", "forward", "backward", "exports", "cases", "what it does")
+_COLUMNS = (
+    *("layer", "dialects", "bottoms", "tops", "forward", "backward", "onnx", "pt2", "py", "cases", "what it does"),
+)
+_INPUTS = ("Input", "Parameter")
+"""Layers that every format has as inputs or weights."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -57,7 +63,7 @@ def table(cases: Path | None = None) -> str:
     from caffe_port.layers import REGISTRY
 
     forward, backward = suites(cases) if cases else ({}, {})
-    exported = exports(cases) if cases else {}
+    programs = traced(cases) if cases else {}
 
     def row(name: str, cls: type[Layer], dialects: Sequence[str]) -> Iterator[str]:
         def held(suites: dict[str, set[str]]) -> set[str]:
@@ -71,7 +77,10 @@ def table(cases: Path | None = None) -> str:
         yield span(cls.tops)
         yield "yes" if held(forward) else ""
         yield "none" if not differentiable(cls) else "yes" if held(backward) else ""
-        yield {True: "yes", False: "no", None: ""}[exported.get(name)]
+        in_onnx, in_python = written(cls, dialects[0])
+        yield "yes" if in_onnx else ""
+        yield {True: "yes", False: "no", None: ""}[name in _INPUTS or programs.get(cls)]
+        yield "yes" if in_python else ""
         yield " ".join(sorted(held(forward))) or ("from source" if from_source(cls) else "")
         yield summary(cls.__doc__ or "")
 
@@ -98,26 +107,43 @@ def differentiable(cls: type[Layer]) -> bool:
     return most != 0 and not (fewest and set(range(fewest)) <= set(cls.labels))
 
 
-def exports(cases: Path) -> dict[str, bool]:
-    """For each type in the single-layer suites whether ``torch.export`` takes it in TEST, as its first case has it."""
+def written(cls: type[Layer], dialect: str) -> tuple[bool, bool]:
+    """Whether ONNX export and export to Python have a function for the layer in the dialect."""
+    from caffe_port.dialects import DIALECTS
+    from caffe_port.export import onnx_file, source_file  # noqa: F401
+    from caffe_port.export.onnx_graph import OPERATORS
+    from caffe_port.export.source_code import WRITERS
+
+    lineage = (*DIALECTS[dialect].lineage, "")
+    known = [any(name in table.get(cls.type, {}) for name in lineage) for table in (OPERATORS, WRITERS)]
+    given = cls.type in _INPUTS
+    return known[0] or given or cls.type == "PriorBox", known[1] or given
+
+
+def traced(cases: Path) -> dict[type[Layer], bool]:
+    """For each layer in the single-layer suites whether ``torch.export`` takes it in TEST, as its first case has it."""
     import logging
 
     import torch
 
     from caffe_port.net import Net
 
-    found: dict[str, bool] = {}
+    found: dict[type[Layer], bool] = {}
+    seen: set[tuple[str, str]] = set()
     logging.disable(logging.CRITICAL)  # torch logs every failed export at length
     try:
         for suite in sorted(p.parent for p in cases.glob("*/manifest.json") if p.parent.name in _SINGLE):
+            dialect = suite.name.partition("_")[0]
             for case in json.loads((suite / "manifest.json").read_text(encoding="utf-8")).values():
-                if "prototxt" not in case or set(case.get("types", ())) <= found.keys():
+                pairs = {(dialect, name) for name in case.get("types", ())}
+                if "prototxt" not in case or pairs <= seen:
                     continue
-                net = Net(case["prototxt"], phase="TEST", dialect=suite.name.partition("_")[0])
+                seen |= pairs
+                net = Net(case["prototxt"], phase="TEST", dialect=dialect)
                 for node, layer in net.nodes:
-                    if node.bottoms and layer.type not in found:
+                    if node.bottoms and type(layer) not in found:
                         bottoms = tuple(torch.ones(net.shapes[b]) for b in node.bottoms)
-                        found[layer.type] = _takes(layer, bottoms)
+                        found[type(layer)] = not layer.untraceable and _takes(layer, bottoms)
     finally:
         logging.disable(logging.NOTSET)
     return found

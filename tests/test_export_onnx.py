@@ -247,7 +247,9 @@ def test_a_picture_goes_in(dtype: str, atol: float, tmp_path: Path) -> None:
             r"1 layers that ONNX export does not support: l \(SoftmaxWithLoss, <text>:1\); cut the net before them",
         ),
         (FOLDED, {"outputs": ["cc"]}, "outputs: no blob 'cc' in the net; near: c"),
-        (FOLDED, {"dtype": "int8"}, "expected fp32 or fp16"),
+        (FOLDED, {"dtype": "fp8"}, "expected fp32, fp16 or int8"),
+        (FOLDED, {"reference": "r.npz", "preprocessing": Preprocessing()}, "found a file that takes pictures"),
+        (FOLDED, {"preprocessing": Preprocessing(size=(7, 6))}, "expected the net's, 5x6, found 7x6; write the size"),
         (FOLDED, {"opset": 9}, "expected 18 or above"),
         (
             FOLDED + "layer { name: 'f' type: 'Flatten' bottom: 'e' top: 'f' flatten_param { axis: 2 } }",
@@ -272,6 +274,26 @@ def test_wrong_numbers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path.name for path in tmp_path.iterdir()] == ["right.onnx"]
 
 
+def test_large_scores_before_a_softmax(tmp_path: Path) -> None:
+    """Their rounding grows in the exponential: the scores are compared, and what the file makes of them."""
+    net = drawn(FOLDED + "layer { name: 's' type: 'Softmax' bottom: 'e' top: 's' }")
+    with torch.no_grad():
+        net.c.weight.copy_(torch.randn_like(net.c.weight) * 50)
+    checked = onnx(net, tmp_path / "net.onnx").checked
+    assert checked is not None
+    assert checked.worst in ("e", "s")
+    assert [v.name for v in session(tmp_path / "net.onnx").get_outputs()] == ["s"]
+    with torch.no_grad():
+        assert net(x=torch.randn(2, 4, 5, 6) * 60, blobs=["e"])["e"].abs().max() > 1000
+
+
+def test_a_file_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPERATORS["ReLU"], "", lambda g, layer, x: g.node("Reshape", [x, g.constant([7])], x.shape))
+    with pytest.raises(CaffeError, match=r"export: onnxruntime does not run the file: .*d:ConvTranspose"):
+        onnx(drawn(FOLDED), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_reference_is_compared(tmp_path: Path) -> None:
     net = drawn(FOLDED)
     x = np.random.default_rng(3).normal(size=(2, 4, 5, 6)).astype(np.float32)
@@ -279,6 +301,13 @@ def test_a_reference_is_compared(tmp_path: Path) -> None:
         top = net(x=torch.from_numpy(x))["e"].numpy()
     np.savez(tmp_path / "r.npz", **{"in/x": x, "out/e": top})
     assert "and of r.npz" in str(onnx(net, tmp_path / "a.onnx", reference=tmp_path / "r.npz").checked)
+    y = np.concatenate((x, -x))
+    with torch.no_grad():
+        both = net(x=torch.from_numpy(y))["e"].numpy()
+    np.savez(tmp_path / "t.npz", **{"in/x": y, "out/e": both})
+    onnx(net, tmp_path / "c.onnx", reference=tmp_path / "t.npz")  # of another batch size
+    with pytest.raises(CaffeError, match=r"t\.npz: expected \(2, 4, 5, 6\), found in/x of shape \(4, 4, 5, 6\)"):
+        onnx(net, tmp_path / "d.onnx", reference=tmp_path / "t.npz", dynamic_batch=False)
     np.savez(tmp_path / "s.npz", **{"in/x": x, "out/e": top + 0.1})
     with pytest.raises(CaffeError, match="from those of"):
         onnx(net, tmp_path / "b.onnx", reference=tmp_path / "s.npz")

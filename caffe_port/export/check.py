@@ -20,7 +20,7 @@ from caffe_port.export.inputs import drawn_inputs
 if TYPE_CHECKING:
     from caffe_port.net import Net
 
-__all__ = ["BOUNDS", "Checked", "Run", "Watched", "check_runs", "distance"]
+__all__ = ["BOUNDS", "Agreement", "Checked", "Run", "Watched", "check_runs", "distance"]
 
 BOUNDS = {"fp32": 1e-5, "fp16": 5e-3}
 """The largest error of an output, as a share of its largest value."""
@@ -60,6 +60,32 @@ class Checked:
         )
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How an 8-bit file compares with the float one.
+
+    Attributes:
+        calibrated, compared: the numbers of pictures. apart: whether they are different pictures.
+        labels: by output with classes along axis 1, the share of equal labels. objects: by output of a detector, the
+            share of its objects with scores over a half that are found again.
+        errors: by other output, the mean difference as a share of the largest value.
+    """
+
+    calibrated: int
+    compared: int
+    apart: bool
+    labels: dict[str, float]
+    objects: dict[str, float]
+    errors: dict[str, float]
+
+    def __str__(self) -> str:
+        which = "others" if self.apart else "the same"
+        said = [f"{name}: {share:.2%} of the labels equal" for name, share in self.labels.items()]
+        said += [f"{name}: {share:.2%} of the objects found again" for name, share in self.objects.items()]
+        said += [f"{name}: off by {error:.1%} of its largest value on average" for name, error in self.errors.items()]
+        return f"8 bits, calibrated on {self.calibrated} pictures; on {self.compared} {which} {'; '.join(said)}"
+
+
 def check_runs(
     net: Net,
     wanted: Sequence[str],
@@ -68,6 +94,7 @@ def check_runs(
     program: str,
     bound: float,
     dynamic_batch: bool,
+    dynamic_size: bool = False,
     inputs: Mapping[str, tuple[int, ...]],
     reference: str | os.PathLike | None = None,
     feed: Feed | None = None,
@@ -76,11 +103,13 @@ def check_runs(
     """Run a file and the net on drawn inputs at two batch sizes and compare.
 
     Where a layer's tops change in steps (labels, switches, objects in the order of their scores), rounding alone may
-    decide between two equals. There the file's bottoms are compared and the net goes on with them.
+    decide between two equals, and an exponential of large numbers makes their rounding larger. There the file's bottoms
+    are compared and the net goes on with them.
 
     Args:
         wanted: the file's outputs. program: what runs it, for errors. bound: the largest error.
         dynamic_batch: run another batch size too, where all inputs have the same one.
+        dynamic_size: the reference may have other heights and widths.
         inputs: the shapes of the file's inputs. reference: an .npz of another Caffe's numbers, compared as well.
         watched: the bottoms of such layers, which ``run`` gives behind the outputs.
 
@@ -88,7 +117,8 @@ def check_runs(
         CaffeError: an output's error exceeds the bound, against the net or the reference; or the reference cannot be
             read, or lacks the net's inputs or outputs.
     """
-    theirs = _read_reference(reference, inputs, wanted) if reference is not None else {}
+    free = ([0] if dynamic_batch else []) + ([2, 3] if dynamic_size else [])
+    theirs = _read_reference(reference, inputs, wanted, free) if reference is not None else {}
     first = next((net.shapes[n][0] for n in net.graph.inputs if net.shapes[n]), 1)
     alike = all(net.shapes[n][:1] == (first,) for n in net.graph.inputs)
     batches = (first, first + 1) if dynamic_batch and alike and net.graph.inputs else (first,)
@@ -156,22 +186,24 @@ def distance(found: Any, expected: Any) -> float:
 
 
 def _read_reference(
-    path: str | os.PathLike, inputs: Mapping[str, tuple[int, ...]], wanted: Sequence[str]
+    path: str | os.PathLike, inputs: Mapping[str, tuple[int, ...]], wanted: Sequence[str], free: Sequence[int]
 ) -> dict[str, Any]:
-    """The arrays of an .npz whose keys are in/BLOB and out/BLOB, inputs in the file's shapes."""
+    """The arrays of an .npz whose keys are in/BLOB and out/BLOB; inputs have the file's shape but for ``free`` axes."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in arrays.files if key.startswith(("in/", "out/"))}
-    except (ValueError, OSError, EOFError, BadZipFile, AttributeError) as fault:
-        said = f"not an .npz of arrays ({fault})"
-        raise CaffeError(os.fspath(path), said, expected="in/BLOB and out/BLOB") from None
+    except (ValueError, OSError, EOFError, BadZipFile, AttributeError):
+        raise CaffeError(os.fspath(path), "not an .npz of arrays", expected="in/BLOB and out/BLOB") from None
     for name, shape in inputs.items():
         array = found.get(f"in/{name}")
         if array is None:
             raise CaffeError(os.fspath(path), f"no in/{name}", expected="every input of the net")
-        if array.size != prod(shape):
+        alike = len(array.shape) == len(shape) and all(
+            a == b or i in free for i, (a, b) in enumerate(zip(array.shape, shape, strict=True))
+        )
+        if not alike and array.size != prod(shape):
             raise CaffeError(os.fspath(path), f"in/{name} of shape {array.shape}", expected=str(shape))
-        found[f"in/{name}"] = array.astype(np.float32).reshape(shape)
+        found[f"in/{name}"] = np.ascontiguousarray(array, np.float32).reshape(array.shape if alike else shape)
     if not any(f"out/{name}" in found for name in wanted):
         raise CaffeError(os.fspath(path), "none of the net's outputs", expected=f"out/{wanted[0]}")
     return found

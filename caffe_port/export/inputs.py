@@ -16,11 +16,11 @@ __all__ = ["PROPOSAL", "drawn_inputs", "in_steps", "takes_regions"]
 
 PROPOSAL = "Python rpn.proposal_layer.ProposalLayer"
 _OF_REGIONS = ("ROIPooling", "PSROIPooling")
-_STEPS = ("ArgMax", "DetectionOutput", "Filter", "Threshold", PROPOSAL, *_OF_REGIONS)
+_STEPS = ("ArgMax", "DetectionOutput", "Exp", "Filter", "Sigmoid", "Softmax", "Threshold", PROPOSAL, *_OF_REGIONS)
 
 
 def in_steps(layer: Any) -> bool:
-    """Whether a difference in the last bit of a layer's bottoms can change its tops as a whole."""
+    """Whether a difference in the last bit of a layer's bottoms can change its tops as a whole, or grows in them."""
     return layer.type in _STEPS or (layer.type == "Pooling" and layer.n_tops == 2 and layer.method == "MAX")
 
 

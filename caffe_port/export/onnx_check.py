@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from caffe_port.errors import CaffeError
 from caffe_port.export.check import BOUNDS, Checked, check_runs
 from caffe_port.export.onnx_write import outputs_added
 
@@ -47,7 +48,7 @@ def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.Pat
         unique = [*dict.fromkeys(names)]
         made = []
         for feed in feeds:
-            found = dict(zip(unique, runs.run(unique, feed), strict=True))
+            found = dict(zip(unique, _ran(runs.run, unique, feed), strict=True))
             made.append([found[name].astype(np.float32, copy=False) for name in names])
         return made
 
@@ -58,6 +59,7 @@ def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.Pat
         program="onnxruntime",
         bound=BOUNDS[dtype],
         dynamic_batch=writer.graph.dynamic_batch,
+        dynamic_size=writer.graph.dynamic_size,
         inputs={v.name: v.shape for v in writer.inputs},
         reference=reference,
         feed=partial(_fed, writer),
@@ -65,15 +67,25 @@ def check(path: Path, net: Net, writer: Any, dtype: str, reference: str | os.Pat
     )
 
 
+def _ran(function: Any, *arguments: Any) -> Any:
+    """A call of onnxruntime, whose exceptions have no common class."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        remedy = "--no-check writes the file without the check; please report the net"
+        raise CaffeError("export", f"onnxruntime does not run the file: {said[:300]}", remedy=remedy) from None
+
+
 def _giving(path: Path, more: Mapping[str, bool]) -> Any:
     """A session of the file that gives these values, too; the file stays as it is."""
     if not more:
-        return session(path)
+        return _ran(session, path)
     size = path.stat().st_size
     with path.open("ab") as file:
         file.write(outputs_added(more))
     try:
-        return session(path)
+        return _ran(session, path)
     finally:
         os.truncate(path, size)
 

@@ -22,6 +22,7 @@ from caffe_port.export import onnx_detection, onnx_layers, onnx_windows  # noqa:
 from caffe_port.export.inputs import in_steps, takes_regions
 from caffe_port.export.onnx_check import check
 from caffe_port.export.onnx_graph import SINGLE, Array, Graph, Value, operator_of
+from caffe_port.export.onnx_int8 import QUANTIZED, pictures_of, quantize
 from caffe_port.export.onnx_picture import Preprocessing
 from caffe_port.export.onnx_write import save
 from caffe_port.export.parts import (
@@ -70,6 +71,7 @@ def onnx(
     verify: bool = True,
     reference: str | os.PathLike | None = None,
     preprocessing: Preprocessing | None = None,
+    calibrate: Sequence[str | os.PathLike] | None = None,
 ) -> Exported:
     """Write a net as an ONNX file.
 
@@ -78,13 +80,15 @@ def onnx(
         opset: of the default domain; default: 18.
         dynamic_batch: the first axis of the inputs may have any length.
         dynamic_size: so may height and width, where every layer allows it.
-        dtype: "fp32", or "fp16": numbers inside are float16, inputs and outputs float32.
+        dtype: "fp32"; "fp16": numbers inside are float16, inputs and outputs float32; "int8": the products are of 8
+            bits, by onnxruntime's quantizer, and the graph takes a picture.
         outputs: output blobs instead of the net's; layers that they do not need are omitted.
         fold: fold normalizations into the weights before them.
         overwrite: replace an existing file.
         verify: run the file in onnxruntime, compare with the net, and keep it only if the numbers agree.
         reference: an .npz of another Caffe's numbers to compare with as well (as ``parity`` takes it).
         preprocessing: the graph takes a picture, uint8, and preprocesses it.
+        calibrate: for int8, files of pictures such as the net is for.
 
     Raises:
         CaffeError: a layer that cannot be exported, by name, before anything is written; an unknown blob or dtype;
@@ -96,8 +100,18 @@ def onnx(
         require("onnxruntime")
     target = os.fspath(path)
     check_output(target, overwrite=overwrite)
-    if dtype not in ("fp32", "fp16"):
-        raise CaffeError("dtype", repr(dtype), expected="fp32 or fp16")
+    if dtype not in ("fp32", "fp16", "int8"):
+        raise CaffeError("dtype", repr(dtype), expected="fp32, fp16 or int8")
+    if (dtype == "int8") != (calibrate is not None):
+        found = "no pictures for int8" if dtype == "int8" else f"pictures for {dtype}"
+        remedy = "--dtype int8 --calibrate FOLDER"
+        raise CaffeError("calibrate", found, expected="pictures with int8 only", remedy=remedy)
+    if reference is not None and (preprocessing is not None or dtype == "int8"):
+        remedy = "compare without the preprocessing, which changes no weights, and then write the file with it"
+        raise CaffeError("reference", "a file that takes pictures", expected="one that takes blobs", remedy=remedy)
+    if dtype == "int8":
+        require("onnxruntime")
+        preprocessing = preprocessing or Preprocessing()
     if (opset or OPSET) < _OLDEST:
         raise CaffeError("opset", str(opset), expected=f"{_OLDEST} or above")
     wanted = wanted_outputs(net, outputs)
@@ -112,11 +126,16 @@ def onnx(
     with torch.no_grad():
         writer.run()
     result = Exported(target, [v.name for v in writer.inputs], wanted, len(graph.nodes), writer.folded, writer.computed)
+    feeds = [] if calibrate is None or preprocessing is None else pictures_of(calibrate, writer.inputs, preprocessing)
     with new_folder_beside(target) as folder:
-        written = folder / Path(target).name
-        save(written, graph, writer.inputs, writer.outputs, _facts(net, result, verify))
+        written = folder / (f"float-{Path(target).name}" if feeds else Path(target).name)
+        save(written, graph, writer.inputs, writer.outputs, _facts(net, result, verify, dtype))
         if verify:
-            result.checked = check(written, net, writer, dtype, reference)
+            result.checked = check(written, net, writer, "fp32" if feeds else dtype, reference)
+        if feeds:
+            result.agreement = quantize(written, folder / Path(target).name, feeds, writer.quantized)
+            for file in folder.glob("float-*"):
+                file.unlink()
         # The arrays first: a file without them cannot be opened, and gives no clear error.
         for file in sorted(folder.iterdir(), reverse=True):
             file.replace(Path(target).with_name(file.name))
@@ -136,6 +155,7 @@ class _Writer:
     Attributes:
         inputs, outputs: the graph's, as values. folded, computed: see :class:`Exported`.
         values: the value of each blob's last version, by blob.
+        quantized: the names of the operators that compute in 8 bits where the file has them.
         steps: by node, the bottoms of layers whose tops change in steps, with their values.
     """
 
@@ -155,6 +175,7 @@ class _Writer:
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.quantized: list[str] = []
         self.steps: dict[int, list[tuple[str, Value]]] = {}
         self.folded: dict[str, str] = {}
         self.computed: list[str] = []
@@ -229,7 +250,7 @@ class _Writer:
             absorbed = followers(self.net, self.nodes, i, self.wanted)
             if absorbed:
                 more = folded_weights(layer, absorbed)
-        before = {v.name for v in self.values.values()}
+        before, start = {v.name for v in self.values.values()}, len(self.graph.nodes)
         with self.graph.single_precision(function in SINGLE):
             bottoms = [self._value(b) for b in node.bottoms]
             if node.type not in _PASSED_ON:
@@ -239,6 +260,8 @@ class _Writer:
                 self.steps[node.index] = [(blob, value) for blob, value in pairs if blob not in self.constants]
             tops = function(self.graph, layer, *bottoms, **more)
         tops = tops if isinstance(tops, tuple) else (tops,)
+        if node.type in QUANTIZED:
+            self.quantized += [made.name for made in self.graph.nodes[start:]]
         last = absorbed[-1][0] if absorbed else node
         for other, _ in absorbed:
             self.folded[other.name] = node.name
@@ -284,7 +307,7 @@ class _Writer:
         return self.graph.rename(made, final)
 
 
-def _facts(net: Net, result: Exported, verify: bool) -> dict[str, str]:
+def _facts(net: Net, result: Exported, verify: bool, dtype: str) -> dict[str, str]:
     """The file's metadata."""
     facts = {
         "caffe.net": net.definition.net.name,
@@ -294,5 +317,8 @@ def _facts(net: Net, result: Exported, verify: bool) -> dict[str, str]:
     if result.folded:
         facts["caffe_port.folded"] = "; ".join(f"{layer} into {into}" for layer, into in result.folded.items())
     if verify:
-        facts["caffe_port.checked"] = "run in onnxruntime and compared with caffe_port's net before the file was kept"
+        what = "in float32 " if dtype == "int8" else ""
+        facts["caffe_port.checked"] = (
+            f"{what}run in onnxruntime and compared with caffe_port's net before the file was kept"
+        )
     return facts

@@ -40,7 +40,7 @@ class Preprocessing:
         """The picture's input and the net's input value.
 
         Raises:
-            CaffeError: the mean has another number of channels than the input.
+            CaffeError: the mean has another number of channels than the input, or the size is not the net's.
         """
         from onnx import TensorProto
 
@@ -48,6 +48,11 @@ class Preprocessing:
         if len(self.mean) not in (0, 1, channels):
             raise CaffeError("mean", f"{len(self.mean)} numbers", expected=f"1 or {channels}, one for each channel")
         height, width = self.size or size
+        if [height, width] != size and not g.dynamic_size:
+            remedy = "write the size into the definition, or export with --dynamic-size"
+            raise CaffeError(
+                "input size", f"{height}x{width}", expected=f"the net's, {size[0]}x{size[1]}", remedy=remedy
+            )
         picture = Picture(g.fresh(name), (n, height, width, channels))
         x = g.node("Cast", [picture], picture.shape, to=TensorProto.FLOAT)
         x = g.node("Transpose", [x], (n, channels, height, width), perm=[0, 3, 1, 2])

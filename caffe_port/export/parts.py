@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caffe_port.errors import CaffeError, FileError, nearest
-from caffe_port.export.check import Checked
+from caffe_port.export.check import Agreement, Checked
 from caffe_port.export.inputs import PROPOSAL
 from caffe_port.graph import Node
 
@@ -60,6 +60,7 @@ class Exported:
         path: the file. inputs, outputs: their names. nodes: the number of operators, or of modules and steps.
         folded: layers folded into another's weights, with that one's name.
         computed: layers whose tops depend on no input and are constants. checked: None without a check.
+        agreement: of an 8-bit file with the float one.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Exported:
     folded: dict[str, str] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
     checked: Checked | None = None
+    agreement: Agreement | None = None
 
 
 def title(net: Net) -> str:

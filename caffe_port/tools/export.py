@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--opset", type=int, metavar="N", help="ONNX's operator set version; default: 18")
     add(
         "--dtype",
-        choices=("fp32", "fp16"),
+        choices=("fp32", "fp16", "int8"),
         default="fp32",
         help="type of the numbers in the file (.onnx), of the weights (.py); default: %(default)s",
     )
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--no-fold", action="store_true", help="keep normalizations as separate operators")
     add("--no-check", action="store_true", help="write the file without running it")
     add("--reference", metavar="R.npz", help="also compare with another Caffe's numbers (as parity takes them)")
+    add("--calibrate", metavar="FOLDER", help="for int8: pictures of the kind that the net is for")
     group = parser.add_argument_group(
         "pictures: an ONNX graph takes uint8 (batch, height, width, channels) of any size, a .py has picture()"
     )
@@ -84,12 +85,16 @@ def _export(arguments: argparse.Namespace) -> None:
                 "computed": result.computed,
                 "worst": checked.worst if checked else None,
                 "error": checked.error if checked else None,
+                "labels_equal": result.agreement.labels if result.agreement else None,
+                "objects_found": result.agreement.objects if result.agreement else None,
             }
         )
     elif not arguments.quiet:
         if result.folded:
             print(f"folded into weights: {', '.join(result.folded)}")
         print(result.checked or "not checked")
+        if result.agreement:
+            print(result.agreement)
         what = {".py": "lines of forward"}.get(suffix, "operators")
         print(f"wrote {output}: {result.nodes} {what}, {', '.join(result.inputs)} to {', '.join(result.outputs)}")
 
@@ -119,8 +124,11 @@ def _exported(output: str, arguments: argparse.Namespace) -> Exported:
 
         return source(net, output, **options)
     from caffe_port.export import onnx
+    from caffe_port.segmentation.voc import pictures_in
 
-    return onnx(net, output, opset=arguments.opset, dynamic_size=arguments.dynamic_size, **options)
+    pictures = None if arguments.calibrate is None else pictures_in([arguments.calibrate])
+    options |= {"dynamic_size": arguments.dynamic_size, "calibrate": pictures}
+    return onnx(net, output, opset=arguments.opset, **options)
 
 
 def _refuse_options(suffix: str, arguments: argparse.Namespace) -> None:
@@ -128,10 +136,11 @@ def _refuse_options(suffix: str, arguments: argparse.Namespace) -> None:
     given = {
         "--opset": arguments.opset is not None,
         "--dynamic-size": arguments.dynamic_size,
-        "--dtype fp16": arguments.dtype != "fp32",
+        "--dtype int8 or --calibrate": arguments.dtype == "int8" or arguments.calibrate is not None,
+        "--dtype fp16": arguments.dtype == "fp16",
         "--mean, --scale, --input-size or --rgb": _preprocessing(arguments) is not None,
     }
-    meaningless = {".onnx": 0, ".py": 2, ".pt2": 4}[suffix]
+    meaningless = {".onnx": 0, ".py": 3, ".pt2": 5}[suffix]
     for option in list(given)[:meaningless]:
         if given[option]:
             remedy = "a .py takes every size that its layers allow" if option == "--dynamic-size" else ""

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from data_runs import definition, passes
 
 from caffe_port.data.database_writer import DatabaseWriter
@@ -226,3 +227,21 @@ def test_both_force_color_and_force_gray(tmp_path: Path) -> None:
     block = f'data_param {{ source: "{lmdb_of(tmp_path, record)}" batch_size: 2 backend: LMDB }}'
     with pytest.raises(LayerError, match="force_color and force_gray"):
         Net(definition("Data", block, "transform_param { force_color: true force_gray: true }"))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("${ROOT}/train", r"\$\{ROOT\} is a template's placeholder: fill it in first"),
+        ("lists/{{ name }}.txt", r"\{\{ name \}\} is a template's placeholder: fill it in first"),
+        ("$ENV{HOME}/train", "a template's placeholder"),
+        (r"C:\\voc\\train.txt", r"a Windows path\? write /"),
+        (r"lists\train.txt", r"a Windows path\? write /"),  # \t is a tab
+        ("C:/voc/train.txt", r"a Windows path\? write /"),
+        ("lists/train.txt", "names are relative to the working directory"),
+    ],
+)
+def test_names_that_are_no_files(name: str, remedy: str) -> None:
+    data = f'image_data_param {{ source: "{name}" batch_size: 1 }}'
+    with pytest.raises(CaffeError, match=remedy), torch.no_grad():
+        Net(f'layer {{ name: "d" type: "ImageData" top: "x" top: "y" {data} }}')()

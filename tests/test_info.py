@@ -147,6 +147,9 @@ def test_the_page_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "  unknown, of Center loss (ydwen/caffe-face):\n    type CenterLoss (line 7)" in out
     assert "    field ConvolutionParameter.zz (line 4 and 1 more)" in out
     assert "note: line 10: a Windows path" in out
+    path.write_text(NET.replace("small", "${NAME}", 1) + '# "${COMMENT}"')
+    assert "${NAME}, a template's placeholder: fill it in first" in call(capsys, str(path))[1]
+    assert "COMMENT" not in call(capsys, str(path))[1]
 
 
 def test_it_loads_no_torch() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caffe_port.errors import FileError, FormatError
+from caffe_port.schema.scan import mistaken
 
 __all__ = ["Places", "lines", "whole"]
 
@@ -53,7 +54,9 @@ class Places:
                     raise FileError(where, f"the folder {path}", expected=f"a {what}")
                 return path
         looked = f" (looked for {' and for '.join(dict.fromkeys(candidates))})" if candidates else ""
-        raise FileError(where, f"no {what} {name!r}{looked}", remedy="names are relative to the working directory")
+        raise FileError(
+            where, f"no {what} {name!r}{looked}", remedy=mistaken(name) or "names are relative to the working directory"
+        )
 
 
 def lines(path: str) -> Iterator[tuple[int, str]]:

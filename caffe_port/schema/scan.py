@@ -20,7 +20,20 @@ from google.protobuf.text_encoding import CUnescape
 from caffe_port.errors import DefinitionError, nearest
 from caffe_port.schema.forks import fork_of
 
-__all__ = ["Field", "Unknown", "bare", "build", "fields", "line_of", "listed", "read_into", "template_error", "unknown"]
+__all__ = [
+    "Field",
+    "Unknown",
+    "bare",
+    "build",
+    "fields",
+    "line_of",
+    "listed",
+    "mistaken",
+    "placeholders",
+    "read_into",
+    "template_error",
+    "unknown",
+]
 
 _S = r"\s*(?:\#[^\n]*(?:\n|\Z)\s*)*"
 _STRING = r""""(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'"""
@@ -331,6 +344,27 @@ def template(text: str) -> tuple[str, int] | None:
     blanked = _QUOTED.sub(lambda m: " " * len(m[0]), text)
     match = _TEMPLATE.search(blanked)
     return (match[0], match.start()) if match else None
+
+
+def placeholders(text: str) -> list[tuple[str, int]]:
+    """Placeholders within strings, with their places."""
+    if "$" not in text and "{{" not in text and "{%" not in text and "<%" not in text:
+        return []
+    strings = (match for match in _QUOTED.finditer(text) if match[0][0] != "#")
+    return [(found[0], match.start()) for match in strings if (found := _TEMPLATE.search(match[0]))]
+
+
+def mistaken(name: str) -> str:
+    """Why a string of a definition names no file, as a remedy: it holds a placeholder or what escapes made of a Windows
+    path; "" for others."""
+    match = _TEMPLATE.search(name)
+    if match:
+        return f"{match[0]} is a template's placeholder: fill it in first"
+    return WINDOWS if _WINDOWS.search(name) else ""
+
+
+WINDOWS = "a Windows path? write / (in prototxt \\ begins an escape, as in real Caffe)"
+_WINDOWS = re.compile(r"[\\\0-\x1f]|^[A-Za-z]:")
 
 
 def line_of(text: str, at: int) -> int:

@@ -13,6 +13,7 @@ from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
+from caffe_port.schema.scan import mistaken
 
 __all__ = ["Nets"]
 
@@ -102,4 +103,5 @@ class Nets:
         for path in (Path(name), beside):
             if path.exists():
                 return path
-        raise FileError(name, f"no such file, nor {beside}", expected=f"the file that {self.path} names")
+        expected = f"the file that {self.path} names"
+        raise FileError(name, f"no such file, nor {beside}", expected=expected, remedy=mistaken(name))

@@ -16,6 +16,7 @@ from caffe_port.errors import CaffeError, FileError, WeightsError
 from caffe_port.formats.caffemodel_writer import LARGEST_FILE
 from caffe_port.formats.hdf5 import unfit_name
 from caffe_port.layers.foreign import check_savable
+from caffe_port.schema.scan import mistaken
 
 try:
     import fcntl
@@ -52,7 +53,9 @@ def check_prefix(param: Any, where: str) -> None:
         found = f"snapshot_prefix {prefix}, a name of {len(os.fsencode(name))} bytes"
         raise FileError(where, found, expected=f"at most {most}: file systems take no longer names")
     if not os.path.isdir(folder or "."):  # noqa: PTH112, which raises for names that cannot be
-        raise FileError(where, f"snapshot_prefix {prefix}, no folder {folder or '.'}", remedy="make the folder")
+        raise FileError(
+            where, f"snapshot_prefix {prefix}, no folder {folder or '.'}", remedy=mistaken(prefix) or "make the folder"
+        )
     if not os.access(folder or ".", os.W_OK):
         raise FileError(where, f"snapshot_prefix {prefix}, and {folder or '.'} is not writable")
 

@@ -190,11 +190,9 @@ def _is_solver(fields: list[scan.Field], schema: Any) -> bool:
 
 
 def _notes(text: str) -> list[str]:
-    return [
-        f"line {scan.line_of(text, match.start())}: a Windows path: in prototxt \\ begins an escape, as in real Caffe; "
-        "write / or \\\\"
-        for match in (_PATH.finditer(text) if "\\" in text else ())
-    ]
+    paths = [(match.start(), scan.WINDOWS) for match in (_PATH.finditer(text) if "\\" in text else ())]
+    holders = [(at, f"{holder}, a template's placeholder: fill it in first") for holder, at in scan.placeholders(text)]
+    return [f"line {scan.line_of(text, at)}: {what}" for at, what in sorted(paths + holders)]
 
 
 def _net(

@@ -14,9 +14,11 @@ from data_runs import passes
 import caffe_port
 from caffe_port.dialects import DEEPLAB1, NOH
 from caffe_port.errors import CaffeError
+from caffe_port.formats import open_weights
 from caffe_port.net import Net
 from caffe_port.schema import schema_of
 from caffe_port.segmentation.ensembles import kind_of
+from caffe_port.tools.summary import summarize
 
 INPUT = 'input: "{0}" input_dim: {1[0]} input_dim: {1[1]} input_dim: {1[2]} input_dim: {1[3]}\n'
 
@@ -47,10 +49,12 @@ def test_what_it_shares_or_lacks() -> None:
     """Its deploy nets are DeepLab's for ``segment``; the 2015 fork's own types are not known to it."""
     net = Net(text("INTERP", "interp_param { zoom_factor: 2 }", (1, 3, 5, 7)))
     assert kind_of(net) == "deeplab" and net.dialect.legacy_shapes
-    with pytest.raises(CaffeError):
-        Net(text("UNPOOLING", "unpooling_param { unpool: FIXED kernel_size: 2 }", X), dialect="deeplab1")
-    with pytest.raises(CaffeError):
-        Net(text("DECONVOLUTION", "convolution_param { num_output: 2 kernel_size: 2 }", X), dialect="deeplab1")
+    unpooling = text("UNPOOLING", "unpooling_param { unpool: TILE kernel_size: 2 stride: 2 unpool_size: 9 }", X)
+    deconvolution = text("DECONVOLUTION", "convolution_param { num_output: 2 kernel_size: 2 }", X)
+    for definition in (unpooling, deconvolution):
+        Net(definition, dialect="noh")
+        with pytest.raises(CaffeError, match=r"Unpooling|Deconvolution"):
+            Net(definition, dialect="deeplab1")
 
 
 def test_numbers_of_fields() -> None:
@@ -154,6 +158,34 @@ def test_weights_of_another_shape(strict: str, tmp_path: Path) -> None:
         return
     net.copy_from(str(tmp_path / "flat.caffemodel"))
     assert np.array_equal(net.params["l"][0].data.ravel(), source.state_dict()["l.weight"].numpy().ravel())
+
+
+@pytest.mark.parametrize(
+    ("dialect", "definition", "kind"),
+    [
+        ("deeplab1", text("INTERP", "interp_param { zoom_factor: 2 }", X), "Interp"),
+        ("deeplab1", text("PADDING", "padding_param { pad_beg: 1 }", X), "Padding"),
+        ("deeplab1", text("SEG_ACCURACY", "seg_accuracy_param { ignore_label: 3 }", X, (2, 1, 5, 7)), "SegAccuracy"),
+        (
+            "noh",
+            text("ELTWISE_ACCURACY", "eltwise_accuracy_param { ignore_label: 3 }", X, (2, 1, 5, 7)),
+            "EltwiseAccuracy",
+        ),
+        ("noh", text("BN", "bn_param { bn_mode: LEARN }", X), "BN"),
+        (
+            "noh",
+            text("UNPOOLING", "unpooling_param { unpool: TILE kernel_size: 2 stride: 2 unpool_size: 9 }", X),
+            "Unpooling",
+        ),
+    ],
+)
+def test_files_of_weights_tell_their_caffe(dialect: str, definition: str, kind: str, tmp_path: Path) -> None:
+    """The 2015 fork gives the same numbers of types, and of their fields, to other things."""
+    net = Net(definition, dialect=dialect)
+    net.save(tmp_path / "x.caffemodel")
+    found = summarize(tmp_path / "x.caffemodel")
+    assert found.dialect == dialect and not found.unknown
+    assert kind in [layer.type for layer in open_weights(tmp_path / "x.caffemodel", writable=False).layers]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from caffe_port.errors import FormatError
 from caffe_port.formats.blob import read_blob
 from caffe_port.formats.sniff import protobuf_kind
-from caffe_port.formats.typenames import V0_TYPES, V1_NUMBERS, V1_TYPES
+from caffe_port.formats.typenames import DEEPLAB1_BLOCKS, DEEPLAB1_TYPES, V0_TYPES, V1_NUMBERS, V1_TYPES
 from caffe_port.formats.weights import LayerWeights, Weights
 from caffe_port.formats.wire import BYTES, VARINT, Buffer, Reader, bytes_field, varint_field
 
@@ -65,8 +65,26 @@ def read_caffemodel(buffer: Buffer, path: str) -> Weights:
             path, "both", expected="either `layers` or `layer`", remedy="Caffe would ignore one of the two"
         )
     weights.generation = min(generations, default=2)
+    if weights.generation == 1:
+        _rename_deeplab1(weights.layers, path)
     weights.definition = b"".join(rest)
     return weights
+
+
+def _rename_deeplab1(layers: list[LayerWeights], path: str) -> None:
+    """Give the layers of a file of DeepLab v1's fork their types, if some layer's fields tell that it is one."""
+    numbers, told = [], False
+    for layer in layers:
+        kind, bottoms, fields = 0, 0, set[int]()
+        reader = Reader(layer.definition, path=path)
+        for number, wire in reader:
+            fields.add(number)
+            bottoms += number == V1.bottom
+            kind = reader.integer() if number == V1.type and wire == VARINT else kind
+        numbers.append(kind)
+        told |= DEEPLAB1_BLOCKS.get(kind) in fields and (kind != V1_NUMBERS["EltwiseAccuracy"] or bottoms == 1)
+    for layer, kind in zip(layers, numbers, strict=True) if told else ():
+        layer.type = DEEPLAB1_TYPES.get(kind, layer.type)
 
 
 def _not_weights(buffer: Buffer, path: str, kind: str) -> FormatError:

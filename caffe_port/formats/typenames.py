@@ -6,7 +6,7 @@ file needs no protobuf; a test compares the two.
 
 from __future__ import annotations
 
-__all__ = ["V0_TYPES", "V1_NUMBERS", "V1_TYPES"]
+__all__ = ["DEEPLAB1_BLOCKS", "DEEPLAB1_TYPES", "V0_TYPES", "V1_NUMBERS", "V1_TYPES"]
 
 _BVLC = """
     Accuracy BNLL Concat Convolution Data Dropout EuclideanLoss Flatten HDF5Data HDF5Output Im2col ImageData
@@ -22,6 +22,15 @@ _FORK = """
 V1_TYPES: dict[int, str] = dict(enumerate((_BVLC + _FORK).split(), start=1))
 V1_TYPES |= {1047: "BiasChannel", 1048: "UniqueLabel", 1050: "AdaptiveBiasChannel"}
 """V1LayerParameter.LayerType's number -> V2 name; 40 and above are the fork's, 1000 and above DeepLab's."""
+
+_DEEPLAB1 = {39: "ImageSegData", 40: "SegAccuracy", 41: "Interp", 42: "Padding", 43: "MatWrite", 44: "MatRead"}
+DEEPLAB1_TYPES = (
+    V1_TYPES | _DEEPLAB1 | {45: "DenseCRF", 47: "BiasChannel", 48: "UniqueLabel", 50: "AdaptiveBiasChannel"}
+)
+"""The same of DeepLab v1's fork, which gives other types these numbers."""
+DEEPLAB1_BLOCKS = {39: 15, 40: 42, 41: 43, 42: 45, 43: 46, 44: 47, 45: 48}
+"""The field with the parameters of such a type. With these numbers a layer has that field in this fork only, but for an
+EltwiseAccuracy of the 2015 fork, 41 and 43, which has two bottoms."""
 
 V1_NUMBERS: dict[str, int] = {name: number for number, name in V1_TYPES.items()}
 

@@ -302,6 +302,8 @@ def _weights(path: str) -> Summary:
     unknown = dict.fromkeys(name for name in types if not known_type(name))
     found.unknown = [scan.Unknown("type", name, [], "", fork_of(name)) for name in unknown]
     evidence = {f"type {layer.type}": f"{path}: layer {layer.name}" for layer in reversed(weights.layers) if layer.type}
+    if weights.kind == "caffemodel" and weights.generation < 2:
+        evidence["form layers"] = path
     try:
         chosen, found.why = detect_dialect(evidence)
         found.dialect = chosen.name

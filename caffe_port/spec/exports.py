@@ -11,7 +11,7 @@ _NOWHERE = """
     Accuracy AdaptiveBiasChannel AnnotatedData BiasChannel BinaryAccuracy BoxAnnotatorOHEM ContrastiveLoss Data
     DenseCRF DenseImageData DetectionEvaluate DomainTransform DomainTransformForwardOnly DummyData
     EltwiseAccuracy EuclideanLoss HDF5Data HDF5Output HingeLoss ImageData ImageSegData InfogainLoss MatRead
-    MatWrite MemoryData MultiBoxLoss MultinomialLogisticLoss Python RedAccuracy RedSoftmaxWithLoss SegAccuracy
+    MatWrite MemoryData MultiBoxLoss MultinomialLogisticLoss Padding Python RedAccuracy RedSoftmaxWithLoss SegAccuracy
     SelectSegBinary SigmoidCrossEntropyLoss SmoothL1Loss SmoothL1LossOHEM SoftmaxWithLoss SoftmaxWithLossOHEM
     UniqueLabel VideoData WindowClsData WindowData WindowInstSegData WindowSegBinary WindowSegData
     YoloDetectionOutput Yolov3DetectionOutput

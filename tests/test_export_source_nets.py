@@ -18,6 +18,7 @@ import caffe_port
 from caffe_port.data import rcnn_settings
 from caffe_port.errors import CaffeError
 from caffe_port.export import source, torch_program
+from caffe_port.export.source_code import wrapped
 from caffe_port.export.torch_program import keywords
 from caffe_port.net import Net
 from caffe_port.tools.compare import compare, sample
@@ -221,3 +222,21 @@ def test_layers_known_from_source_give_the_nets_numbers(layer: str, tmp_path: Pa
             tops, ours = module(x), net(x)
         for top, name in zip(tops if isinstance(tops, tuple) else (tops,), net.graph.outputs, strict=True):
             torch.testing.assert_close(top, ours[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("x = f(a, b)", ["x = f(a, b)"]),
+        ("x = f(aaaaaaaaaaaaaa, bbbbbbbbbbbb)[0]", ["x = f(", "    aaaaaaaaaaaaaa, bbbbbbbbbbbb", ")[0]"]),
+        ("x = f(aaaaaaaaaaaaaaaaaa, bbbbbbbbbbbb)", ["x = f(", "    aaaaaaaaaaaaaaaaaa,", "    bbbbbbbbbbbb,", ")"]),
+        (
+            "x = {'a,(': 1, 'bbbbbbbbbbbbbbbbbbbbb': 2}",
+            ["x = {", "    'a,(': 1,", "    'bbbbbbbbbbbbbbbbbbbbb': 2,", "}"],
+        ),
+        ("aaaaaaaaaaaaaaaaaaaaaaa = bbbbbbbb(ccc)", ["aaaaaaaaaaaaaaaaaaaaaaa = (", "    bbbbbbbb(ccc)", ")"]),
+    ],
+)
+def test_long_lines_are_broken(line: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caffe_port.export.source_code.LINE", 32)
+    assert list(wrapped(line, 0)) == lines

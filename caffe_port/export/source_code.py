@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -370,44 +370,47 @@ def arguments(*positional: Any, **named: tuple[Any, Any]) -> str:
 
 
 def wrapped(line: str, indent: int) -> Iterator[str]:
-    """A line with its indent; a long one is broken inside its last outer bracket, as the common formatters do."""
+    """A line with its indent; a long one is broken inside its longest outer bracket, as the common formatters do."""
     blank = " " * indent
-    if indent + len(line) <= LINE:
+    start, end = _longest_bracket(line)
+    target, equals, value = line.partition(" = ")
+    if indent + len(line) <= LINE or start < 0:
         yield (blank + line).rstrip()
-        return
-    start, end = _last_bracket(line)
-    if start < 0:
-        yield blank + line
-        return
-    inside = line[start + 1 : end]
-    yield f"{blank}{line[: start + 1]}"
-    if indent + 4 + len(inside) <= LINE:
-        yield f"{blank}    {inside}"
+    elif equals and indent + start + 1 > LINE:
+        yield f"{blank}{target} = ("
+        yield from wrapped(value, indent + 4)
+        yield f"{blank})"
     else:
-        for part in _parts(inside):
-            yield from wrapped(f"{part},", indent + 4)
-    yield f"{blank}{line[end:]}"
+        inside = line[start + 1 : end]
+        yield f"{blank}{line[: start + 1]}"
+        if indent + 4 + len(inside) <= LINE:
+            yield f"{blank}    {inside}"
+        else:
+            for part in _parts(inside):
+                yield from wrapped(f"{part},", indent + 4)
+        yield f"{blank}{line[end:]}"
 
 
-def _last_bracket(line: str) -> tuple[int, int]:
-    depth, start, found = 0, -1, (-1, -1)
-    for i, c in enumerate(line):
-        if c in "([{":
-            start = i if depth == 0 else start
-            depth += 1
-        elif c in ")]}":
-            depth -= 1
-            if depth == 0 and i > start + 1:
-                found = start, i
-    return found
+def _outer(text: str) -> Iterator[tuple[int, str]]:
+    """The places of outer brackets and commas, none inside strings."""
+    depth, quote = 0, ""
+    for found in re.finditer(r"""\\.|["'()\[\]{},]""", text):
+        c = found[0]
+        if c in "\"'":
+            quote = "" if c == quote else quote or c
+        elif not quote and len(c) == 1:
+            depth -= c in ")]}"
+            if depth == 0:
+                yield found.start(), c
+            depth += c in "([{"
+
+
+def _longest_bracket(line: str) -> tuple[int, int]:
+    places = [i for i, c in _outer(line) if c != ","]
+    return max(zip(places[::2], places[1::2], strict=False), key=lambda pair: pair[1] - pair[0], default=(-1, -1))
 
 
 def _parts(text: str) -> list[str]:
     """The text cut at its outer commas."""
-    depth, parts, at = 0, list[str](), 0
-    for i, c in enumerate(text):
-        depth += (c in "([{") - (c in ")]}")
-        if c == "," and depth == 0:
-            parts.append(text[at:i].strip())
-            at = i + 1
-    return [part for part in (*parts, text[at:].strip()) if part]
+    cuts = [-1, *(i for i, c in _outer(text) if c == ","), len(text)]
+    return [part for a, b in pairwise(cuts) if (part := text[a + 1 : b].strip())]

@@ -31,6 +31,7 @@ from caffe_port.execution.memory import keep_memory, last_uses
 from caffe_port.execution.observed import all_observed, observed
 from caffe_port.graph import Graph, Needs
 from caffe_port.layers.base import Layer
+from caffe_port.layers.functions import without_saving
 
 __all__ = ["Blobs", "Executor", "Mode", "Tape"]
 
@@ -251,7 +252,8 @@ class Executor:
         if i < last and (y := step.with_relu(x)) is not None:
             blobs[step.top] = y
             return i + 1
-        return self._plain(blobs, i, last, run)
+        with without_saving(x):
+            return self._plain(blobs, i, last, run)
 
     def _record(self, blobs: Blobs, tape: Tape, run: Pass | None, i: int, last: int) -> int:
         node, layer = self.nodes[i]

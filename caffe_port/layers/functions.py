@@ -6,6 +6,8 @@ inside an ``autograd.Function``: for them the operations run outside of one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -75,3 +77,31 @@ class Function(torch.autograd.Function):
         if transformed or torch._C._get_tracing_state() is not None:
             return cls.forward(_Context(), *inputs)
         return cls.apply(*inputs)
+
+
+def made_again(t: Tensor, how: Callable[[], Tensor]) -> Tensor:
+    """The tensor, with the way to compute it again: :func:`without_saving` may keep that in its place.
+
+    Args:
+        how: gives the same numbers in the same layout, from tensors that are kept for the backward pass anyway.
+    """
+    t._caffe_port_again = how  # type: ignore[attr-defined]
+    return t
+
+
+def without_saving(x: Tensor) -> AbstractContextManager[Any]:
+    """While an operation on ``x`` runs: what its backward pass needs of ``x`` is computed again, if that is known."""
+    how = getattr(x, "_caffe_port_again", None)
+    if how is None or not torch.is_grad_enabled():
+        return nullcontext()
+    at, shape = x.data_ptr(), x.shape
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return kept()
+
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda t: how if t.data_ptr() == at and t.shape == shape else t, unpack
+    )

@@ -5,6 +5,7 @@ Source: bn_layer.cpp (noh), batch_norm_layer.cpp, mvn_layer.cpp, lrn_layer.cpp.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.capabilities import FusesReLU
-from caffe_port.layers.functions import Function, symbolic
+from caffe_port.layers.functions import Function, made_again, symbolic
 from caffe_port.spec import elementwise
 
 
@@ -53,6 +54,22 @@ def _blocks(x: Tensor) -> tuple[Tensor, ...]:
     """Runs of pixels, (pixels, channels) each."""
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)
     return rows.split(max(1, _BLOCK // rows.shape[1]))
+
+
+def _write(y: Tensor, x: Tensor, shift: Tensor, mean: Tensor, factor: Tensor, relu: bool) -> Tensor:
+    blocks = _blocks(x)
+    room = torch.empty_like(blocks[0])
+    for block, out in zip(blocks, _blocks(y), strict=True):
+        torch.addcmul(shift, torch.sub(block, mean, out=room[: len(block)]), factor, out=out)
+        if relu:
+            out.relu_()
+    return y
+
+
+def _again_by_pixel(node: Any) -> Tensor:
+    """The output of a :class:`_ByPixel` from what it keeps for its backward pass."""
+    x, _, shift, mean, _, factor = node.saved_tensors
+    return _write(torch.empty_like(x), x.detach(), shift, mean, factor, node.relu)
 
 
 class _ByPixel(Function):
@@ -149,7 +166,8 @@ class BN(elementwise.BN, Layer, FusesReLU):
     def with_relu(self, x: Tensor) -> Tensor | None:
         if not self.learn or self.n_tops > 1 or not by_pixel(x):
             return None
-        return _ByPixel.run(x, self.scale.flatten(), self.shift.flatten(), self.eps, True)
+        y = _ByPixel.run(x, self.scale.flatten(), self.shift.flatten(), self.eps, True)
+        return made_again(y, partial(_again_by_pixel, y.grad_fn)) if y.requires_grad else y
 
 
 @layer("BatchNorm")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from caffe_port import random
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
-from caffe_port.layers.functions import Function, as_numbers
+from caffe_port.layers.functions import Function, as_numbers, made_again
 from caffe_port.spec import windows
 
 MANY_CHANNELS = 16
@@ -191,7 +191,9 @@ def place(layer: Layer, x: Tensor, switches: Tensor, size: tuple[int, ...], *, u
         layer: raises the error if a switch is out of range. unique: no switch occurs twice; else the last one wins.
     """
     try:
-        return _Place.run(x, switches, size, unique)
+        y = _Place.run(x, switches, size, unique)
+        inputs = x.detach(), switches, size, unique
+        return made_again(y, lambda: _Place.run(*inputs)) if y.requires_grad else y
     except RuntimeError as e:
         if "out of bounds" not in str(e) and "invalid max index" not in str(e):
             raise

@@ -114,7 +114,25 @@ def multibox(loc: Tensor, conf: Tensor, prior: Tensor, truth: Tensor) -> Tensor:
 OUTPUT = "num_classes: 21 code_type: CENTER_SIZE keep_top_k: 200 confidence_threshold: 0.01"
 OFFSETS, SCORES, BOTH = 4 * PRIORS, CLASSES * PRIORS, (1, 2, 4 * PRIORS)
 
+
+def found_boxes(shape: Shape) -> Tensor:
+    """(1, 1, n, 7) detections: item, label, score, box."""
+    columns = torch.arange(shape[2]) % ITEMS, torch.randint(1, CLASSES, (shape[2],)), torch.rand(shape[2])
+    centres, sizes = 0.2 + 0.6 * torch.rand(shape[2], 2), 0.1 + 0.3 * torch.rand(shape[2], 2)
+    return torch.cat((torch.stack(columns, 1), centres - sizes / 2, centres + sizes / 2), 1)[None, None]
+
+
 ROWS = [
+    Row(
+        "DetectionEvaluate",
+        ((1, 1, 200 * ITEMS, 7), (1, 1, BOXES, 8)),
+        None,
+        "detection_evaluate_param { num_classes: 21 background_label_id: 0 overlap_threshold: 0.5 }",
+        (found_boxes, true_boxes),
+        dialect="ssd",
+        backward=False,
+        note="matching",
+    ),
     Row(
         "DetectionOutput",
         ((1, OFFSETS), (1, SCORES), BOTH),

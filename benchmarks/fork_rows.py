@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.layer_rows import MAP, Row, below, normal, positive, switches
+from benchmarks.layer_rows import MAP, Hold, Row, below, normal, positive, switches
 
 __all__ = ["LEFT_OUT", "ROWS"]
 
@@ -85,6 +85,49 @@ def counted(x: Tensor, label: Tensor) -> Tensor:
         (right / (counts.sum(0) + counts.sum(1) - right)).mean(),
     )
     return torch.stack(shares).view(1, 1, 1, 3)
+
+
+def constant(*values: float) -> Hold:
+    """The same numbers, whatever the shape."""
+    return lambda shape: torch.tensor(values).expand(shape).clone()
+
+
+def corners(shape: tuple[int, ...], width: int = 600, height: int = 600) -> Tensor:
+    """(n, 4) boxes inside a picture."""
+    near = torch.rand(shape[0], 2) * torch.tensor([width, height]) * 0.6
+    return torch.cat((near, near + 30 + torch.rand(shape[0], 2) * 0.35 * torch.tensor([width, height])), 1)
+
+
+def numbered(shape: tuple[int, ...]) -> Tensor:
+    """(n, 5) rois of item 0."""
+    return torch.cat((torch.zeros(shape[0], 1), corners(shape)), 1)
+
+
+def labelled(shape: tuple[int, ...]) -> Tensor:
+    """(n, 5) true boxes with their labels."""
+    return torch.cat((corners(shape), 1 + torch.arange(shape[0])[:, None] % 20), 1)
+
+
+def chosen_rois(shape: tuple[int, ...]) -> Tensor:
+    return numbered(shape).view(shape)
+
+
+_CELLS = (38, 38)
+_ANCHORS = ((1, 18, *_CELLS), (8, 5), (1, 3), (1, 3, 600, 600))
+_YOLO3 = " ".join(
+    [
+        *(f"biases: {n}" for n in (10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326)),
+        *(f"mask: {n}" for n in (6, 7, 8, 3, 4, 5, 0, 1, 2)),
+        *(f"anchors_scale: {n}" for n in (32, 16, 8)),
+        "confidence_threshold: 0.6",
+    ]
+)
+_YOLO = " ".join(f"biases: {n}" for n in (1.1, 1.2, 3.2, 4.0, 5.1, 8.0, 9.5, 4.8, 11.2, 10.0))
+
+
+def module(name: str, settings: str) -> str:
+    package, _, kind = name.rpartition(".")
+    return f"python_param {{ module: '{package}' layer: '{kind}' param_str: \"{settings}\" }}"
 
 
 _DOMAIN = ((1, 21, 65, 65), (1, 1, 65, 65), (1, 1, 1, 2))
@@ -197,17 +240,83 @@ ROWS += [
     Row("UpsampleDarknet", MAP, lambda x: F.interpolate(x, scale_factor=2), "upsample_darknet_param { stride: 2 }"),
 ]
 
+ROWS += [
+    Row(
+        "BoxAnnotatorOHEM",
+        ((300, 5, 1, 1), (300, 1, 1, 1), (300, 1, 1, 1), (300, 8, 1, 1)),
+        None,
+        "box_annotator_ohem_param { roi_per_img: 128 }",
+        (chosen_rois, positive, below(21), normal),
+        tops=2,
+        dialect="rcnn",
+        backward=False,
+        note="sorting",
+    ),
+    Row(
+        "DenseCRF",
+        ((1, 21, 321, 321), (1, 1, 1, 2), (1, 3, 321, 321)),
+        None,
+        "dense_crf_param { max_iter: 10 pos_w: 3 pos_xy_std: 3 bi_w: 4 bi_xy_std: 49 bi_rgb_std: 5 }",
+        (normal, constant(321, 321), below(256)),
+        dialect="deeplab2",
+        backward=False,
+    ),
+    Row(
+        "YoloDetectionOutput",
+        ((1, 125, 13, 13),),
+        None,
+        f"yolo_detection_output_param {{ num_classes: 20 num_box: 5 {_YOLO} }}",
+        backward=False,
+        note="suppression",
+    ),
+    Row(
+        "Yolov3DetectionOutput",
+        ((1, 255, 13, 13), (1, 255, 26, 26), (1, 255, 52, 52)),
+        None,
+        f"yolov3_detection_output_param {{ num_classes: 80 num_box: 3 mask_group_num: 3 {_YOLO3} }}",
+        (lambda shape: torch.randn(shape) - 1,),
+        backward=False,
+        note="suppression",
+    ),
+    Row(
+        "Python rpn.anchor_target_layer.AnchorTargetLayer",
+        _ANCHORS,
+        None,
+        module("rpn.anchor_target_layer.AnchorTargetLayer", "'feat_stride': 16"),
+        (normal, labelled, constant(600, 600, 1), normal),
+        tops=4,
+        phase="TRAIN",
+        dialect="rcnn",
+        backward=False,
+        note="numpy, as the original",
+    ),
+    Row(
+        "Python rpn.proposal_layer.ProposalLayer",
+        ((1, 18, *_CELLS), (1, 36, *_CELLS), (1, 3)),
+        None,
+        module("rpn.proposal_layer.ProposalLayer", "'feat_stride': 16"),
+        (positive, normal, constant(600, 600, 1)),
+        dialect="rcnn",
+        backward=False,
+        note="suppression",
+    ),
+    Row(
+        "Python rpn.proposal_target_layer.ProposalTargetLayer",
+        ((2000, 5), (8, 5)),
+        None,
+        module("rpn.proposal_target_layer.ProposalTargetLayer", "'num_classes': 21"),
+        (numbered, labelled),
+        tops=5,
+        phase="TRAIN",
+        dialect="rcnn",
+        backward=False,
+        note="numpy, as the original",
+    ),
+]
+
 LEFT_OUT: dict[str, str] = {
-    "BoxAnnotatorOHEM": "it chooses examples",
-    "DenseCRF": "the lattice of segmentation's CRF, which docs/segmenting.md times",
-    "DetectionEvaluate": "it counts, on the CPU",
     "MatRead": "it reads files",
     "MatWrite": "it writes files",
-    "Python rpn.anchor_target_layer.AnchorTargetLayer": "numpy, as the original",
-    "Python rpn.proposal_layer.ProposalLayer": "numpy, as the original",
-    "Python rpn.proposal_target_layer.ProposalTargetLayer": "numpy, as the original",
     "Python roi_data_layer.layer.RoIDataLayer": "it reads pictures",
-    "YoloDetectionOutput": "it tells objects",
-    "Yolov3DetectionOutput": "it tells objects",
 }
 """Types without a row, and why."""

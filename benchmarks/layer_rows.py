@@ -56,14 +56,15 @@ class Row:
     Attributes:
         body: its parameters as prototxt. shapes: its bottoms'. holds: generates each bottom's values, the last one for
             all that follow. blobs: the same for blobs by name; weights of unit gain otherwise.
-        plain: bottoms and blobs to tops. note: its limit, if neither memory nor multiplications.
+        plain: bottoms and blobs to tops, if plain PyTorch has such a thing. note: its limit, if neither memory nor
+            multiplications.
         draws: it is random, so that only the mean magnitudes can be compared.
         backward: whether it has a gradient. view: it copies nothing.
     """
 
     type: str
     shapes: tuple[Shape, ...]
-    plain: Callable[..., Any]
+    plain: Callable[..., Any] | None
     body: str = ""
     holds: tuple[Hold, ...] = (normal,)
     tops: int = 1

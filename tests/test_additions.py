@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import caffe_port
 from caffe_port.errors import CaffeError
+from caffe_port.layers.yolo import thinned
 from caffe_port.net import Net
 
 
@@ -243,6 +244,26 @@ def test_yolo_2() -> None:
     score = 0.5 / (1 + np.exp(-2))
     wanted = [0, 2, score, 0.25 - 0.125, 0.75 - 0.1, 0.25 + 0.125, 0.75 + 0.1]
     torch.testing.assert_close(run(layer, x), torch.tensor([[[wanted]]], dtype=torch.float32))
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.45, 0.9])
+@pytest.mark.parametrize("count", [0, 1, 128, 129, 700])
+def test_yolo_thins_boxes_one_after_the_other(count: int, overlap: float) -> None:
+    """In blocks, so that as many boxes as an untrained net finds need no table of all pairs."""
+    boxes = torch.rand(count, 4)
+    kept: list[int] = []
+    for i, (x, y, w, h) in enumerate(boxes.tolist()):
+        for j in kept:
+            a, b, c, d = boxes[j].tolist()
+            across, down = (
+                min(p + s / 2, q + t / 2) - max(p - s / 2, q - t / 2) for p, s, q, t in ((x, w, a, c), (y, h, b, d))
+            )
+            inside = across * down if across > 0 and down > 0 else 0
+            if inside / (w * h + c * d - inside) >= overlap:
+                break
+        else:
+            kept.append(i)
+    assert thinned(boxes, overlap).tolist() == kept
 
 
 @pytest.mark.parametrize(

@@ -12,22 +12,42 @@ from torch import Tensor
 from caffe_port.layers.base import Layer, layer
 from caffe_port.spec import additions
 
+__all__ = ["thinned"]
 
-def _kept(boxes: Tensor, overlap: float) -> Tensor:
-    """Which boxes (x, y, w, h), best first, overlap none of the better ones that stay by ``overlap`` or more.
+_BLOCK = 128
+"""Boxes that are compared with all better ones at a time: their number has no limit."""
+
+
+def thinned(boxes: Tensor, overlap: float) -> Tensor:
+    """Indices of the boxes (x, y, w, h), best first, that overlap none of the better ones that stay by ``overlap`` or
+    more.
 
     Of all classes at once, as the original.
     """
-    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
-    side = torch.minimum(high[:, None], high[None]) - torch.maximum(low[:, None], low[None])
+    kept = [torch.zeros(0, dtype=torch.int64, device=boxes.device)]
+    for start in range(0, len(boxes), _BLOCK):
+        index = torch.arange(start, min(start + _BLOCK, len(boxes)), device=boxes.device)
+        for better in boxes[torch.cat(kept)].split(64 * _BLOCK):
+            index = index[~_close(better, boxes[index], overlap).any(0)]
+        close = _close(boxes[index], boxes[index], overlap).cpu().numpy()
+        stays = torch.ones(len(index), dtype=torch.bool).numpy()
+        for i in range(len(index)):
+            if stays[i]:
+                stays[i + 1 :] &= ~close[i, i + 1 :]
+        kept.append(index[torch.from_numpy(stays).to(boxes.device)])
+    return torch.cat(kept)
+
+
+def _close(a: Tensor, b: Tensor, overlap: float) -> Tensor:
+    """Whether boxes of ``a`` (N, 4) and of ``b`` (M, 4) overlap by so much: (N, M)."""
+    low, high = (
+        torch.maximum((a[:, :2] - a[:, 2:] / 2)[:, None], b[:, :2] - b[:, 2:] / 2),
+        torch.minimum((a[:, :2] + a[:, 2:] / 2)[:, None], b[:, :2] + b[:, 2:] / 2),
+    )
+    side = high - low
     inside = torch.where((side < 0).any(2), 0, side.prod(2))
-    area = boxes[:, 2] * boxes[:, 3]
-    close = (inside / (area[:, None] + area - inside) >= overlap).cpu().numpy()
-    stays = torch.ones(len(boxes), dtype=torch.bool).numpy()
-    for i in range(len(boxes)):
-        if stays[i]:
-            stays[i + 1 :] &= ~close[i, i + 1 :]
-    return torch.from_numpy(stays).to(boxes.device)
+    area = (a[:, 2] * a[:, 3])[:, None] + b[:, 2] * b[:, 3]
+    return inside / (area - inside) >= overlap
 
 
 class _Detections(Layer):
@@ -42,7 +62,7 @@ class _Detections(Layer):
             return none
         order = scores.argsort(descending=True, stable=True)
         boxes, scores, labels = boxes[order], scores[order], labels[order]
-        kept = _kept(boxes, self.overlap)
+        kept = thinned(boxes, self.overlap)
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
         corners = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
         zero = torch.zeros_like(scores)

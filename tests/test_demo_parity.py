@@ -66,7 +66,7 @@ def test_wrong_input(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert call("-o", "file") == 2
     assert (
         capsys.readouterr().err
-        == "caffe-port demo-parity: error: file: cannot be created: File exists; choose another with -o\n"
+        == "caffe-port demo-parity: error: file: expected a folder, found a file; choose another\n"
     )
     monkeypatch.setattr(demo, "DEMO_DATA", here)
     assert call() == 2

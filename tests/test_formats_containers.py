@@ -191,7 +191,9 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     state=st.dictionaries(
-        st.text(min_size=1, max_size=9).filter(lambda s: s.isprintable()).map(lambda s: s + ".weight"),
+        st.text(st.characters(codec="utf-8").filter(str.isprintable), min_size=1, max_size=9).map(
+            lambda s: s + ".weight"
+        ),
         hnp.arrays(
             st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?"]), hnp.array_shapes(min_dims=0, max_dims=5, min_side=0)
         ),

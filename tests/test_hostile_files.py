@@ -245,7 +245,7 @@ STATE: dict[str, tuple[str, Any, str]] = {
     "iter is text": ("iter", b"five", "one whole number"),
     "iter is a fraction": ("iter", np.array([1.5]), "one whole number"),
     "no iter in iter": ("iter", np.array([], "<i4"), "0 numbers"),
-    "learned_net is a number": ("learned_net", np.array([3]), "one text"),
+    "learned_net is a number": ("learned_net", np.array([3]), "one string"),
     "history is an array": ("history", ONES, "`history`"),
     "a history of whole numbers": ("history/0", np.arange(3), "real numbers"),
     "a history of complex numbers": ("history/0", ONES * 1j, "real numbers"),

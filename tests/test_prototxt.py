@@ -389,7 +389,7 @@ def test_command_writes_checks_and_lists(tmp_path, capsys):
         ("fcn8s/fcn-8s-pascal.prototxt", "no such net; did you mean fcn8s/fcn-8s-pascal-deploy.prototxt?"),
         ("alexnet", "alexnet: no such net; --list shows all"),
         ("--width 1/2", "prototxt: holds the published definitions; give -o DIR for changed ones"),
-        ("-o {file}", "cannot be created: "),
+        ("-o {file}", "file: expected a folder, found a file; choose another"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):

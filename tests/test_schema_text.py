@@ -43,10 +43,10 @@ WRONG = {
         "kernel_w",
     ),
     "unknown V1 type": (
-        "layers {\n type: INTERP }",
+        "layers {\n type: WOBBLE }",
         "2:8",
-        "unknown layer type INTERP",
-        PLUGIN.format("Interp"),
+        "unknown layer type WOBBLE",
+        PLUGIN.format("Wobble"),
         ANOTHER,
     ),
     "mistyped V1 type": ("layers { type: CONVOLUTON }", "1:16", "(near: CONVOLUTION, DECONVOLUTION)"),

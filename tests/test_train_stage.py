@@ -166,10 +166,10 @@ def test_a_net_with_bn_becomes_the_one_without(data: Path) -> None:
 WRONG = [
     ("train_segmentation", ["7", "--nets", "nets/decouplednet"], "level 7: expected one of 10, 25, 5, Full, found 0"),
     ("train_segmentation", ["5", "--nets", "nets/decouplednet"], "--classifier: expected the classification net's"),
-    ("train_segmentation", ["5", "--nets", "nowhere"], "expected one of a folder with"),
+    ("train_segmentation", ["5", "--nets", "nowhere"], "nowhere: no such folder"),
     (
         "train_segmentation",
-        ["5", "--weights", "x"],
+        ["5", "--weights", "nets/classification/cls_voc_deploy.prototxt"],
         "--weights: given; pass the classification net's with --classifier",
     ),
     ("train_classifier", ["nowhere.prototxt"], "nowhere.prototxt: no such file"),

@@ -52,7 +52,7 @@ class Foreign(Layer):
         self.fillers = dict.fromkeys(self.blob_shapes)
         self.shared, self.aliases, self.filled, self.held_arrays, self.copies = set(), {}, set(), {}, Copies()
         self.drawn_again: list[str] = []
-        self.is_in_place = False
+        self.is_in_place, self.strict_dim = False, True
         self._shapes: dict[tuple[Shape, ...], list[Shape]] = {}
 
     def __getattr__(self, name: str) -> Any:

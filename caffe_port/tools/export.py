@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from caffe_port.errors import CaffeError
 from caffe_port.formats.atomic import check_output
-from caffe_port.tools.cli import Parser, numbers, print_json, read_options, run, size, trained_net
+from caffe_port.tools.cli import EITHER, Parser, numbers, print_json, read_options, run, size, trained_net
 from caffe_port.tools.progress import working
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_quiet()
     parser.add_dialect()
     parser.reads("prototxt", "weights", "reference")
+    parser.reads("calibrate", kind=EITHER)
     run(_export, parser, argv)
 
 

@@ -89,7 +89,7 @@ def counted(x: Tensor, label: Tensor) -> Tensor:
 
 def constant(*values: float) -> Hold:
     """The same numbers, whatever the shape."""
-    return lambda shape: torch.tensor(values).expand(shape).clone()
+    return lambda shape: torch.tensor(values, dtype=torch.float32).expand(shape).clone()
 
 
 def corners(shape: tuple[int, ...], width: int = 600, height: int = 600) -> Tensor:

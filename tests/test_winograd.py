@@ -57,7 +57,7 @@ def test_equals_direct_convolution(size: tuple, relu: bool, way: str, monkeypatc
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=pad)
     expected = expected.relu() if relu else expected
     monkeypatch.setattr(module, "_LARGEST", 4 << 20)  # several pieces
-    monkeypatch.setattr(module, "_ROOM", 1 << 20)
+    monkeypatch.setattr(module, "_SCRATCH_BYTES", 1 << 20)
     for form in (torch.contiguous_format, torch.channels_last):
         found = prepared(weight, bias, pad, 1, relu=relu)(x.contiguous(memory_format=form))
         assert found.shape == expected.shape

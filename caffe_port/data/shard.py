@@ -71,8 +71,7 @@ def gather(own: Sequence[T]) -> list[T] | None:
         dist.gather_object(list(own), parts)
     finally:
         dist.destroy_process_group()
-    return (
-        None
-        if parts is None
-        else [item for row in zip_longest(*parts, fillvalue=_NONE) for item in row if item is not _NONE]
-    )
+    if parts is None:
+        return None
+    turns = zip_longest(*parts, fillvalue=_NONE)
+    return [item for turn in turns for item in turn if item is not _NONE]

@@ -73,7 +73,7 @@ def read_caffemodel(buffer: Buffer, path: str) -> Weights:
 
 def _rename_deeplab1(layers: list[LayerWeights], path: str) -> None:
     """Give the layers of a file of DeepLab v1's fork their types, if some layer's fields tell that it is one."""
-    numbers, told = [], False
+    numbers, is_deeplab1 = [], False
     for layer in layers:
         kind, bottoms, fields = 0, 0, set[int]()
         reader = Reader(layer.definition, path=path)
@@ -82,8 +82,8 @@ def _rename_deeplab1(layers: list[LayerWeights], path: str) -> None:
             bottoms += number == V1.bottom
             kind = reader.integer() if number == V1.type and wire == VARINT else kind
         numbers.append(kind)
-        told |= DEEPLAB1_BLOCKS.get(kind) in fields and (kind != V1_NUMBERS["EltwiseAccuracy"] or bottoms == 1)
-    for layer, kind in zip(layers, numbers, strict=True) if told else ():
+        is_deeplab1 |= DEEPLAB1_BLOCKS.get(kind) in fields and (kind != V1_NUMBERS["EltwiseAccuracy"] or bottoms == 1)
+    for layer, kind in zip(layers, numbers, strict=True) if is_deeplab1 else ():
         layer.type = DEEPLAB1_TYPES.get(kind, layer.type)
 
 

@@ -44,7 +44,7 @@ _LANES = 16
 _FEWEST_CHANNELS_TORCH = 128
 _LARGEST = 64 << 20
 """Bytes of tiles that torch transforms at a time."""
-_ROOM = 4 << 20
+_SCRATCH_BYTES = 4 << 20
 """Bytes of tiles that a thread of the kernel transforms at a time."""
 
 
@@ -129,7 +129,7 @@ def _run(
     x = _filled_up(x.detach().permute(0, 2, 3, 1))
     size = (n + 2 * p - 2 * dilation for n, p in zip(x.shape[1:3], pad, strict=True))
     y = x.new_empty(x.shape[0], *size, filters.shape[3])
-    rest = filters, bias, int(relu), y, ctypes.c_long(_ROOM), torch.get_num_threads()
+    rest = filters, bias, int(relu), y, ctypes.c_long(_SCRATCH_BYTES), torch.get_num_threads()
     call("winograd", "winograd_forward", (*x.shape, y.shape[3], *pad, dilation), x, *rest)
     return (y if outputs == y.shape[3] else y[..., :outputs].contiguous()).permute(0, 3, 1, 2)
 

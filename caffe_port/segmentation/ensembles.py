@@ -30,7 +30,7 @@ KINDS = ("decouplednet", "deconvnet", "segnet", "pspnet", "deeplab", "plain")
 
 
 def kind_of(net: Net) -> str:
-    """A net's kind, one of KINDS: DecoupledNet has a second input, DeconvNet unpools, others' Caffe tells it."""
+    """A net's kind, one of KINDS: DecoupledNet has a second input, DeconvNet unpools, others go by their Caffe."""
     if MASKED in net.graph.inputs:
         return "decouplednet"
     if any(node.type == "Unpooling" for node, _ in net.nodes):

@@ -70,7 +70,7 @@ class _Mapped(System):
 
     Args:
         first: the label of the net's first channel: 1 where 0 is none of the net's.
-        background: whether label 0 is the background, which is not told among the classes found.
+        background: whether label 0 is the background, which is not listed among the classes found.
     """
 
     def __init__(self, net: Net, *, first: int, background: bool) -> None:

@@ -216,7 +216,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
     [
         ("caffe-port ca", {"caffe2torch"}),
         ("caffe-port fold --abs", {"--absorb"}),
-        ("caffe-port segment --system d", {"decouplednet", "deconvnet"}),
+        ("caffe-port segment --system d", {"decouplednet", "deconvnet", "deeplab"}),
         ("caffe-port train_segmentation --precision b", {"bf16"}),
     ],
 )

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _print(arguments: argparse.Namespace) -> None:
     try:
-        from argcomplete import shellcode
+        from argcomplete.shell_integration import shellcode
     except ImportError:
         raise CaffeError("argcomplete", "not installed", remedy="pip install argcomplete") from None
     print(shellcode(["caffe-port"], shell=arguments.shell))

@@ -81,6 +81,25 @@ def traced(net: Net) -> nn.Module:
     return torch.jit.load(file)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("pool", ["MAX", "AVE"])
+def test_pooling_of_many_channels_in_traces_and_transforms(pool: str, grad: bool) -> None:
+    """Outside of them it may turn to channels-last; torch.jit.trace compares with a trace without gradients."""
+    text = """input: "data" input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }
+        layer { name: "c" type: "Convolution" bottom: "data" top: "c"
+          convolution_param { num_output: 40 kernel_size: 1 weight_filler { type: "xavier" } } }
+        layer { name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param { pool: %s kernel_size: 2 stride: 2 } }"""
+    net = Net(text % pool)
+    x = torch.linspace(-3, 3, 384).view(2, 3, 8, 8).mul(9).sin()
+    y = torch.nn.functional.conv2d(x, net.c.weight, net.c.bias).detach()
+    wanted = torch.max_pool2d(y, 2) if pool == "MAX" else torch.nn.functional.avg_pool2d(y, 2)
+    with torch.set_grad_enabled(grad):
+        close(torch.jit.trace(net, (x,), strict=False)(x)["p"], wanted)
+        close(torch.func.vmap(lambda one: net(one[None])["p"][0])(x), wanted)
+        close(torch.func.jvp(lambda x: net(x)["p"], (x,), (x,))[0], wanted)
+
+
 @KINDS
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("exporter", [exported, traced])

@@ -26,7 +26,7 @@ def passes(net: Net, mode: str, count: int = 1) -> torch.Tensor:
 
 @KINDS
 @ways
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", ["data", *LAYERS])
 def test_forward_hooks_fire_on_every_pass_also_when_registered_later(kind: type[Net], mode: str, name: str) -> None:
     net = built(kind)
     wanted, seen = by_hand(weights(net)), list[str]()
@@ -63,6 +63,20 @@ def test_a_hook_sees_and_changes_the_numbers(kind: type[Net], mode: str) -> None
 
 
 @ways
+def test_a_hook_of_an_input_sees_and_changes_it(mode: str) -> None:
+    net, seen = built(), list[torch.Tensor]()
+    wanted = by_hand(weights(net), X * 2)["prob"]
+
+    def double(_: nn.Module, given: tuple[torch.Tensor, ...], tops: tuple[torch.Tensor, ...]) -> object:
+        seen.extend((*given, *tops))
+        return tuple(t * 2 for t in tops)
+
+    net.data.register_forward_hook(double)
+    close(passes(net, mode), wanted)
+    assert [torch.equal(t, X) for t in seen] == [True, True]
+
+
+@ways
 def test_hooks_for_all_modules_fire(mode: str) -> None:
     net, seen = built(), list[str]()
     passes(net, mode, 2)
@@ -72,9 +86,9 @@ def test_hooks_for_all_modules_fire(mode: str) -> None:
         passes(net, mode, 2)
     finally:
         handle.remove()
-    assert seen == [*LAYERS, ""] * 2
+    assert seen == ["data", *LAYERS, ""] * 2
     passes(net, mode)
-    assert len(seen) == 2 * (len(LAYERS) + 1)
+    assert len(seen) == 2 * (len(LAYERS) + 2)
 
 
 @KINDS

@@ -124,6 +124,7 @@ def test_any_layer_by_any_module(kind: type[Net], mode, name: str) -> None:
             r"layer ip2 \(Linear in place of .*InnerProduct\).*\(2, 6\)",
         ),
         (lambda net: setattr(net, "ip1", nn.Linear(20, 3)), r"layer ip1 \(Linear.*Flatten"),
+        (lambda net: setattr(net, "data", nn.Identity()), r"layer data \(Input\): a module in its place.*Sequential"),
         (lambda net: setattr(net, "ip2", None), r"layer ip2 \(InnerProduct\): no module in its place.*Identity"),
         (lambda net: delattr(net, "pool"), r"layer pool \(Pooling\): no module in its place"),
         (lambda net: setattr(net, "ip1", nn.Sequential(nn.Flatten(), nn.Linear(20, 3))), r"layer ip1"),

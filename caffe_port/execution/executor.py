@@ -213,9 +213,18 @@ class Executor:
         node, layer = self.nodes[i]
         if run is not None and i in self.caffe_gradients:
             run.run(i, blobs)
-        elif not self._is_input[i]:
-            blobs.update(zip(node.tops, self._call(node, layer, [blobs[b] for b in node.bottoms]), strict=True))
+        elif self._is_called(i):
+            blobs.update(zip(node.tops, self._call(node, layer, [blobs[b] for b in self._read(i)]), strict=True))
         return i
+
+    def _is_called(self, i: int) -> bool:
+        """Whether node ``i`` runs: every layer but an Input that no hook observes."""
+        return not self._is_input[i] or all_observed() or observed(self.modules[i], self._kinds[i])
+
+    def _read(self, i: int) -> Sequence[str]:
+        """The blobs that node ``i`` is called with: its bottoms, or the tops that an Input has been given."""
+        node = self.nodes[i][0]
+        return node.tops if self._is_input[i] else node.bottoms
 
     def _infer(self, blobs: Blobs, steps: Mapping[int, InferStep], i: int, last: int) -> int:
         step = steps.get(i)
@@ -258,8 +267,8 @@ class Executor:
     def _record(self, blobs: Blobs, tape: Tape, run: Pass | None, i: int, last: int) -> int:
         node, layer = self.nodes[i]
         tape.pop(i, None)
-        if not self._is_input[i]:
-            bottoms, needed = [blobs[b] for b in node.bottoms], self.needs.layer[i]
+        if self._is_called(i):
+            bottoms, needed = [blobs[b] for b in self._read(i)], self.needs.layer[i]
             if needed:
                 bottoms = [b.detach().requires_grad_(n) for b, n in zip(bottoms, self.needs.bottoms[i], strict=True)]
             with torch.set_grad_enabled(needed and not (run is not None and i in self.caffe_gradients)):

@@ -44,6 +44,9 @@ class Foreign(Layer):
     """
 
     def __init__(self, module: nn.Module, place: Place) -> None:
+        if place.type_name == "Input":
+            found, remedy = "a module in its place", "put it before the net: torch.nn.Sequential(module, net)"
+            raise CaffeError(f"{place.where}: layer {place.name} (Input)", found, remedy=remedy)
         nn.Module.__init__(self)
         self.module, self.place = module, place
         self.name, self.type, self.where, self.dialect = place.name, place.type_name, place.where, place.dialect  # type: ignore[misc]

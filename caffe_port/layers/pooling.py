@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from caffe_port import random
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
-from caffe_port.layers.functions import Function, as_numbers, made_again
+from caffe_port.layers.functions import Function, as_numbers, made_again, symbolic
 from caffe_port.spec import windows
 
 MANY_CHANNELS = 16
@@ -47,11 +47,14 @@ class Pooling(windows.Pooling, Layer):
     def _turns(self, x: Tensor) -> bool:
         """Whether to convert to channels-last: torch then pools all channels at once, in the same order.
 
-        That is several times as fast, unless channels or windows are few, or a gradient has to be converted back.
+        That is several times as fast, unless channels or windows are few, or a gradient has to be converted back. A
+        trace must not depend on the gradient mode: torch.jit.trace makes a second one without gradients and compares.
         """
-        if self.method == "STOCHASTIC" or self.window(x.shape) == x.shape[2:] or x.shape[1] < MANY_CHANNELS:
+        if symbolic(x) or self.method == "STOCHASTIC" or self.window(x.shape) == x.shape[2:]:
             return False
-        return x.device.type == "cpu" and x.is_contiguous() and not (torch.is_grad_enabled() and x.requires_grad)
+        if x.shape[1] < MANY_CHANNELS or x.device.type != "cpu" or not x.is_contiguous():
+            return False
+        return not (torch.is_grad_enabled() and x.requires_grad)
 
     def _pool(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         kernel = self.window(x.shape)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from reference import EMBEDDED
 
+from caffe_port.errors import CaffeError
 from caffe_port.net import Net
 from caffe_port.random.fillers import FILLERS as FILLED
 from caffe_port.schema.layer_types import FILLERS, POLICIES, SOLVERS
@@ -120,6 +121,29 @@ def test_what_cannot_be_read_is_not_called_known(
     assert status == 2
     assert found["unknown"]
     assert said in found["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (
+            'layer { name: "sum" type: "Eltwise" bottom: "c" bottom: "d" top: "e" propagate_down: true }',
+            "1 propagate_down",
+        ),
+        ('layer { name: "late" type: "Power" bottom: "x" top: "d" }', "'d' a second time"),
+        ('layer { name: "late" type: "Power" bottom: "y" top: "e" }', "bottom 'y', which no earlier layer"),
+    ],
+)
+def test_what_no_net_can_be_built_from(layers: str, said: str, tmp_path: Path) -> None:
+    """Found where a net finds it, and told with the file."""
+    path = tmp_path / "n.prototxt"
+    path.write_text("\n".join([*NET.splitlines()[:6], layers]))
+    (problem,) = summarize(path).problems
+    assert problem.startswith(str(path))
+    assert said in problem
+    with pytest.raises(CaffeError) as error:
+        Net(path)
+    assert said in str(error.value)
 
 
 def test_one_line_of_json_a_file_also_for_files_that_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

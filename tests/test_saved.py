@@ -1,8 +1,8 @@
-"""Files of weights as the two programs wrote them (tests/saved): ours of the same net and numbers have their bytes.
+"""Files of weights as four programs wrote them (tests/saved): ours of the same net and numbers have their bytes.
 
-Each .caffemodel was written by BVLC Caffe (commit 9b891540) or by HyeonwooNoh/caffe for the prototxt beside it, by
-pycaffe's ``save`` in TEST, in TRAIN (``*_train``) or as a snapshot of ``train.prototxt`` (``snap_*``; ``diff``: with
-snapshot_diff).
+Each .caffemodel was written by BVLC Caffe (commit 9b891540), HyeonwooNoh/caffe, SSD's (commit 4817bf8b) or PSPNet's
+(commit 798bdc9), as its folder says, for the prototxt beside it, by pycaffe's ``save`` in TEST, in TRAIN (``*_train``)
+or as a snapshot of ``train.prototxt`` (``snap_*``; ``diff``: with snapshot_diff).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,10 +58,11 @@ def write_net(
         write_caffe_hdf5(path, layers, overwrite=overwrite, durable=durable, progress=progress)
         return
     net, generation = definition.net, max(definition.generation, 1)
-    inputs = [net.layer[i] for i in definition.synthetic] if generation == 1 else []
+    named = definition.synthetic if generation == 1 or not definition.dialect.inputs_are_layers else ()
+    inputs = [net.layer[i] for i in named]
     write_caffemodel(
         path,
-        _layers(definition, blobs, diffs, generation),
+        _layers(definition, blobs, diffs, generation, named),
         name=net.name,
         generation=generation,
         definition=b"".join(bytes_field(_NET_INPUT, top) for layer in inputs for top in layer.top),
@@ -76,9 +77,10 @@ def _layers(
     blobs: Sequence[Sequence[np.ndarray | None]],
     diffs: Sequence[Sequence[np.ndarray | None]] | None,
     generation: int,
+    left_out: Collection[int] = (),
 ) -> Iterator[LayerWeights]:
     for index, message in enumerate(definition.net.layer):
-        if generation == 1 and index in definition.synthetic:
+        if index in left_out:
             continue
         bare = type(message)()
         bare.CopyFrom(message)

@@ -69,6 +69,7 @@ def read_net(
     proto: str | Path | None = None,
     plugins: Iterable[str | Path] = (),
     state: Any = None,
+    name: str = "<message>",
 ) -> Definition:
     """A net's definition.
 
@@ -80,6 +81,7 @@ def read_net(
         proto: another Caffe's ``caffe.proto``, whose fields and types are then accepted.
         plugins: Python files with layers of other Caffes, which are run.
         state: a solver's NetState for this net. It is merged over the net's own, which is merged over ``phase``.
+        name: the file that a NetParameter was read from, for messages.
 
     Raises:
         CaffeError: the file cannot be read, or the definition is wrong.
@@ -88,7 +90,7 @@ def read_net(
         raise CaffeError("phase", repr(phase), expected="TRAIN or TEST")
     for plugin in plugins:
         load_plugin(plugin)
-    opened = _open(source)
+    opened = _open(source, name)
     if dialect is not None:
         found, reason = dialect_of(dialect), "requested"
     else:
@@ -169,9 +171,9 @@ class _Opened:
         return evidence_of_message(self.message) if self.message is not None else evidence_of_text(self.text, self.path)
 
 
-def _open(source: str | Path | Message) -> _Opened:
+def _open(source: str | Path | Message, name: str = "<message>") -> _Opened:
     if isinstance(source, Message):
-        return _Opened("", "<message>", message=source)
+        return _Opened("", name, message=source)
     file = None if _is_text(source) else Path(source)
     return _Opened(str(source), "<text>") if file is None else _Opened(read_text(file), str(source), file)
 

@@ -90,7 +90,9 @@ class Nets:
     def _read(self, source: Any, phase: int, state: Any) -> Definition:
         if isinstance(source, str):
             source = self.find(source)
-        definition = read_net(source, phase=phase, state=state, dialect=self.dialect, proto=self.proto)
+        definition = read_net(
+            source, phase=phase, state=state, dialect=self.dialect, proto=self.proto, name=str(self.path)
+        )
         if phase == TEST and definition.dialect.test_nets_crop_at_random:
             for layer in definition.net.layer:
                 if not layer.bottom:

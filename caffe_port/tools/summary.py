@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from caffe_port.dialects import DIALECTS, Dialect
 from caffe_port.dialects import dialect as dialect_of
 from caffe_port.errors import CaffeError
+from caffe_port.graph import connect
 from caffe_port.schema import TEST, TRAIN, load_proto, parse_text, read_net, scan
 from caffe_port.schema.detect import detect_dialect, evidence_of_fields, knows
 from caffe_port.schema.forks import fork_of
@@ -211,7 +212,7 @@ def _net(
     found.levels = sorted({n for rule in rules for n in _levels(rule)})
     found.phases = {one: _count(message, one, level, stages) for one in ("TEST", "TRAIN")}
     found.phase = phase or "TEST"
-    read = partial(read_net, level=level, stages=stages, dialect=dialect, proto=proto)
+    read = partial(read_net, level=level, stages=stages, dialect=dialect, proto=proto, name=str(found.file))
     try:
         definition = read(message, phase=found.phase)
     except CaffeError as error:
@@ -221,15 +222,15 @@ def _net(
             definition = read(message, phase="TRAIN")
             found.phase = "TRAIN"
         except CaffeError:
-            found.problems.append(_without_path(error, found.file))
+            found.problems.append(str(error))
             found.parameters = None
             return
-    definition = replace(definition, path=found.file)
     found.phases[found.phase] = len(definition.net.layer) - len(definition.inserted)
     try:
+        connect(definition)
         _fill(found, infer(definition, check=False), set(definition.inserted))
     except CaffeError as error:
-        found.problems.append(_without_path(error, found.file))
+        found.problems.append(str(error))
         found.parameters = None
         found.lines = [LayerLine(layer.name, layer.type, [], None, None) for layer in definition.net.layer]
 
@@ -245,10 +246,6 @@ def _count(message: Any, phase: str, level: int, stages: tuple[str, ...]) -> int
 
 def _levels(rule: Any) -> list[int]:
     return [getattr(rule, name) for name in ("min_level", "max_level") if rule.HasField(name)]
-
-
-def _without_path(error: CaffeError, path: str) -> str:
-    return str(error).replace("<message>", path, 1)
 
 
 def _fill(found: Summary, inferred: Any, inserted: set[int]) -> None:

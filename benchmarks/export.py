@@ -1,13 +1,15 @@
 """Exported ONNX files: right at full width, and fast in onnxruntime next to torch's export of the same net.
 
-    python benchmarks/export.py check [--nets NAME[=FILE.prototxt] ...] [--width 1/1] [--reference FOLDER]
+    python benchmarks/export.py check [--nets NAME[=FILE.prototxt] ...] [--forms onnx py pt2] [--width 1/1]
+                                      [--reference FOLDER]
     python benchmarks/export.py time --python PYTHON --checkout DIR [--nets ...] [--threads 1] [--rounds 15] [--cpu]
     python benchmarks/export.py write [--nets NAME[=FILE.prototxt]] [--rounds 5]
 
-``check`` exports nets with seeded weights, runs the files beside the nets, and where FOLDER has NAME.npz (real Caffe's
-numbers for the weights that ../shared/reference's rule draws) compares with these. ``time`` runs our files and those of
-torch.onnx.export(dynamo=True) in turn; the latter are made from the net of another checkout by a Python that has
-onnxscript. ``write`` times writing a file without its check against ``cp``, with the memory that it takes.
+``check`` exports nets with seeded weights as ONNX, PyTorch files and programs of torch.export, runs these beside the
+nets, and where FOLDER has NAME.npz (real Caffe's numbers for the weights that ../shared/reference's rule draws)
+compares with them. ``time`` runs our ONNX files and those of torch.onnx.export(dynamo=True) in turn; the latter are
+made from the net of another checkout by a Python that has onnxscript. ``write`` times writing a file without its check
+against ``cp``, with the memory that it takes.
 
 Nets are prototxt/'s by name, or any deploy definition: caffenet=models/bvlc_reference_caffenet/deploy.prototxt.
 """
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +100,14 @@ def definition(net: str, folder: Path, width: str) -> tuple[str, Path]:
 def check(options: argparse.Namespace, folder: Path) -> None:
     for spec in options.nets:
         name, path = definition(spec, folder, options.width)
-        me = [
-            sys.executable,
-            __file__,
-            "make",
-            "--nets",
-            f"{name}={path}",
-            "-o",
-            str(folder / f"{name}.onnx"),
-            "--check",
-        ]
-        if options.reference and name in STORED:
-            me += ["--reference", str(Path(options.reference) / f"{STORED[name]}.npz")]
-        subprocess.run(me, check=True, env=environment(options.threads))
-        (folder / f"{name}.onnx").unlink()
+        for form in options.forms:
+            output = folder / f"{name}.{form}"
+            me = [sys.executable, __file__, "make", "--nets", f"{name}={path}", "-o", str(output), "--check"]
+            if options.reference and name in STORED:
+                me += ["--reference", str(Path(options.reference) / f"{STORED[name]}.npz")]
+            subprocess.run(me, check=True, env=environment(options.threads))
+            for file in folder.glob(f"{name}.*"):
+                file.unlink()
 
 
 def make(options: argparse.Namespace) -> None:
@@ -120,18 +117,19 @@ def make(options: argparse.Namespace) -> None:
     import caffe_port
 
     torch.set_num_threads(1 if os.environ.get("OMP_NUM_THREADS") == "1" else torch.get_num_threads())
-    name, path = options.nets[0].split("=", 1)
+    path = options.nets[0].partition("=")[2]
     net = caffe_port.Net(path, caffe_port.TEST)
     draw(net)
     if options.theirs:
         given = tuple(torch.from_numpy(x) for x in inputs_of(net).values())
         torch.onnx.export(net.eval(), given, options.output, dynamo=True, external_data=False, verbose=False)
         return
-    from caffe_port.export import onnx
+    from caffe_port import export
 
-    result = onnx(net, options.output, verify=options.check, overwrite=True)
+    forms = {".onnx": export.onnx, ".py": export.source, ".pt2": export.torch_program}
+    result = forms[Path(options.output).suffix](net, options.output, verify=options.check, overwrite=True)
     if options.check:
-        print(f"{name}: {result.nodes} operators; {result.checked}", flush=True)
+        print(f"{Path(options.output).name}: {result.nodes} operators; {result.checked}", flush=True)
     if options.reference:
         compare(net, result, options)
 
@@ -140,9 +138,7 @@ def compare(net: Any, exported: Any, options: argparse.Namespace) -> None:
     """Print how far the file's outputs are from stored numbers: all of a blob's, or 4096 of it."""
     import numpy as np
 
-    from caffe_port.export.onnx_check import session
-
-    made = dict(zip(exported.outputs, session(options.output).run(exported.outputs, inputs_of(net)), strict=True))
+    made = dict(zip(exported.outputs, outputs_of(options.output, exported, inputs_of(net)), strict=True))
     with np.load(options.reference) as theirs:
         for blob, found in made.items():
             if f"out/{blob}" in theirs:
@@ -158,6 +154,26 @@ def compare(net: Any, exported: Any, options: argparse.Namespace) -> None:
                 f"  {blob} against real Caffe's: {off.max() / largest:.1e} of its largest value at most, "
                 f"{(off > 1e-5 * largest).sum()} of {off.size} numbers over 1e-5"
             )
+
+
+def outputs_of(path: str, exported: Any, given: dict[str, Any]) -> list[Any]:
+    """What a file gives for these inputs."""
+    if path.endswith(".onnx"):
+        from caffe_port.export.onnx_check import session
+
+        return session(path).run(exported.outputs, given)
+    if path.endswith(".py"):
+        from caffe_port.export.source_check import run_file
+
+        return run_file(Path(path), [{blob: given[blob] for blob in exported.inputs}], len(exported.outputs))[0]
+    import torch
+
+    from caffe_port.export.torch_program import keywords
+
+    tensors = {key: torch.from_numpy(given[blob]) for blob, key in keywords(exported.inputs).items()}
+    with torch.no_grad():
+        tops = torch.export.load(path).module()(**tensors)
+    return [tops[blob].numpy() for blob in exported.outputs]
 
 
 # -- the time ----------------------------------------------------------------------------------------------------------
@@ -189,18 +205,15 @@ def timed(options: argparse.Namespace, folder: Path) -> None:
         net = caffe_port.Net(str(path), caffe_port.TEST)
         np.savez(folder / "inputs.npz", **inputs_of(net))
         del net
-        files = {"ours": folder / "ours.onnx", "torch's": folder / "theirs.onnx"}
+        files = {"ours": folder / f"{name}.ours.onnx", "torch's": folder / f"{name}.theirs.onnx"}
         makers = {"ours": [sys.executable], "torch's": [options.python]}
         commands = {}
         for whose, file in files.items():
             where = {"PYTHONPATH": options.checkout} if whose != "ours" else {}
             command = [*makers[whose], __file__, "make", "--nets", f"{name}={path}", "-o", str(file)]
-            subprocess.run(
-                [*command, *(["--theirs"] if where else [])],
-                check=True,
-                env={**environment(1), **where},
-                stdout=sys.stderr,
-            )
+            command += ["--theirs"] if where else []
+            if not file.exists():
+                subprocess.run(command, check=True, env={**environment(1), **where}, stdout=sys.stderr)
             commands[whose] = [
                 sys.executable,
                 __file__,
@@ -217,7 +230,7 @@ def timed(options: argparse.Namespace, folder: Path) -> None:
         clock = "processor time" if options.cpu else "wall time"
         print(f"{name}, {options.threads} threads, {options.rounds} rounds, {clock}; their numbers differ by {off:.1e}")
         report(times, peaks, "ours")
-        for file in files.values():
+        for file in () if options.keep else files.values():
             file.unlink()
 
 
@@ -272,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", choices=["check", "time", "write", "make", "serve"])
     parser.add_argument("--nets", nargs="+", default=[*NETS], metavar="NAME[=FILE]")
+    parser.add_argument("--forms", nargs="+", choices=("onnx", "py", "pt2"), default=["onnx", "py", "pt2"])
     parser.add_argument("--width", default="1/1", help="of prototxt/'s nets (default 1/1)")
     parser.add_argument("--reference", help="the folder of real Caffe's numbers; of make: one file")
     parser.add_argument("--python", default=sys.executable, help="a Python with torch and onnxscript")
@@ -280,6 +294,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time")
     parser.add_argument("--folder", help="for temporary files")
+    parser.add_argument("--keep", action="store_true", help="of time: use the files in --folder, and leave them there")
     for name in ("-o", "--inputs"):
         parser.add_argument(name, dest="output" if name == "-o" else name[2:], help=argparse.SUPPRESS)
     for name in ("--check", "--theirs"):
@@ -288,7 +303,8 @@ def main() -> None:
     if options.job in ("make", "serve"):
         (make if options.job == "make" else serve_file)(options)
         return
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    kept = nullcontext(options.folder) if options.keep else tempfile.TemporaryDirectory(dir=options.folder)
+    with kept as folder:
         {"check": check, "time": timed, "write": written}[options.job](options, Path(folder))
 
 

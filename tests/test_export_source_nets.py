@@ -1,7 +1,8 @@
-"""PyTorch files and programs of torch.export: trained models, nets of regions, objects in their order."""
+"""Exported files: trained models and narrow nets in every form; PyTorch's of regions and of objects in their order."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from test_rcnn import settings as restored  # noqa: F401
 import caffe_port
 from caffe_port.data import rcnn_settings
 from caffe_port.errors import CaffeError
-from caffe_port.export import source, torch_program
+from caffe_port.export import onnx, source, torch_program
+from caffe_port.export.onnx_check import session
 from caffe_port.export.source_code import wrapped
 from caffe_port.export.torch_program import keywords
 from caffe_port.net import Net
@@ -27,10 +29,11 @@ from caffe_port.tools.replay import Reference
 pytest.importorskip("safetensors")
 
 MODELS = sorted(path.parent for path in SHARED.glob("models/*/expected.npz"))
+FORMS = ["onnx", "py", "pt2"]
 
 
 @needs_shared("models")
-@pytest.mark.parametrize("form", ["py", "pt2"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("model", MODELS or [Path("none")], ids=lambda path: path.name)
 def test_trained_models_give_caffes_numbers(model: Path, form: str, tmp_path: Path) -> None:
     (weights,) = model.glob("weights.*")
@@ -49,13 +52,13 @@ DEPLOYED = ("fcn8s_deploy", "decouplednet_deploy", "decouplednet_fp_bp", "deconv
 NARROW = [case for case in cases("noh_nets", "noh") if case.name in DEPLOYED]
 
 
-@pytest.mark.parametrize("form", ["py", "pt2"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", NARROW, ids=str)
 def test_narrow_nets_give_caffes_numbers(case: Case, form: str, tmp_path: Path) -> None:
     """The outputs, or for large ones a sample of them; in the file also what is between."""
     net, reference = prepared(case), case.reference
     keys = {key.partition("/")[2]: key for key in reference.keys("out", "sample")}
-    wanted = [blob for blob in keys if blob in (net.shapes if form == "py" else net.graph.outputs)]
+    wanted = [blob for blob in keys if blob in (net.graph.outputs if form == "pt2" else net.shapes)]
     wanted = [blob for blob in wanted if blob not in net.graph.inputs]
     assert wanted
     given = {n: torch.from_numpy(reference[f"in/{n}"].astype(np.float32)) for n in net.graph.inputs}
@@ -69,6 +72,10 @@ def test_narrow_nets_give_caffes_numbers(case: Case, form: str, tmp_path: Path) 
 def run(net: Net, form: str, wanted: list[str], given: dict[str, torch.Tensor], folder: Path) -> dict[str, np.ndarray]:
     """What an exported net gives for these blobs."""
     with torch.no_grad():
+        if form == "onnx":
+            onnx(net, folder / "net.onnx", outputs=wanted, verify=False)
+            arrays = {blob: x.numpy() for blob, x in given.items()}
+            return dict(zip(wanted, session(folder / "net.onnx").run(wanted, arrays), strict=True))
         if form == "pt2":
             torch_program(net, folder / "net.pt2", outputs=wanted, verify=False)
             names = keywords(given)
@@ -172,6 +179,20 @@ def test_a_programs_batch_has_any_length(tmp_path: Path) -> None:
         x = torch.rand(batch, 4, 5, 6)
         with torch.no_grad():
             torch.testing.assert_close(program(x=x)["e"], net(x=x)["e"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_where_rounding_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows in the exponential of large scores: these are compared, and what the program makes of them."""
+    text = FOLDED + "layer { name: 's' type: 'Softmax' bottom: 'e' top: 's' }"
+    net = drawn(text.replace("dim: 5 dim: 6", "dim: 25 dim: 26"))
+    with torch.no_grad():
+        net.c.weight.copy_(torch.randn_like(net.c.weight) * 500)
+    checked = torch_program(net, tmp_path / "net.pt2").checked
+    assert checked is not None
+    assert list(torch.export.load(tmp_path / "net.pt2").module()(x=torch.zeros(1, 4, 25, 26))) == ["s"]
+    monkeypatch.setattr(sys.modules["caffe_port.export.torch_program"], "watched_bottoms", lambda nodes: [])
+    with pytest.raises(CaffeError, match="output s: expected 1e-05 at most"):
+        torch_program(net, tmp_path / "other.pt2")
 
 
 X = "layer { name: 'x' type: 'Input' top: 'x' input_param { shape { dim: 2 dim: 8 dim: 6 dim: 4 } } }"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from caffe_port.net import Net
 
-__all__ = ["PROPOSAL", "drawn_inputs", "in_steps", "takes_regions"]
+__all__ = ["PROPOSAL", "drawn_inputs", "in_steps", "takes_regions", "watched_bottoms"]
 
 PROPOSAL = "Python rpn.proposal_layer.ProposalLayer"
 _OF_REGIONS = ("ROIPooling", "PSROIPooling")
@@ -22,6 +22,11 @@ _STEPS = ("ArgMax", "DetectionOutput", "Exp", "Filter", "Sigmoid", "Softmax", "T
 def in_steps(layer: Any) -> bool:
     """Whether a difference in the last bit of a layer's bottoms can change its tops as a whole, or grows in them."""
     return layer.type in _STEPS or (layer.type == "Pooling" and layer.n_tops == 2 and layer.method == "MAX")
+
+
+def watched_bottoms(nodes: Iterable[tuple[Any, Any]]) -> list[tuple[int, str]]:
+    """The bottoms of layers whose tops change in steps, each with the index of the node, see ``check_runs``."""
+    return [(node.index, blob) for node, layer in nodes if in_steps(layer) for blob in node.bottoms]
 
 
 def takes_regions(net: Net, name: str) -> bool:

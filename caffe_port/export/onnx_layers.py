@@ -311,8 +311,8 @@ def lrn(g: Graph, layer: Any, x: Value) -> Value:
     return divided(g, x, linear(g, mean, layer.alpha, k), layer.beta)
 
 
-_MOST_CHANNELS = 512
-"""Above them the products with zeros would take more time than they save."""
+_MOST_CHANNELS = 192
+"""Above them the convolution, most of whose weights are zeros, takes longer than an average pooling."""
 
 
 def over_neighbours(g: Graph, layer: Any, squares: Value) -> Value:

@@ -18,8 +18,7 @@ import torch
 from caffe_port.console import info
 from caffe_port.errors import CaffeError
 from caffe_port.export import source_regions, source_windows  # noqa: F401
-from caffe_port.export.check import Watched
-from caffe_port.export.inputs import in_steps
+from caffe_port.export.inputs import in_steps, watched_bottoms
 from caffe_port.export.onnx_picture import Preprocessing
 from caffe_port.export.parts import (
     WITH_WEIGHTS,
@@ -124,7 +123,7 @@ def source(
         if arrays:
             write_safetensors(folder / weights.name, arrays)
         if verify:
-            watched, observed = build.watched(), None
+            watched, observed = watched_bottoms(nodes), None
             if watched:
                 observed = folder / f"{target.stem}.observed.py"
                 observed.write_text(text_of(build.observed(target.stem)), encoding="utf-8")
@@ -251,11 +250,6 @@ class _Writer:
             self.code.assign(str(last[0]), var)
         self._merged.update(node.key for node, _ in absorbed)
         return last
-
-    def watched(self) -> Watched:
-        """The bottoms of layers whose tops change in steps, see :func:`check_runs`."""
-        steps = [node for node, layer in self.nodes if in_steps(layer)]
-        return [(node.index, blob) for node in steps for blob in node.bottoms]
 
     def observed(self, stem: str) -> Program:
         """The same steps, which give the watched blobs behind the outputs."""

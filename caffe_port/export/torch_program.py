@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from caffe_port.console import info
 from caffe_port.errors import CaffeError
 from caffe_port.execution.executor import Mode
 from caffe_port.execution.inputs import refuse_untraceable
-from caffe_port.export.check import BOUNDS, check_runs
-from caffe_port.export.inputs import drawn_inputs
+from caffe_port.export.check import BOUNDS, Checked, Run, Watched, check_runs
+from caffe_port.export.inputs import drawn_inputs, watched_bottoms
 from caffe_port.export.parts import (
     Exported,
     Nodes,
@@ -81,24 +83,59 @@ def torch_program(
         written = folder / f"{target.stem}.pt2"
         torch.export.save(program, written)
         if verify:
-            module = torch.export.load(written).module()
-
-            def run(feeds: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-                tops = [module(**{names[blob]: torch.from_numpy(a) for blob, a in feed.items()}) for feed in feeds]
-                return [[found[name].detach().numpy() for name in wanted] for found in tops]
-
-            result.checked = check_runs(
-                net,
-                wanted,
-                run,
-                program="torch.export's program",
-                bound=BOUNDS["fp32"],
-                dynamic_batch=dynamic_batch,
-                inputs=inputs,
-                reference=reference,
-            )
+            result.checked = _checked(net, nodes, wanted, inputs, torch.export.load(written), dynamic_batch, reference)
         written.replace(target)
     return result
+
+
+def _checked(
+    net: Net,
+    nodes: Nodes,
+    wanted: Sequence[str],
+    inputs: Mapping[str, tuple[int, ...]],
+    program: Any,
+    dynamic_batch: bool,
+    reference: str | os.PathLike | None,
+) -> Checked:
+    """Compare the program with the net; where rounding decides between equals, also with what such layers read.
+
+    That is a second program, with more outputs: only for a net whose outputs do not agree as they are.
+    """
+    names = keywords(inputs)
+
+    def run(module: Any, feeds: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+        tops = [module(**{names[blob]: torch.from_numpy(a) for blob, a in feed.items()}) for feed in feeds]
+        return [[top.detach().numpy() for top in found.values()] for found in tops]
+
+    def compared(run: Run, watched: Watched) -> Checked:
+        return check_runs(
+            net,
+            wanted,
+            run,
+            program="torch.export's program",
+            bound=BOUNDS["fp32"],
+            dynamic_batch=dynamic_batch,
+            inputs=inputs,
+            reference=reference,
+            watched=watched,
+        )
+
+    module, watched = program.module(), watched_bottoms(nodes)
+    try:
+        return compared(partial(run, module), ())
+    except CaffeError:
+        if not watched:
+            raise
+    more = _exported(net, _ByName(net, nodes, wanted, names, watched), dynamic_batch)[0].module()
+
+    def observed(feeds: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+        made, again = run(module, feeds), run(more, feeds)
+        pairs = [pair for ours, theirs in zip(made, again, strict=True) for pair in zip(ours, theirs, strict=False)]
+        if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+            raise CaffeError("export", "other numbers in a second program", expected="the same; nothing was written")
+        return again
+
+    return compared(observed, watched)
 
 
 def keywords(inputs: Iterable[str]) -> dict[str, str]:
@@ -110,20 +147,27 @@ def keywords(inputs: Iterable[str]) -> dict[str, str]:
 
 
 class _ByName(torch.nn.Module):
-    """The nodes of a net, with the inputs as keyword arguments.
+    """The nodes of a net, with the inputs as keyword arguments; it gives a dict of the wanted and the watched blobs.
 
     ``forward`` has a signature of its own: torch matches no shapes with the names in a ``**inputs``.
     """
 
-    def __init__(self, net: Net, nodes: Nodes, wanted: Sequence[str], names: Mapping[str, str]) -> None:
+    def __init__(
+        self, net: Net, nodes: Nodes, wanted: Sequence[str], names: Mapping[str, str], watched: Watched = ()
+    ) -> None:
         super().__init__()
         self.net, self.names = net, dict(names)
         indices = [node.index for node, _ in nodes]
 
         def forward(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
             blobs = {blob: inputs[name] for blob, name in names.items()}
-            net.executor.run(Mode.PLAIN, blobs, indices, keep=wanted)
-            return {name: blobs[name] for name in wanted}
+            seen: dict[str, torch.Tensor] = {}
+
+            def look(i: int) -> None:
+                seen.update({f"{i}/{blob}": blobs[blob].clone() for node, blob in watched if node == i})
+
+            net.executor.run(Mode.PLAIN, blobs, indices, keep=wanted, before=look if watched else None)
+            return {name: blobs[name] for name in wanted} | seen
 
         known = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names.values()]
         forward.__signature__ = inspect.Signature(known)  # type: ignore[attr-defined]

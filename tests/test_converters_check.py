@@ -83,6 +83,14 @@ def test_what_does_not_fit_a_trainings_net(layer: tuple, says: str, here: Path, 
     assert not Path("wrong.safetensors").exists()
 
 
+def test_a_proto_is_read_where_no_net_is(here: Path, capsys: pytest.CaptureFixture) -> None:
+    write_caffemodel("w.caffemodel", trained(("fc", "InnerProduct", [(5, 200)])))
+    Path("net.prototxt").write_text(TRAIN_VAL)
+    assert call(caffe2torch.main, "w.caffemodel", "--proto", "net.prototxt") == 2
+    assert "error: net.prototxt:2:1: expected " in capsys.readouterr().err
+    assert not Path("w.safetensors").exists()
+
+
 PLUGIN = """
 from caffe_port.layers import Layer, layer
 

@@ -69,6 +69,13 @@ WRONG = {
     "no quote": ('name: "abc\n', "1:7", "missing ending quote"),
     "negative unsigned": ("layer { convolution_param { pad: -1 } }", "1:34", "out of range: -1"),
     "no integer": ("layer { lrn_param { local_size: 5.5 } }", "1:33", "5.5"),
+    "Windows path": (
+        r"""layer { data_param { source: 'D:\Users\me' } }""",
+        "1:30",
+        "a Windows path? write /",
+        "in: layer",
+    ),
+    "Windows path, not in ASCII": (r'name: "C:\777"', "1:7", "a Windows path? write /"),
     "required field": ("layer { clip_param { min: 1 } }", "", "no layer[0].clip_param.max, a required field"),
     "a solver": ("base_lr: 0.1\n", "1:1", "the file looks like a solver's definition"),
 }

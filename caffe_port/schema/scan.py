@@ -364,6 +364,8 @@ def mistaken(name: str) -> str:
 
 
 WINDOWS = "a Windows path? write / (in prototxt \\ begins an escape, as in real Caffe)"
+WINDOWS_PATH = re.compile(r"""["'](?:[A-Za-z]:\\[^\\]|\\\\\w)""")
+"""Such a path in a prototxt's text."""
 _WINDOWS = re.compile(r"[\\\0-\x1f]|^[A-Za-z]:")
 
 

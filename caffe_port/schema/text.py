@@ -120,7 +120,10 @@ def _explain(error: text_format.ParseError, text: str, root: Any, path: str) -> 
     if match := re.fullmatch(r"Expected (.+?)(?:(?:, got| but found:) (.+))?", plain):
         rest = row[column - 1 :].split() or ["the end of the line"]
         return DefinitionError(where, match[2] or rest[0], expected=match[1])
-    return DefinitionError(where, plain[:1].lower() + plain[1:], remedy=f"in: {row.strip()[:60]}")
+    remedy = f"in: {row.strip()[:60]}"
+    if scan.WINDOWS_PATH.search(row):
+        remedy = f"{scan.WINDOWS}; {remedy}"
+    return DefinitionError(where, plain[:1].lower() + plain[1:], remedy=remedy)
 
 
 def _with_others(error: DefinitionError, text: str, root: Any) -> DefinitionError:

@@ -172,10 +172,11 @@ class Parser(argparse.ArgumentParser):
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of :meth:`Parser.add_dialect` as ``read_net`` and ``Net`` take them.
 
-    Plugins are run, and Python layers and layers that write files are allowed, in this process.
+    Plugins are run, and Python layers and layers that write files are allowed, in this process. The .proto is read even
+    where the command then needs no definition, so that a wrong one is an error.
 
     Raises:
-        CaffeError: a plugin is missing or fails.
+        CaffeError: a plugin is missing or fails, or the .proto is wrong.
     """
     if arguments.plugin or arguments.python_layers or arguments.allow_writes:
         from caffe_port.schema.plugins import allow_python_layers, allow_writes, load_plugin
@@ -186,6 +187,10 @@ def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
             allow_python_layers()
         if arguments.allow_writes:
             allow_writes()
+    if arguments.proto:
+        from caffe_port.schema import load_proto
+
+        load_proto(arguments.proto)
     return {"dialect": arguments.dialect, "proto": arguments.proto}
 
 

@@ -29,7 +29,6 @@ from caffe_port.spec.exports import NOT_EXPORTED
 __all__ = ["LayerLine", "Summary", "summarize"]
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
-_PATH = re.compile(r"""["'][A-Za-z]:\\[^\\]""")
 
 
 class LayerLine(NamedTuple):
@@ -191,7 +190,7 @@ def _is_solver(fields: list[scan.Field], schema: Any) -> bool:
 
 
 def _notes(text: str) -> list[str]:
-    paths = [(match.start(), scan.WINDOWS) for match in (_PATH.finditer(text) if "\\" in text else ())]
+    paths = [(match.start(), scan.WINDOWS) for match in (scan.WINDOWS_PATH.finditer(text) if "\\" in text else ())]
     holders = [(at, f"{holder}, a template's placeholder: fill it in first") for holder, at in scan.placeholders(text)]
     return [f"line {scan.line_of(text, at)}: {what}" for at, what in sorted(paths + holders)]
 

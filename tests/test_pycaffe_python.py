@@ -180,6 +180,14 @@ def test_what_is_not_a_layer(text: str, message: str) -> None:
         ({"lacks/__init__.py": ""}, "lacks.inner.mine", "no Python module 'lacks.inner'; put its folder"),
         ({"asks.py": "import caffe\n"}, "asks", "Python module 'asks', which imports caffe; .*install_as_caffe"),
         ({"older.py": "x = 1\nprint x\n"}, "older", r"'older', which is no Python 3 \(.*older.py:2: .*; bring it to"),
+        (
+            {"asks2.py": "import cPickle\n"},
+            "asks2",
+            "'asks2', which imports cPickle, a module that is not installed; inst",
+        ),
+        ({"leaves.py": "x = 1\nexit(3)\n"}, "leaves", r"'leaves', which fails \(.*: SystemExit: 3\); correct it"),
+        ({"fails.py": "x = 1\ny = 1 / 0\n"}, "fails", r"which fails \(.*fails.py:2: ZeroDivisionError: division by ze"),
+        ({}, "", "Python module '', which fails"),
     ],
 )
 def test_modules_that_cannot_be_imported(
@@ -217,7 +225,7 @@ def test_refused_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ) as e:
             caffe_port.Net(text, TEST, **options)
         assert "\n" not in str(e.value)
-    with pytest.raises(SystemExit, match="it ran"):
+    with pytest.raises(LayerError, match=r"which fails .*: it ran"):
         caffe_port.Net(text, TEST, allow_python=True)
 
 

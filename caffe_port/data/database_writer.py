@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from caffe_port.errors import CaffeError, FileError
+from caffe_port.paths import exists, is_folder
 
 __all__ = ["BACKENDS", "DatabaseWriter"]
 
@@ -36,9 +37,9 @@ class DatabaseWriter:
 
     def __init__(self, path: str | Path, backend: str = "lmdb") -> None:
         self.path, self.backend, self.count = Path(path), backend, 0
-        if self.path.exists():
+        if exists(self.path):
             raise FileError(str(path), "exists already", expected="the name of a new database")
-        if not self.path.parent.is_dir():
+        if not is_folder(self.path.parent):
             raise FileError(str(path), f"there is no folder {self.path.parent}")
         self._waiting: list[tuple[bytes, bytes]] = []
         self._folder: Path | None = None

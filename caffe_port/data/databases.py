@@ -21,6 +21,7 @@ from caffe_port.data.records import Records
 from caffe_port.data.shard import ALL, Share
 from caffe_port.data.transform import Transformer
 from caffe_port.errors import CaffeError, FormatError
+from caffe_port.paths import exists
 from caffe_port.schema.messages import SCHEMA
 
 __all__ = ["DatumBatches", "Records", "open_records", "read_datum"]
@@ -36,7 +37,7 @@ def open_records(path: str, backend: str) -> Records:
         FileError: it cannot be opened. FormatError: it is of the other kind, damaged, or empty.
     """
     for other, inside in (("LMDB", "data.mdb"), ("LEVELDB", "CURRENT")):
-        if other != backend and Path(path, inside).exists():
+        if other != backend and exists(Path(path, inside)):
             raise FormatError(path, f"a database of the kind {other}", expected=backend, remedy=f"backend: {other}")
     records: Records = LmdbRecords(path) if backend == "LMDB" else LevelRecords(path)
     if not records.first():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caffe_port.errors import FileError, FormatError
+from caffe_port.paths import is_file
 from caffe_port.schema.scan import mistaken
 
 __all__ = ["Places", "lines", "whole"]
@@ -33,7 +34,7 @@ class Places:
     """
 
     def __init__(self, definition: str) -> None:
-        folders = [Path.cwd(), Path(definition).resolve().parent] if Path(definition).is_file() else [Path.cwd()]
+        folders = [Path.cwd(), Path(definition).resolve().parent] if is_file(definition) else [Path.cwd()]
         self.folders = [str(folder) for folder in dict.fromkeys(folders)]
 
     def find(self, name: str, what: str, where: str, *, folder: bool = False) -> str:

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from caffe_port.data.records import Records
 from caffe_port.errors import FileError, FormatError
+from caffe_port.paths import exists
 
 __all__ = ["LevelRecords", "snappy"]
 
@@ -145,7 +146,7 @@ class LevelRecords(Records):
         """The entries of tables that follow one another, from a key on."""
         for table in tables:
             names = [f"{table.number:06d}.{kind}" for kind in ("ldb", "sst")]
-            name = next((n for n in names if Path(self._path, n).exists()), names[0])
+            name = next((n for n in names if exists(Path(self._path, n))), names[0])
             try:
                 with Path(self._path, name).open("rb") as file:
                     yield from _entries(file, start)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from caffe_port.errors import CaffeError, FileError, FormatError
+from caffe_port.paths import is_file, is_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -291,8 +292,8 @@ def opened_picture(path: str | Path, where: str = "") -> Iterator[Image]:
     from PIL import Image
 
     where, name = (where, str(path)) if where else (str(path), "a file")
-    if not Path(path).is_file():
-        raise FileError(where, "a folder" if Path(path).is_dir() else "no such file", expected="a picture")
+    if not is_file(path):
+        raise FileError(where, "a folder" if is_folder(path) else "no such file", expected="a picture")
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             size = picture_size(file)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import FileError, FormatError
+from caffe_port.paths import is_file
 
 __all__ = ["Found", "drawn", "moved", "read_labels", "to_json", "voc_lines"]
 
@@ -32,7 +33,7 @@ def read_labels(path: str | Path) -> dict[int, str]:
     Raises:
         FileError: it is missing. FormatError: a label map that cannot be read, or a file without names.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise FileError(str(path), "no such file", expected="a label map, or a name a line")
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     if "item" in text and "{" in text:

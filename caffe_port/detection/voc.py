@@ -12,6 +12,7 @@ import numpy as np
 from caffe_port.detection.objects import Found
 from caffe_port.detection.precision import average_precision
 from caffe_port.errors import FileError, FormatError
+from caffe_port.paths import is_file
 
 __all__ = ["Truth", "judge", "mean_precision", "read_annotation"]
 
@@ -31,7 +32,7 @@ def read_annotation(path: str | Path) -> Truth:
     Raises:
         FileError: it is missing. FormatError: it is not such a file.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise FileError(str(path), "no such file", expected="an annotation of VOC")
     names, boxes, difficult = [], [], []
     try:

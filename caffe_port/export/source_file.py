@@ -40,6 +40,7 @@ from caffe_port.export.source_layers import behind
 from caffe_port.export.source_text import Program, text_of
 from caffe_port.formats.atomic import check_output
 from caffe_port.formats.safetensors import write_safetensors
+from caffe_port.paths import exists
 
 if TYPE_CHECKING:
     from caffe_port.graph import Node
@@ -148,7 +149,7 @@ def _move(files: Sequence[Path], folder: Path) -> None:
     try:
         for file in files:
             place = folder / file.name
-            existed = place.exists()
+            existed = exists(place)
             file.replace(place)
             new += [] if existed else [place]
     except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from caffe_port.errors import FileError, nearest
+from caffe_port.paths import exists, is_folder, names_in
 
 __all__ = ["atomic_path", "atomic_write", "check_input", "check_output", "check_output_folder"]
 
@@ -24,14 +24,14 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
     """
     target = Path(path)
     folder = target.parent
-    if target.is_dir():
+    if is_folder(target):
         raise FileError(str(path), "a folder", expected="a file name", remedy=f"give {target / 'NAME'}")
-    if target.is_symlink() and not target.exists():
+    if target.is_symlink() and not exists(target):
         found = f"a symbolic link to {target.readlink()}, which does not exist"
         raise FileError(str(path), found, remedy="remove the link, or create its target")
-    if target.exists() and not overwrite:
+    if exists(target) and not overwrite:
         raise FileError(str(path), "exists already", remedy="pass -f to overwrite it, or -o for another name")
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise FileError(str(path), f"there is no folder {folder}", remedy="create it first")
     if not os.access(folder, os.W_OK):
         raise FileError(str(path), f"the folder {folder} is not writable", remedy="choose another with -o")
@@ -47,15 +47,14 @@ def check_input(path: str | os.PathLike, *, folder: bool | None = False) -> None
         FileError: there is no such file or folder, it is the other, or permission is missing.
     """
     file = Path(path)
-    if not file.exists():
-        there = (p.name for p in file.parent.glob(f"*{glob.escape(file.suffix)}")) if file.parent.is_dir() else ()
-        near = nearest(file.name, there)
+    if not exists(file):
+        near = nearest(file.name, (name for name in names_in(file.parent) if name.endswith(file.suffix)))
         what = {False: "file", True: "folder", None: "file or folder"}[folder]
         raise FileError(str(path), f"no such {what}", remedy=f"did you mean {near}?" if near else "check the path")
-    if folder is not None and file.is_dir() != folder:
+    if folder is not None and is_folder(file) != folder:
         kinds = ("a file", "a folder")
         raise FileError(str(path), kinds[not folder], expected=kinds[folder])
-    if not os.access(file, os.R_OK | os.X_OK if file.is_dir() else os.R_OK):
+    if not os.access(file, os.R_OK | os.X_OK if is_folder(file) else os.R_OK):
         raise FileError(str(path), "without permission to read it", remedy="check its permissions")
 
 
@@ -67,7 +66,7 @@ def check_output_folder(path: str | os.PathLike) -> None:
     """
     folder = Path(path)
     there = next(parent for parent in (folder, *folder.parents, Path()) if os.path.lexists(parent))
-    if not there.is_dir():
+    if not is_folder(there):
         kind = f"a symbolic link to {there.readlink()}, which does not exist" if there.is_symlink() else "a file"
         where = "" if there == folder else f"{there} is "
         raise FileError(str(path), f"{where}{kind}", expected="a folder", remedy="choose another")
@@ -99,7 +98,7 @@ def atomic_path(path: str | os.PathLike, *, overwrite: bool = False, durable: bo
         if durable:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        if target.exists():
+        if exists(target):
             temporary.chmod(target.stat().st_mode & 0o777)
         temporary.replace(target)
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from caffe_port.errors import FileError
+from caffe_port.paths import names_in
 
 __all__ = ["file_span", "map_file", "read_spans", "write_array"]
 
@@ -54,7 +55,7 @@ def map_file(path: str | os.PathLike, *, writable: bool = True) -> mmap.mmap | b
             return fixed
     except FileNotFoundError:
         folder = Path(path).parent
-        near = sorted(p.name for p in folder.iterdir() if p.suffixes == Path(path).suffixes) if folder.is_dir() else []
+        near = [name for name in names_in(folder) if Path(name).suffixes == Path(path).suffixes]
         remedy = f"the folder holds {', '.join(near[:3])}" if near else "check the path"
         raise FileError(str(path), "no such file", remedy=remedy) from None
     except OSError as error:

@@ -24,6 +24,7 @@ Source: python_layer.hpp, layer_factory.cpp, python/caffe/_caffe.cpp.
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from caffe_port.errors import CaffeError
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, Shape, layer
 from caffe_port.layers.blobs import ArrayBlob, BlobVec, Copies
@@ -116,11 +118,18 @@ class Python(Layer, RunsCode):
             if (error.name or "").partition(".")[0] == "caffe":
                 remedy = "call caffe_port.install_as_caffe() first, or run the script by caffe-port as-caffe"
                 raise self.error(f"Python module {module!r}, which imports caffe", remedy=remedy) from None
-            raise
+            found_there = f"Python module {module!r}, which imports {error.name}, a module that is not installed"
+            raise self.error(found_there, remedy="install it, or put its folder on PYTHONPATH") from error
         except SyntaxError as error:
             where = f"{error.filename}:{error.lineno}"
             found_there = f"Python module {module!r}, which is no Python 3 ({where}: {error.msg})"
             raise self.error(found_there, remedy="bring it to Python 3, in which print is a function") from None
+        except CaffeError:
+            raise
+        except (Exception, SystemExit) as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            found_there = f"Python module {module!r}, which fails ({last.filename}:{last.lineno}: {_named(error)})"
+            raise self.error(found_there, remedy="correct it") from error
         if not (isinstance(found, type) and issubclass(found, PythonLayer)):
             raise self.error(f"{module}.{name}: {found}", expected="a class derived from caffe.Layer")
         return found
@@ -185,6 +194,10 @@ class Python(Layer, RunsCode):
     def _tensor(self, array: np.ndarray) -> Tensor:
         """A copy, since the user's arrays are reused in the next pass."""
         return torch.from_numpy(array.copy()).to(self.like)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 class _PythonFunction(Function):

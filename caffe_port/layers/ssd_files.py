@@ -13,6 +13,7 @@ from caffe_port.dialects import SSD
 from caffe_port.errors import FileError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.layers.ssd_pixels import Resized, read_sizes
+from caffe_port.paths import is_file
 from caffe_port.schema import parse_text, schema_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def read_label_map(path: str) -> dict[int, str]:
     Raises:
         FileError: it is missing. DefinitionError: it is not a label map. FormatError: a label occurs twice.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise FileError(path, "no such file", expected="a label map")
     items = parse_text(Path(path).read_text(encoding="utf-8", errors="replace"), schema_of(SSD).LabelMap, path).item
     names = {item.label: item.name for item in items}

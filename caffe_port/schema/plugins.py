@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from caffe_port.errors import CaffeError, FileError
+from caffe_port.paths import is_file
 
 __all__ = [
     "PYTHON_LAYERS",
@@ -58,7 +59,7 @@ def load_plugin(path: str | Path) -> None:
     name = f"caffe_port_plugin:{file}"
     if name in sys.modules:
         return
-    if not file.is_file():
+    if not is_file(file):
         raise FileError(str(path), "no such file", expected="a Python file with @layer, @policy or @rule classes")
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

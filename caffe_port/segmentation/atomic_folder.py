@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write
+from caffe_port.paths import exists
 from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
 
 __all__ = ["ROOT", "Outputs", "replacing"]
@@ -38,7 +39,7 @@ class Outputs:
         self.folder, self.overwrite = folder, overwrite
         self.lines: dict[str, int] = {}
         for path in paths:
-            if not overwrite and (folder / path).exists():
+            if not overwrite and exists(folder / path):
                 raise FileError(str(folder / path), "exists already", remedy="pass -f to overwrite it, or another -o")
         self._stack = ExitStack()
         self._folders: list[Path] = []
@@ -59,7 +60,7 @@ class Outputs:
                     self._remove()
 
     def _make(self, folder: Path) -> None:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = [path for path in (folder, *folder.parents) if not exists(path)]
         with _uninterrupted():
             folder.mkdir(parents=True, exist_ok=True)
             self._folders += reversed(missing)
@@ -108,7 +109,7 @@ class Outputs:
             before = link.readlink() if link.is_symlink() else None
             if before and link.resolve() != target and self.overwrite:
                 link.unlink()
-            if not link.exists():
+            if not exists(link):
                 try:
                     with _uninterrupted():
                         self._links.append((link, before))
@@ -141,13 +142,13 @@ def _uninterrupted() -> Iterator[None]:
 @contextmanager
 def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that becomes ``path`` when the block ends normally, and is removed otherwise."""
-    if path.exists() and not overwrite:
+    if exists(path) and not overwrite:
         raise FileError(str(path), "exists already", remedy="pass -f to overwrite it, or -o for another name")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
+        if exists(path):
             shutil.rmtree(path)
         temporary.rename(path)
     except BaseException:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import CaffeError, FileError, ShapeError
+from caffe_port.paths import is_file, is_folder
 from caffe_port.segmentation.voc import CLASSES, IGNORED, read_labels
 
 __all__ = ["Scored", "Scores", "confusion", "markdown", "masks_in", "percents", "score", "short_names"]
@@ -116,11 +117,11 @@ def masks_in(folder: Path, names: Path | None = None) -> list[str]:
     Raises:
         FileError: the folder or the list is missing or empty.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise FileError(str(folder), "no such folder")
     if names is None:
         found = sorted(path.stem for path in folder.glob("*.png"))
-    elif names.is_file():
+    elif is_file(names):
         found = [words[0] for line in names.read_text(encoding="utf-8").splitlines() if (words := line.split())]
     else:
         raise FileError(str(names), "no such file")

@@ -12,6 +12,7 @@ import numpy as np
 from caffe_port.data.files import lines
 from caffe_port.data.picture_files import opened_picture
 from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError, nearest
+from caffe_port.paths import is_file, is_folder
 from caffe_port.segmentation.voc import CLASSES, IGNORED, PICTURES, read_labels, read_picture
 
 __all__ = ["CLASSES_FILE", "LABELS_FILE", "LISTS", "MASKS", "PHOTOGRAPHS", "Folder", "listed"]
@@ -56,7 +57,7 @@ class Folder:
     root: Path
 
     def __post_init__(self) -> None:
-        if not (self.root / PHOTOGRAPHS).is_dir():
+        if not is_folder(self.root / PHOTOGRAPHS):
             raise FileError(str(self.root), f"no folder {PHOTOGRAPHS}", expected="JPEGImages, SegmentationClass, ...")
 
     @cached_property
@@ -67,7 +68,7 @@ class Folder:
             FormatError: more than 254 names, a duplicate, or one with white space.
         """
         path = self.root / CLASSES_FILE
-        if not path.is_file():
+        if not is_file(path):
             return CLASSES
         names = tuple(name for _, name in lines(str(path)))
         if len({*names}) < len(names) or len(names) >= IGNORED or any(len(name.split()) > 1 for name in names):
@@ -81,7 +82,7 @@ class Folder:
             FileError: no such list. FormatError: it is empty, or names a picture twice.
         """
         tried = [self.root / LISTS / f"{which}.txt", self.root / LISTS / "Segmentation" / f"{which}.txt", Path(which)]
-        path = next((path for path in tried if path.is_file()), None)
+        path = next((path for path in tried if is_file(path)), None)
         if path is None:
             raise FileError(which, "no such list", expected=f"one of {', '.join(map(str, tried))}")
         return listed(path)
@@ -94,7 +95,7 @@ class Folder:
             FormatError: it names an unknown class.
         """
         path = self.root / LISTS / LABELS_FILE
-        if not path.is_file():
+        if not is_file(path):
             return {}
         numbers = {name: label for label, name in enumerate(self.classes, 1)}
         found = {}
@@ -123,7 +124,7 @@ class Folder:
             )
         for ending in (*PICTURES, *map(str.upper, PICTURES)):
             path = self.root / PHOTOGRAPHS / f"{name}{ending}"
-            if path.is_file():
+            if is_file(path):
                 return path
         raise FileError(
             str(self.root / PHOTOGRAPHS / name), "no such picture", expected=f"one of {', '.join(PICTURES)}"

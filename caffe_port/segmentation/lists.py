@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caffe_port.errors import CaffeError, FileError
+from caffe_port.paths import is_file
 from caffe_port.segmentation.atomic_folder import Outputs
 from caffe_port.segmentation.crops import Object, choose, combinatorial, dominant, objects, present
 from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
@@ -204,7 +205,7 @@ def _paths(plan: Plan) -> list[str]:
 
 
 def _survey(folder: Folder, name: str) -> Surveyed:
-    if folder.mask(name).is_file():
+    if is_file(folder.mask(name)):
         labels = folder.labels(name)
         return Surveyed((labels.shape[0], labels.shape[1]), present(labels))
     return Surveyed(folder.size(name), None)
@@ -285,7 +286,7 @@ class _Weak:
             if name not in self.written:
                 self.written.add(name)
                 write_labels(self._place / f"{name}.png", pattern(self.labels[name], height, width))
-        elif not mask.is_file():
+        elif not is_file(mask):
             raise FileError(str(mask), "no such mask", remedy="omit --masks-as-labels")
         return f"/{PHOTOGRAPHS}/{self.folder.photograph(name).name} /{place}/{name}.png 0 0 {width - 1} {height - 1}"
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import FileError, FormatError
+from caffe_port.paths import is_file
 
 __all__ = ["Boxes", "edge_boxes", "edge_map", "enlarged", "forest", "random_boxes"]
 
@@ -88,7 +89,7 @@ def forest(path: str) -> Any:
     """
     import cv2
 
-    if not Path(path).is_file():
+    if not is_file(path):
         raise FileError(path, "no such file", expected="a structured forest (OpenCV's model.yml.gz)")
     try:
         # Checked first: OpenCV divides by a number of the file, and the process crashes if that is 0.

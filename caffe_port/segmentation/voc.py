@@ -11,6 +11,7 @@ import numpy as np
 from caffe_port.data.picture_files import opened_picture
 from caffe_port.errors import FileError, FormatError
 from caffe_port.formats.atomic import atomic_write
+from caffe_port.paths import is_file, is_folder
 
 __all__ = [
     "CLASSES",
@@ -158,12 +159,12 @@ def pictures_in(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if is_folder(path):
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
             if not inside:
                 raise FileError(str(path), "a folder without pictures", expected=f"files {', '.join(PICTURES)}")
             found += inside
-        elif path.is_file():
+        elif is_file(path):
             found.append(path)
         else:
             raise FileError(str(path), "no such file or folder")

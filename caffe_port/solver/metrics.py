@@ -12,6 +12,7 @@ from typing import Any
 
 from caffe_port.errors import FileError
 from caffe_port.formats.atomic import atomic_write
+from caffe_port.paths import exists
 from caffe_port.solver.callbacks import Callback, Iteration
 from caffe_port.solver.log import Log
 from caffe_port.solver.scores import Scores
@@ -37,7 +38,7 @@ class Table:
 
     def start(self, iteration: int) -> None:
         """Continue at ``iteration`` with the rows before it in the file; the earlier file is kept as .old."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not exists(self.path):
             return
         with self.path.open(newline="") as file:
             kept = [row for row in map(_row, csv.DictReader(file)) if row]

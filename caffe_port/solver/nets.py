@@ -11,6 +11,7 @@ from typing import Any
 
 from caffe_port.dialects import Dialect
 from caffe_port.errors import CaffeError, FileError
+from caffe_port.paths import exists
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import TEST, TRAIN
 from caffe_port.schema.scan import mistaken
@@ -103,7 +104,7 @@ class Nets:
         """A file that the solver names, relative to the working directory as in Caffe, or to the solver's folder."""
         beside = Path(self.path).parent / name
         for path in (Path(name), beside):
-            if path.exists():
+            if exists(path):
                 return path
         expected = f"the file that {self.path} names"
         raise FileError(name, f"no such file, nor {beside}", expected=expected, remedy=mistaken(name))

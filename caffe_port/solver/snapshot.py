@@ -35,6 +35,7 @@ from caffe_port.errors import CaffeError, FileError, FormatError, WeightsError
 from caffe_port.formats.atomic import atomic_write
 from caffe_port.formats.solverstate import POLICY_FIELDS, SolverHistory, read_solverstate, write_solverstate
 from caffe_port.layers.blobs import legacy
+from caffe_port.paths import exists
 from caffe_port.solver.param_groups import slots
 
 if TYPE_CHECKING:
@@ -217,18 +218,18 @@ def _checked(state: Path, log: Log) -> dict[str, Any] | None:
         FormatError: it is damaged, or one file of the snapshot is as it was written and another is not.
     """
     resume = _resume_file(state)
-    if not resume.exists():
+    if not exists(resume):
         return None
     facts = _facts(resume)
     files = {state.with_name(name): checksum for name, checksum in facts["files"].items()}
-    good = {file: file.exists() and _checksum(file) == checksum for file, checksum in files.items()}
+    good = {file: exists(file) and _checksum(file) == checksum for file, checksum in files.items()}
     if state not in good or not any(good.values()):
         then = "no exact resume, data and random numbers start from the beginning"
         log.line(f"{resume.name} belongs to another snapshot: {then}")
         return None
     for file, is_good in good.items():
         if not is_good:
-            found = "other bytes than were written" if file.exists() else "missing"
+            found = "other bytes than were written" if exists(file) else "missing"
             raise FormatError(str(file), found, expected=f"what {resume.name} lists")
     return facts
 
@@ -264,7 +265,7 @@ def latest(path: str | Path, *, but: Path | None = None) -> Path | None:
     for facts, resume in sorted(found, key=lambda it: (it[0]["written"], it[0]["iter"]), reverse=True):
         files = {resume.with_name(name): checksum for name, checksum in facts["files"].items()}
         state = next((file for file in files if ".solverstate" in file.name), but)
-        if state != but and all(file.exists() and _checksum(file) == checksum for file, checksum in files.items()):
+        if state != but and all(exists(file) and _checksum(file) == checksum for file, checksum in files.items()):
             return state
     return None
 
@@ -272,7 +273,7 @@ def latest(path: str | Path, *, but: Path | None = None) -> Path | None:
 def _weights(state: Path, named: str) -> Path:
     """The weights that a state names, at that path or in the state's folder if it has been moved."""
     for path in (Path(named), state.with_name(Path(named).name)):
-        if path.exists():
+        if exists(path):
             return path
     raise FileError(
         str(state), f"its weights {named} are missing", remedy=f"put them into its folder as {Path(named).name}"

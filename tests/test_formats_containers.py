@@ -223,6 +223,14 @@ def test_unknown_extensions(name: str) -> None:
         format_of(name)
 
 
+@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.h5", "w.safetensors"])
+@pytest.mark.parametrize("given", [np.ones(2, np.complex64), np.array(["a"]), np.array([None]), [1.0], 3])
+def test_only_arrays_of_real_numbers_are_written(given: object, name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=rf"{name}: expected a numpy array of real numbers, found a\.w: "):
+        save_state_dict(tmp_path / name, {"a.w": given})
+    assert not list(tmp_path.iterdir())
+
+
 def header(entries: dict, size: int = 24) -> bytes:
     text = json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text + bytes(size)

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "caffe_port"
 
 PACKAGES = [  # each imports only those above it
     "errors",
+    "paths",
     "console",
     "pages",
     "dialects",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe_port.errors import FileError
+from caffe_port.errors import FileError, WeightsError
 
 __all__ = ["STATE_FORMATS", "format_of", "save_state_dict"]
 
@@ -46,9 +46,13 @@ def save_state_dict(
 
     Raises:
         FileError: unknown extension, or the file exists or cannot be written.
-        WeightsError: the container cannot hold a key or a dtype.
+        WeightsError: what is no array of real numbers, or the container cannot hold a key or a dtype.
     """
     format = format or format_of(path)
+    for key, array in arrays.items():
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        if not isinstance(kind, np.dtype) or kind.kind not in "biuf":
+            raise WeightsError(str(path), f"{key}: {kind}", expected="a numpy array of real numbers")
     if format == "safetensors":
         from caffe_port.formats.safetensors import write_safetensors as write
     elif format == "h5":

@@ -14,6 +14,7 @@ from caffe_port import Net
 from caffe_port.formats import LayerWeights, save_state_dict, write_caffemodel
 from caffe_port.formats.hdf5 import write_caffe_hdf5
 from caffe_port.formats.mapping import file_span, map_file, read_spans
+from caffe_port.solver import Solver
 
 NET = """name: "n" input: "data" input_shape { dim: 1 dim: 600 }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2000 } }
@@ -138,3 +139,32 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
         file.truncate(6000)
     with pytest.raises(FileError, match="truncated while it was read"):
         read_spans([(np.empty(5000, np.uint8), view)], str(path))
+
+
+TRAINED = """layer { name: "x" type: "DummyData" top: "x" top: "t" dummy_data_param { data_filler { value: 1 }
+        shape { dim: 2 dim: 9 } shape { dim: 2 dim: 2000 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2000 } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "y" bottom: "t" top: "loss" }"""
+SOLVER = (
+    f"net_param {{ {TRAINED} }} base_lr: 0.1 momentum: 0.9 lr_policy: 'fixed' snapshot_prefix: 'run' random_seed: 3"
+)
+
+
+@pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
+def test_a_solver_owns_what_it_was_restored_from(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = f"{SOLVER} snapshot_format: {form}"
+    first = Solver(text)
+    first.step(2)
+    first.snapshot()
+    state, weights = (next(tmp_path.glob(f"run_iter_2.{kind}*")) for kind in ("solverstate", "caffemodel"))
+    again = Solver(text)
+    again.restore(state)
+    for path in (state, weights):
+        with path.open("r+b") as file:
+            file.write(b"\x7f" * path.stat().st_size)
+            file.flush()
+            file.truncate(100)
+    for solver in (first, again):
+        solver.step(2)
+    assert torch.equal(again.net.ip.weight, first.net.ip.weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -276,3 +277,19 @@ def test_a_mean_of_another_shape(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(SCHEMA.BlobProto(data=[1.0]).SerializeToString())
     with pytest.raises(FormatError):
         read_mean(tmp_path / "m")
+
+
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize("declared", [1_400_000_000, 2**63])
+def test_a_heap_of_names_larger_than_the_file(which: int, declared: int, tmp_path: Path) -> None:
+    """HDF5 would reserve that much first: the root's heap, and a group's in it."""
+    path = tmp_path / "w.caffemodel.h5"
+    with h5py.File(path, "w") as file:
+        file["data/ip/0"] = ONES
+    assert open_weights(path).layers[0].blobs[0].shape == (3, 4)
+    heaps = [match.start() for match in re.finditer(b"HEAP", path.read_bytes())]
+    with path.open("r+b") as out:
+        out.seek(heaps[which] + 8)
+        out.write(struct.pack("<Q", declared))
+    with pytest.raises(FormatError, match=rf"expected at most \d.*, the file's, found names of {declared:,} bytes"):
+        _ = open_weights(path).layers

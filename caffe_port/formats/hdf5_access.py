@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,9 @@ _MOST_AXES = 32
 _RATIO = 1100
 """Deflate expands one byte to at most about 1032."""
 _LARGEST_CHUNK = 1 << 26
+_HEAP = b"HEAP\0\0\0\0"
+"""How a heap of names begins: of a group of the old form, which Caffe's files have."""
+_LARGEST_SEARCHED = 1 << 26
 
 
 @contextmanager
@@ -38,6 +42,7 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
     import h5py
 
     try:
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
             yield file
     except CaffeError:
@@ -45,6 +50,19 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         why = "it is truncated" if "truncated" in str(error) else str(error) or type(error).__name__
         raise FormatError(path, f"an HDF5 file that cannot be read: {why}", remedy="fetch it again") from None
+
+
+def _check_heaps(path: str) -> None:
+    """Raises if a heap of names declares more bytes than the file has: HDF5 takes that memory before it looks."""
+    data = Path(path).read_bytes() if Path(path).stat().st_size <= _LARGEST_SEARCHED else b""
+    width = data[14:15] if data[8:9] in (b"\0", b"\1") else data[10:11]  # bytes of a size, by the superblock's version
+    at = data.find(_HEAP)
+    while at >= 0:
+        declared = int.from_bytes(data[at + 8 : at + 8 + int.from_bytes(width, "little")], "little")
+        if declared > len(data):
+            expected = f"at most {len(data):,}, the file's"
+            raise FormatError(path, f"names of {declared:,} bytes", expected=expected, remedy="fetch it again")
+        at = data.find(_HEAP, at + 1)
 
 
 def _where(group: h5py.Group, key: str) -> str:

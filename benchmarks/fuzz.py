@@ -68,7 +68,7 @@ def measured(names: list[str], seed: int, cases: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("readers", nargs="*", help=f"default: all ({', '.join(fuzzing.READERS)})")
-    parser.add_argument("--cases", type=int, default=100_000, help="for each reader, up to this number (default 100000)")
+    parser.add_argument("--cases", type=int, default=100_000, help="for each reader, to this number (default 100000)")
     parser.add_argument("--first", type=int, default=0, help="number of the first one, to continue")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--case", type=int, help="run this one alone, here")

@@ -31,9 +31,8 @@ GMAC = {"convolution": 66.2, "fully-connected and bridge": 6.4}
 
 
 def serve_port(prototxt: str, weights: str, threads: int) -> None:
+    import caffe_port  # isort: skip  # before torch, whose threads then do not spin
     import torch
-
-    import caffe_port
 
     torch.set_num_threads(threads)
     net = caffe_port.Net(prototxt, weights, caffe_port.TEST)

@@ -115,6 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     clock = "process_time" if args.cpu else "perf_counter"
     os.environ.update(OMP_NUM_THREADS=str(args.threads), OPENBLAS_NUM_THREADS=str(args.threads), GLOG_minloglevel="2")
+    import caffe_port  # noqa: F401  # isort: skip  # before torch, whose threads then do not spin
     import torch
 
     torch.set_num_threads(args.threads)

@@ -48,9 +48,8 @@ def batch(size: int) -> dict[str, object]:
 
 
 def serve_port(folder: str, weights: str, args: argparse.Namespace) -> None:
+    from caffe_port.solver import Solver  # isort: skip  # before torch, whose threads then do not spin
     import torch
-
-    from caffe_port.solver import Solver
 
     torch.set_num_threads(args.threads)
     solver = Solver(f"{folder}/solver.prototxt", dialect="noh")

@@ -7,7 +7,14 @@ convert files never load torch. ``import caffe_port as caffe`` has all of pycaff
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
+
+if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & {*os.environ}:
+    # Read when torch loads its OpenMP: threads that wait for each other sleep after some microseconds. By default they
+    # spin for milliseconds, and where another process has one of the cores, for most of the time.
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 __version__ = "0.1.0"
 

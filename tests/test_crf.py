@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from caffe_port.errors import CaffeError, ShapeError
+from caffe_port.layers import lattice
 from caffe_port.layers.lattice import Lattice
-from caffe_port.segmentation.crf import DECONVNET, NORMALIZATIONS, Kernel, dense_crf, mean_field, normalized
+from caffe_port.native import library
+from caffe_port.segmentation.crf import DECONVNET, NORMALIZATIONS, Filter, Kernel, dense_crf, mean_field, normalized
 
 RECORDED = dict(np.load(Path(__file__).parent / "reference" / "crf" / "densecrf.npz"))
 PICTURE, SCORES = RECORDED.pop("picture"), RECORDED.pop("scores")
@@ -32,6 +34,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(1, keepdims=True)
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(lattice, "library", lambda name: None)
+    elif library("lattice") is None:
+        pytest.skip("needs a C compiler")
+
+
+@pytest.mark.usefixtures("by")
 @pytest.mark.parametrize("key", RECORDED)
 def test_as_the_authors_program(key: str) -> None:
     kind, numbers, iterations = key.split("/")
@@ -69,6 +80,30 @@ def test_the_lattice_is_linear_and_symmetric_where_it_is_full(d: int) -> None:
     torch.testing.assert_close((run(a) * b).sum(), (a * run(b)).sum(), rtol=0.02, atol=0)
 
 
+@pytest.mark.skipif(library("lattice") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(("n", "d", "spread"), [(1, 1, 1), (7, 2, 9), (3000, 3, 2), (2500, 5, 4), (40000, 2, 20)])
+def test_the_kernel_filters_as_torch_does_with_any_number_of_threads(
+    n: int, d: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(n)
+    points, before = rng.normal(scale=spread, size=(n, d)), torch.get_num_threads()
+    values = [torch.from_numpy(rng.random((n, c), np.float32)) for c in (1, 3, 8, 13, 21, 32, 45)]
+    onto = [torch.from_numpy(rng.random(v.shape, np.float32)) for v in values]
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        made = Lattice(points)
+        results.append([made.filter(v, scale=0.5, onto=o.clone()) for v, o in zip(values, onto, strict=True)])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    monkeypatch.setattr(lattice, "library", lambda name: None)
+    plain = Lattice(points)
+    assert plain.corners == made.corners
+    for found, v, o in zip(results[0], values, onto, strict=True):
+        torch.testing.assert_close(found, o + 0.5 * plain.filter(v), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(made.filter(v), plain.filter(v), rtol=1e-5, atol=1e-6)
+
+
 def test_distant_points_do_not_affect_each_other() -> None:
     run = Lattice(np.array([[0.0, 0, 0], [90, 0, 0], [0, 70, 500]])).filter
     values = torch.eye(3)
@@ -97,9 +132,14 @@ def test_mean_field_with_exact_kernels_is_the_sum_over_all_pairs(kind: str) -> N
                 costs[i, label] = sum(float(matrix[i] @ others) for matrix in weights)
         expected = softmax(flat - costs)
 
-    def dense(kernel: Kernel) -> Callable[[torch.Tensor], torch.Tensor]:
+    def dense(kernel: Kernel) -> Filter:
         matrix = torch.from_numpy(exact(kernel.points(picture)))
-        return lambda values: matrix @ values
+
+        def run(values: torch.Tensor, *, scale: float = 1, onto: torch.Tensor | None = None) -> torch.Tensor:
+            found = (matrix @ values) * scale
+            return found if onto is None else onto.add_(found)
+
+        return run
 
     like = torch.zeros(len(flat), 1, dtype=torch.float64)
     filters = [(kernel.weight, normalized(dense(kernel), like, kind)) for kernel in kernels]

@@ -54,3 +54,31 @@ def test_the_same_gradients(setting: str, monkeypatch: pytest.MonkeyPatch) -> No
             results.append([loss.detach(), *(p.grad for p in net.parameters())])
     assert saved == [False, True, True]
     assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [(10**6, []), (500, [set(), set(), {"ip.weight", "ip.bias", "small.weight", "small.bias"}])],
+)
+def test_free_memory_is_given_back_before_gradients_of_large_parameters(
+    least: int, expected: list[set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once before the backward pass, then before each large gradient is made; never for small ones."""
+    text = """
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } }
+        layer { name: "conv" type: "Convolution" bottom: "x" top: "conv"
+            convolution_param { num_output: 20 kernel_size: 3 weight_filler { type: "xavier" } } }
+        layer { name: "small" type: "Convolution" bottom: "conv" top: "small"
+            convolution_param { num_output: 2 kernel_size: 1 weight_filler { type: "xavier" } } }
+        layer { name: "ip" type: "InnerProduct" bottom: "small" top: "ip"
+            inner_product_param { num_output: 20 weight_filler { type: "xavier" } } }
+        layer { name: "loss" type: "Reduction" bottom: "ip" top: "loss" loss_weight: 1 }
+    """
+    monkeypatch.setattr(executor, "LARGE", least)
+    net = Net(text, phase="TRAIN", dialect="bvlc")
+    seen: list[set[str]] = []
+    monkeypatch.setattr(
+        executor, "give_back", lambda: seen.append({n for n, p in net.named_parameters() if p.grad is not None})
+    )
+    net.losses(x=torch.randn(2, 3, 5, 7))[0].backward()
+    assert seen == expected

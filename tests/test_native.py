@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,21 @@ def test_products_of_few_rows(rows: int, inputs: int, outputs: int, columns: boo
     for found, true in zip(results[:2], expected, strict=True):
         assert (found - true).abs().max() < 1e-6 * true.abs().max()
     assert all(torch.equal(results[i], results[i % 2]) for i in range(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("first", "given", "expected"),
+    [
+        ("sys", {}, "1000"),
+        ("sys", {"GOMP_SPINCOUNT": "5"}, "5"),
+        ("sys", {"OMP_WAIT_POLICY": "active"}, "None"),
+        ("torch", {}, "None"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_or_torch_has_decided(
+    first: str, given: dict[str, str], expected: str
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = f"import {first}, caffe_port, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept | given)
+    assert done.stdout.split() == [expected]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from caffe_port.execution.caffe_gradients import Blobs, CaffeGradients, Call, Pass
 from caffe_port.execution.fusion import InferStep, TrainStep, infer_steps, train_steps
-from caffe_port.execution.memory import keep_memory, last_uses
+from caffe_port.execution.memory import LARGE, give_back, keep_memory, last_uses
 from caffe_port.execution.observed import all_observed, observed
 from caffe_port.graph import Graph, Needs
 from caffe_port.layers.base import Layer
@@ -90,6 +90,14 @@ class Executor:
         self._compiled: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
         self._is_input = [node.type == "Input" for node in graph.nodes]
         count = len(self.nodes)
+        self._large = {
+            node.index
+            for node, layer in self.nodes
+            if any(
+                need and p.numel() >= LARGE for need, p in zip(needs.params[node.index], layer.caffe_blobs, strict=True)
+            )
+        }
+        """Nodes that learn a large parameter."""
         self._frozen_until = [next((j for j in range(i, count) if needs.layer[j]), count) - 1 for i in range(count)]
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -171,6 +179,8 @@ class Executor:
                     for name in self._last_use.get(j, ()):
                         if name not in keep:
                             blobs.pop(name, None)
+        if mode is Mode.TRAIN and self._large and total is not None and total.requires_grad:
+            _make_room(total)
         return total
 
     def _weighted(self, name: str, blob: Tensor) -> Tensor:
@@ -256,13 +266,17 @@ class Executor:
                 blobs[name] = blobs[name].detach()
         step = train.get(i)
         if step is None:
-            return self._plain(blobs, i, last, run)
-        blobs[step.bottom] = x = step.channels_last(blobs[step.bottom])
-        if i < last and (y := step.with_relu(x)) is not None:
-            blobs[step.top] = y
-            return i + 1
-        with without_saving(x):
-            return self._plain(blobs, i, last, run)
+            done = self._plain(blobs, i, last, run)
+        else:
+            blobs[step.bottom] = x = step.channels_last(blobs[step.bottom])
+            if i < last and (y := step.with_relu(x)) is not None:
+                blobs[step.top] = y
+                return i + 1
+            with without_saving(x):
+                done = self._plain(blobs, i, last, run)
+        if i in self._large and (top := blobs[node.tops[0]]).requires_grad:
+            top.register_hook(_make_room)  # before the large gradient is made
+        return done
 
     def _record(self, blobs: Blobs, tape: Tape, run: Pass | None, i: int, last: int) -> int:
         node, layer = self.nodes[i]
@@ -319,6 +333,11 @@ class Executor:
             if grad is not None:
                 layer.add_diff(name, grad)
         return found
+
+
+def _make_room(near: Tensor) -> None:
+    if near.device.type == "cpu":
+        give_back()
 
 
 def _gradients(paths: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -10,7 +10,10 @@ from functools import cache
 
 from caffe_port.graph import Graph
 
-__all__ = ["give_back", "keep_memory", "last_uses"]
+__all__ = ["LARGE", "give_back", "keep_memory", "last_uses"]
+
+LARGE = 1 << 24
+"""Numbers of a parameter from which free memory is returned before a backward pass and before its gradient is made."""
 
 
 def last_uses(graph: Graph) -> dict[int, list[str]]:

@@ -1,10 +1,14 @@
 """Gaussian filtering of points in space by a permutohedral lattice: its cost does not grow with the Gaussian's width.
 
+On the CPU a compiled kernel numbers the corners and filters (``caffe_port/native/lattice.c``); elsewhere, and without a
+compiler, torch does.
+
 Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_port.errors import ShapeError
+from caffe_port.native import call, library
 
 __all__ = ["Lattice"]
 
@@ -40,8 +45,25 @@ class Lattice:
     def __init__(self, points: Array, device: torch.device | str = "cpu") -> None:
         if points.ndim != 2 or not points.size or not np.isfinite(points).all():
             raise ShapeError("lattice", f"points of shape {points.shape}", expected="(n, d), finite")
-        d = points.shape[1]
         codes, weights, steps = _simplices(torch.from_numpy(points.astype(np.float32, copy=False)).to(device))
+        native = codes.device.type == "cpu" and codes.numel() < 1 << 30 and library("lattice") is not None
+        self._by = (_Compiled if native else _Plain)(codes, weights, steps)
+        self.corners = self._by.corners
+
+    def filter(self, values: Tensor, *, scale: float = 1, onto: Tensor | None = None) -> Tensor:
+        """The weighted sums over all points, of float32 ``values`` (n, channels): linear, not normalised.
+
+        Args:
+            scale: a factor. onto: to which the result is added, in place; it is then the result.
+        """
+        return self._by.filter(values, scale, onto)
+
+
+class _Plain:
+    """A lattice by torch's operations."""
+
+    def __init__(self, codes: Tensor, weights: Tensor, steps: list[int]) -> None:
+        each = codes.shape[1]
         ordered, order = codes.flatten().sort(stable=True)
         first = torch.ones_like(ordered, dtype=torch.bool)
         torch.ne(ordered[1:], ordered[:-1], out=first[1:])
@@ -49,20 +71,57 @@ class Lattice:
         corner = torch.empty_like(order, dtype=torch.int32)
         corner[order] = first.cumsum(0, dtype=torch.int32).sub_(1)
         self.corners = len(known)
-
-        self._spread = (order // (d + 1)).int(), starts.int(), weights.flatten()[order]
-        # So that an isolated point keeps its value, averaged over its position in the simplex.
-        self._collect = corner.view(codes.shape), weights / (1 + 2.0**-d)
+        self._spread = (order // each).int(), starts.int(), weights.flatten()[order]
+        self._collect = corner.view(codes.shape), weights / _single(each)
         self._blurs = [_neighbours(known, step) for step in steps]
 
-    def filter(self, values: Tensor) -> Tensor:
-        """The weighted sums over all points, of float32 ``values`` (n, channels): linear, not normalised."""
+    def filter(self, values: Tensor, scale: float, onto: Tensor | None) -> Tensor:
         points, starts, weights = self._spread
         at = F.embedding_bag(points, values, starts, mode="sum", per_sample_weights=weights)
         for neighbours, shares in self._blurs:
             at = F.embedding_bag(neighbours, at, mode="sum", per_sample_weights=shares)
         corners, weights = self._collect
-        return F.embedding_bag(corners, at, mode="sum", per_sample_weights=weights)
+        found = F.embedding_bag(corners, at, mode="sum", per_sample_weights=weights)
+        return found.mul_(scale) if onto is None else onto.add_(found, alpha=scale)
+
+
+class _Compiled:
+    """The same by the kernel."""
+
+    def __init__(self, codes: Tensor, weights: Tensor, steps: list[int]) -> None:
+        (n, each), threads = codes.shape, torch.get_num_threads()
+        corner, points = torch.empty(n, each, dtype=torch.int32), torch.empty(n * each, dtype=torch.int32)
+        starts, shares = torch.empty(n * each + 1, dtype=torch.int32), torch.empty(n * each)
+        # Of what is too long for the corners that there are, the pages are never touched.
+        chains, counts = torch.empty(each, n * each, dtype=torch.int32), torch.empty(each + 1, dtype=torch.int64)
+        given = codes, weights, torch.tensor(steps), corner, counts, chains, starts, points, shares
+        call("lattice", "lattice_corners", (n, each, threads), *given)
+        self.corners = int(counts[0])
+        self._given = starts, points, shares, chains, counts, corner, weights / _single(each)
+        self._each, self._work = each, torch.empty(0)
+
+    def filter(self, values: Tensor, scale: float, onto: Tensor | None) -> Tensor:
+        values = values.float().contiguous()
+        n, channels = values.shape
+        y = torch.empty_like(values) if onto is None else onto
+        assert y.is_contiguous() and y.dtype == torch.float32
+        size = self.corners * next((w for w in _WIDTHS if w >= channels), _WIDTHS[-1])
+        if self._work.numel() < size:
+            self._work = torch.empty(size)
+        shape = n, self._each, self.corners, channels, int(onto is not None), torch.get_num_threads()
+        call(
+            "lattice", "lattice_filter", shape, values, *self._given, self._work, y, ctypes.byref(ctypes.c_float(scale))
+        )
+        return y
+
+
+_WIDTHS = 4, 8, 16, 24, 32
+"""The numbers of channels that the kernel takes at a time."""
+
+
+def _single(corners: int) -> float:
+    """What an isolated point keeps of its value, averaged over its position in the simplex."""
+    return 1 + 2.0 ** (1 - corners)
 
 
 def _simplices(points: Tensor) -> tuple[Tensor, Tensor, list[int]]:

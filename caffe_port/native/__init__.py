@@ -49,7 +49,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def call(name: str, function: str, shape: Sequence[int], *given: Any) -> None:
-    """Run a function of ``NAME.c`` on a shape and tensors (contiguous float32 on the CPU), None, and numbers.
+    """Run a function of ``NAME.c`` on a shape and tensors (contiguous, on the CPU), None, and numbers.
 
     Raises:
         MemoryError: there is no memory for what it keeps between steps.

@@ -5,9 +5,9 @@ Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,13 @@ from caffe_port.layers.lattice import Lattice
 __all__ = ["DECONVNET", "NORMALIZATIONS", "SETTINGS", "Kernel", "Setting", "dense_crf", "mean_field", "normalized"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Filter = Callable[[Tensor], Tensor]
-"""Weighted sums over all pixels: (pixels, channels) to the same."""
-
 NORMALIZATIONS = ("none", "after", "symmetric")
+
+
+class Filter(Protocol):
+    """Weighted sums over all pixels: (pixels, channels) to the same; as :meth:`Lattice.filter`."""
+
+    def __call__(self, values: Tensor, *, scale: float = 1, onto: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,12 @@ def mean_field(scores: Tensor, filters: Sequence[tuple[float, Filter]], iteratio
     Args:
         scores: (pixels, classes). filters: each with its weight.
     """
-    probabilities = scores.softmax(1)
+    probabilities, logits = scores.softmax(1), torch.empty_like(scores)
     for _ in range(iterations):
-        logits = scores.clone()
+        logits.copy_(scores)
         for weight, run in filters:
-            logits.add_(run(probabilities), alpha=weight)
-        probabilities = logits.softmax(1)
+            run(probabilities, scale=weight, onto=logits)
+        torch.softmax(logits, 1, out=probabilities)
     return probabilities
 
 
@@ -143,7 +146,10 @@ def normalized(run: Filter, like: Tensor, kind: str) -> Filter:
     if kind == "none":
         return run
     sums = run(torch.ones_like(like)) + 1e-20
-    if kind == "after":
-        return lambda values: run(values) / sums
-    roots = sums.sqrt()
-    return lambda values: run(values / roots) / roots
+    before, after = (None, sums) if kind == "after" else (sums.sqrt(),) * 2
+
+    def divided(values: Tensor, *, scale: float = 1, onto: Tensor | None = None) -> Tensor:
+        found = run(values if before is None else values / before).div_(after)
+        return found.mul_(scale) if onto is None else onto.add_(found, alpha=scale)
+
+    return divided

@@ -14,17 +14,18 @@ from pathlib import Path
 __all__ = ["environment", "report", "serve", "take_turns"]
 
 
-def serve(run: Callable[[], object], clock: str = "perf_counter") -> None:
+def serve(run: Callable[[], object], clock: str = "perf_counter", repeat: int = 1) -> None:
     """Answer each line on stdin with the milliseconds of one run and the process's peak memory in MB.
 
     Args:
-        clock: of the module ``time``.
+        clock: of the module ``time``. repeat: runs of which the mean is taken.
     """
     now = getattr(time, clock)
     for _ in sys.stdin:
         start = now()
-        run()
-        print((now() - start) * 1e3, _peak(), flush=True)
+        for _ in range(repeat):
+            run()
+        print((now() - start) * 1e3 / repeat, _peak(), flush=True)
 
 
 def _peak() -> float:
@@ -47,11 +48,12 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def take_turns(
-    commands: Mapping[str, list[str]], *, rounds: int, warm: int, threads: int, cwd: Path
+    commands: Mapping[str, list[str]], *, rounds: int, warm: int, threads: int, cwd: Path, pause: float = 0
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Milliseconds of each baseline in each round after ``warm`` untimed ones, and the peak memory of each in MB.
 
-    A command is a process that answers lines as :func:`serve` does (the memory may be missing).
+    A command is a process that answers lines as :func:`serve` does (the memory may be missing). ``pause``: seconds
+    before each run.
     """
     running = {
         name: subprocess.Popen(
@@ -65,6 +67,7 @@ def take_turns(
         for i in range(rounds + warm):
             for name, process in running.items():
                 assert process.stdin and process.stdout
+                time.sleep(pause)
                 with suppress(BrokenPipeError):
                     process.stdin.write("\n")
                     process.stdin.flush()

@@ -326,6 +326,7 @@ class Net(Named):
         where = f"net {self.definition.net.name or self.definition.path}"
         tensors = named_inputs(self.graph.inputs, given, inputs, where)
         keep = [*dict.fromkeys([*self.graph.outputs, *known_blobs(blobs or (), self.shapes, where)])]
+        executor = self.executor
         if recorded(*tensors.values()):
             mode = Mode.PLAIN
             if traced():
@@ -333,9 +334,11 @@ class Net(Named):
         else:
             ranks = {name: len(self.shapes[name]) if self.shapes[name] != (0,) else None for name in self.graph.inputs}
             check_inputs(tensors, ranks, self._like(), where)
-            self.reshape_for({k: tuple(v.shape) for k, v in tensors.items()})
+            shapes = {k: tuple(v.shape) for k, v in tensors.items()}
+            if self._shaped_for != shapes:
+                self.reshape_for(shapes)
             mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
-        self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
+        executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
         return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
 
     def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def test_equals_direct_convolution(size: tuple, relu: bool, way: str, monkeypatc
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=pad)
     expected = expected.relu() if relu else expected
     monkeypatch.setattr(module, "_LARGEST", 4 << 20)  # several pieces
-    monkeypatch.setattr(module, "_SCRATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "SCRATCH_BYTES", 1 << 20)
     for form in (torch.contiguous_format, torch.channels_last):
         found = prepared(weight, bias, pad, 1, relu=relu)(x.contiguous(memory_format=form))
         assert found.shape == expected.shape
@@ -192,6 +192,7 @@ layer { name: 'd' type: 'Deconvolution' bottom: 'c' top: 'd' convolution_param {
 
 def test_a_net_takes_it_and_follows_its_weights(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setenv("CAFFE_PORT_STEPS", "0")
     net, calls = Net(TEXT), []
     monkeypatch.setattr(module, "prepared", lambda *a, **k: calls.append(1) or prepared(*a, **k))
     x = torch.randn(1, 128, 18, 21)

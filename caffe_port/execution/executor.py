@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.execution.caffe_gradients import Blobs, CaffeGradients, Call, Pass
+from caffe_port.execution.compiled import Compiler
 from caffe_port.execution.fusion import InferStep, TrainStep, infer_steps, train_steps
 from caffe_port.execution.memory import LARGE, give_back, keep_memory, last_uses
 from caffe_port.execution.observed import all_observed, observed
@@ -87,7 +88,7 @@ class Executor:
         self.nodes = list(zip(graph.nodes, layers, strict=True))
         self._kinds, self._call, self._shaped, self._last_use = kinds, call, shaped, last_uses(graph)
         self.caffe_gradients = CaffeGradients(graph, layers, call)
-        self._compiled: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
+        self._fused: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
         self._is_input = [node.type == "Input" for node in graph.nodes]
         count = len(self.nodes)
         self._large = {
@@ -98,6 +99,8 @@ class Executor:
             )
         }
         """Nodes that learn a large parameter."""
+        legacy = bool(layers) and layers[0].dialect.legacy_shapes
+        self._compiler = Compiler(self.nodes, legacy=legacy)
         self._frozen_until = [next((j for j in range(i, count) if needs.layer[j]), count) - 1 for i in range(count)]
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -143,20 +146,14 @@ class Executor:
         special = self.caffe_gradients
         learns = mode is Mode.RECORD or torch.is_grad_enabled()
         run = Pass(special) if as_caffe and learns and (special or special.besides) else None
+        if mode is Mode.INFER and keep is not None and weigh is None and not alone and not special.besides:
+            self._infer_all(blobs, nodes, keep, low_memory=low_memory)
+            return None
         step = self._step(mode, blobs, low_memory=low_memory, alone=alone, tape=tape, run=run)
         if mode is Mode.TRAIN and weigh is None:
             weigh = self._weighted
         total: Tensor | None = None
         done, last = -1, nodes[-1]
-        if mode is Mode.INFER and keep is not None and weigh is None and not alone and not special.besides:
-            for i in nodes:
-                if i > done:
-                    first, done = i, step(i, last)
-                    for j in range(first, done + 1):
-                        for name in self._last_use.get(j, ()):
-                            if name not in keep:
-                                blobs.pop(name, None)
-            return None
         for i in nodes:
             if i <= done:
                 continue
@@ -183,6 +180,30 @@ class Executor:
             _make_room(total)
         return total
 
+    def _infer_all(self, blobs: Blobs, nodes: Sequence[int], keep: Collection[str], *, low_memory: bool) -> None:
+        """A pass without gradients: as many nodes as possible in compiled runs, the others one by one."""
+        keep_memory(low_memory=low_memory)
+        plain, last, done = self._plain_nodes(), nodes[-1], -1
+        contiguous = last - nodes[0] + 1 == len(nodes)
+        compiler = self._compiler if plain is not None and contiguous and not low_memory else None
+        if compiler is not None and not compiler.ready():
+            compiler = None
+        steps: Mapping[int, InferStep] | None = None
+        for i in nodes:
+            if i <= done or (self._is_input[i] and plain is not None and i not in plain):
+                continue
+            run = None if compiler is None or plain is None else compiler.run(i, last, blobs, keep, plain)
+            if run is not None:
+                run(blobs)
+                done = run.last
+            else:
+                steps = self._steps(low_memory, plain)[0] if steps is None else steps
+                done = self._infer(blobs, steps, i, last)
+            for j in range(i, done + 1):
+                for name in self._last_use.get(j, ()):
+                    if name not in keep:
+                        blobs.pop(name, None)
+
     def _weighted(self, name: str, blob: Tensor) -> Tensor:
         return blob.sum() * self.loss_weights[name]
 
@@ -194,28 +215,35 @@ class Executor:
         if mode is Mode.RECORD:
             return partial(self._record, blobs, {} if tape is None else tape, run)
         keep_memory(low_memory=low_memory)
-        infer, train = ({}, {}) if alone else self._steps(low_memory)
+        infer, train = ({}, {}) if alone else self._steps(low_memory, self._plain_nodes())
         if mode is Mode.INFER:
             return partial(self._infer, blobs, infer)
         return partial(self._train, blobs, infer, train, run)
 
-    def _steps(self, low_memory: bool) -> tuple[dict[int, InferStep], dict[int, TrainStep]]:
-        """The compiled steps, valid as long as the same layers are observed or changed."""
+    def _plain_nodes(self) -> frozenset[int] | None:
+        """The nodes whose modules are observed or changed; None if all are."""
         if all_observed():
+            return None
+        return frozenset(i for i, (m, k) in enumerate(zip(self.modules, self._kinds, strict=True)) if observed(m, k))
+
+    def _steps(
+        self, low_memory: bool, plain: frozenset[int] | None
+    ) -> tuple[dict[int, InferStep], dict[int, TrainStep]]:
+        """The fused steps, valid as long as the same layers are observed or changed."""
+        if plain is None:
             return {}, {}
-        plain = frozenset(i for i, (m, k) in enumerate(zip(self.modules, self._kinds, strict=True)) if observed(m, k))
         key = low_memory, plain
-        if key not in self._compiled:
+        if key not in self._fused:
             infer = infer_steps(self.nodes, plain, low_memory=low_memory)
-            for (low, _), (others, _) in self._compiled.items():  # reuse steps that are packed already
+            for (low, _), (others, _) in self._fused.items():  # reuse steps that are packed already
                 if low == low_memory:
                     infer.update((i, s) for i, s in others.items() if i in infer and infer[i].last == s.last)
-            self._compiled = {k: v for k, v in self._compiled.items() if k[0] != low_memory}
-            self._compiled[key] = (
+            self._fused = {k: v for k, v in self._fused.items() if k[0] != low_memory}
+            self._fused[key] = (
                 infer,
                 train_steps(self.nodes, plain.union(self.caffe_gradients.of), self.loss_weights),
             )
-        return self._compiled[key]
+        return self._fused[key]
 
     # -- one step in each mode -----------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from caffe_port.layers.functions import Function, symbolic
 from caffe_port.native import call, library
 
-__all__ = ["convolve", "kernel_pays", "pays", "prepared"]
+__all__ = ["convolve", "kernel_pays", "ordered", "pays", "prepared"]
 
 _TILE, _KERNEL = 4, 3
 _SIDE = _TILE + _KERNEL - 1
@@ -44,7 +44,7 @@ _LANES = 16
 _FEWEST_CHANNELS_TORCH = 128
 _LARGEST = 64 << 20
 """Bytes of tiles that torch transforms at a time."""
-_SCRATCH_BYTES = 4 << 20
+SCRATCH_BYTES = 4 << 20
 """Bytes of tiles that a thread of the kernel transforms at a time."""
 
 
@@ -96,7 +96,7 @@ def prepared(
     """
     if library("winograd") is None:
         return _by_torch(weight, bias, pad, relu=relu)
-    filters, bias, outputs = _ordered(weight, turned=False), _filled_up(bias.clone()), weight.shape[0]
+    filters, bias, outputs = ordered(weight), _filled_up(bias.clone()), weight.shape[0]
     return lambda x: _run(x, filters, bias, pad, dilation, outputs, relu=relu)
 
 
@@ -109,7 +109,7 @@ def _filled_up(t: Tensor, axes: int = 1) -> Tensor:
     return F.pad(t, more) if any(more) else t.contiguous()
 
 
-def _ordered(weight: Tensor, *, turned: bool) -> Tensor:
+def ordered(weight: Tensor, *, turned: bool = False) -> Tensor:
     """Filters in the kernel's order (3, 3, in, out); turned by 180 degrees, the first axis is the inputs'."""
     w = weight.detach()
     return _filled_up(w.flip(2, 3).permute(2, 3, 0, 1) if turned else w.permute(2, 3, 1, 0), 2)
@@ -129,7 +129,7 @@ def _run(
     x = _filled_up(x.detach().permute(0, 2, 3, 1))
     size = (n + 2 * p - 2 * dilation for n, p in zip(x.shape[1:3], pad, strict=True))
     y = x.new_empty(x.shape[0], *size, filters.shape[3])
-    rest = filters, bias, int(relu), y, ctypes.c_long(_SCRATCH_BYTES), torch.get_num_threads()
+    rest = filters, bias, int(relu), y, ctypes.c_long(SCRATCH_BYTES), torch.get_num_threads()
     call("winograd", "winograd_forward", (*x.shape, y.shape[3], *pad, dilation), x, *rest)
     return (y if outputs == y.shape[3] else y[..., :outputs].contiguous()).permute(0, 3, 1, 2)
 
@@ -176,7 +176,7 @@ def _either(
     """The convolution, or (turned) its transpose, in the layout of ``x``."""
     pads, outputs = ([2 * dilation - p for p in pad], weight.shape[1]) if turned else (pad, weight.shape[0])
     bias = None if bias is None else _filled_up(bias.detach())
-    y = _run(x, _ordered(weight, turned=turned), bias, pads, dilation, outputs)
+    y = _run(x, ordered(weight, turned=turned), bias, pads, dilation, outputs)
     return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
 

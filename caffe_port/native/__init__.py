@@ -24,7 +24,7 @@ from caffe_port.console import info
 
 __all__ = ["call", "library"]
 
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
 
 @cache

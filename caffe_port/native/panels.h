@@ -1,5 +1,6 @@
 /* What the kernels share: vectors, products of a few rows with a panel of WIDE columns, memory of a thread. */
 
+#pragma once
 #include <stdlib.h>
 #include <string.h>
 

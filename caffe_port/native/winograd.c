@@ -74,6 +74,7 @@ PRODUCT(tiles_by_diffs, 1, DEEP)
 /* A shape, and the first row and column of each tile of outputs. */
 typedef struct {
     long n, h, w, inputs, outputs, pad_h, pad_w, dilation, out_h, out_w, down, across, tiles;
+    long x_step, y_step; /* from pixel to pixel */
     long *rows, *columns;
     const float *zeros;
 } Shape;
@@ -91,6 +92,7 @@ static int describe(Shape *s, const long *given) {
     s->out_h = s->h + 2 * s->pad_h - 2 * s->dilation, s->out_w = s->w + 2 * s->pad_w - 2 * s->dilation;
     s->down = starts(s->out_h, s->dilation, 0), s->across = starts(s->out_w, s->dilation, 0);
     s->tiles = s->n * s->down * s->across;
+    s->x_step = s->inputs, s->y_step = s->outputs;
     s->rows = malloc((s->down + s->across) * sizeof(long));
     s->zeros = calloc(s->inputs > s->outputs ? s->inputs : s->outputs, sizeof(float));
     if (!s->rows || !s->zeros) return 1;
@@ -122,7 +124,7 @@ static void transform_tiles(const Shape *s, const float *x, long tile, long coun
                             long step) {
     const float *from[36];
     for (long t = 0; t < count; t++) {
-        pixels(s, x, tile + t, 6, s->h, s->w, s->inputs, s->pad_h, s->pad_w, from);
+        pixels(s, x, tile + t, 6, s->h, s->w, s->x_step, s->pad_h, s->pad_w, from);
         for (long c = first; c < last; c += LANES) {
             vec d[6], half[6][6], done[6];
             for (int j = 0; j < 6; j++) {
@@ -182,7 +184,7 @@ static void transform_back(const Shape *s, const float *m, long step, long tile,
                 for (int j = 0; j < 4 && column + j * s->dilation < s->out_w; j++) {
                     vec z = done[j] + b;
                     if (relu) z = (vec)((bits)z & ~(z < 0)); /* NaN stays */
-                    AT(y + ((image * s->out_h + r) * s->out_w + column + j * s->dilation) * s->outputs + output + c) = z;
+                    AT(y + ((image * s->out_h + r) * s->out_w + column + j * s->dilation) * s->y_step + output + c) = z;
                 }
             }
         }
@@ -215,11 +217,13 @@ static void transform_diffs(const Shape *s, const float *dy, long tile, long cou
 }
 
 /* y = x * w + bias. given: n, rows, columns, inputs, outputs, pad of rows and of columns, dilation. bias may be null.
-   budget: the bytes of transformed tiles at a time. Returns 1 where memory is short. */
-int winograd_forward(const long *given, const float *x, const float *w, const float *bias, int relu, float *y,
-                     long budget, int threads) {
+   x_step, y_step: from pixel to pixel. budget: the bytes of transformed tiles at a time. Returns 1 where memory is
+   short. */
+static int winograd_part(const long *given, const float *x, long x_step, const float *w, const float *bias, int relu,
+                         float *y, long y_step, long budget, int threads) {
     Shape s;
     int failed = describe(&s, given);
+    s.x_step = x_step, s.y_step = y_step;
     if (!failed) {
         long deep = (s.inputs + DEEP - 1) / DEEP, panels = (s.outputs + WIDE - 1) / WIDE;
         long at_once = least(256, budget / (36 * deep * DEEP * 4));
@@ -256,6 +260,11 @@ int winograd_forward(const long *given, const float *x, const float *w, const fl
     }
     forget(&s);
     return failed;
+}
+
+int winograd_forward(const long *given, const float *x, const float *w, const float *bias, int relu, float *y,
+                     long budget, int threads) {
+    return winograd_part(given, x, given[3], w, bias, relu, y, given[4], budget, threads);
 }
 
 /* dw (9, inputs, outputs) of y = x * w, from the diffs of y. */

@@ -1,0 +1,340 @@
+"""Consecutive layers of a net as one call of the compiled kernels (``caffe_port/native/steps.c``).
+
+For the shapes of a pass, layers that the kernels have become a list of steps: in-place layers are folded into the step
+before them; Split, Dropout and concatenations are only places in memory; and blobs share the memory of those whose last
+reader has run. Other layers run by themselves between two such runs. The steps are made again when a parameter changes.
+
+CAFFE_PORT_STEPS=0 in the environment turns this off, as CAFFE_PORT_NATIVE=0 does with all kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffe_port.execution.lowering import FOLDS, LAYERS, activation
+from caffe_port.execution.steps import Emitter, Folded, Memory, Op, Step, UnsupportedError, Value
+from caffe_port.graph import Node
+from caffe_port.layers.base import Layer
+from caffe_port.layers.functions import ordinary
+from caffe_port.layers.winograd import SCRATCH_BYTES
+from caffe_port.native import library
+
+__all__ = ["Compiler", "Run"]
+
+Blobs = MutableMapping[str, Tensor]
+_LINE = 16
+"""Numbers of a cache line; blobs begin at one, and kernels may read that much beyond the last."""
+_MOST_RUNS = 64
+_VERSION, _TRAINING = attrgetter("_version"), attrgetter("training")
+
+
+class _Watch:
+    """Whether parameters are the same as before: objects, memory, torch's counters of writes, and a few values.
+
+    ``sampled`` reads the values: see :func:`caffe_port.execution.packing.state_of`, which does the same for one tensor.
+    """
+
+    def __init__(self, layers: Iterable[Layer], kernels: Any) -> None:
+        self.layers, self.kernels, self.state = list(layers), kernels, None
+        self._find()
+
+    def _find(self) -> None:
+        self.tables, self.names = list[dict[str, Any]](), list[str]()
+        for layer in self.layers:
+            for name in layer.blob_names:
+                table = layer._parameters if name in layer._parameters else layer._buffers
+                if table.get(name) is not None:
+                    self.tables.append(table)
+                    self.names.append(name)
+        self.found: list[Tensor] = [table[name] for table, name in zip(self.tables, self.names, strict=True)]
+        self.usable = all(
+            ordinary(t) and t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()
+            for t in self.found
+        )
+        count = len(self.found) if self.usable else 0
+        self.at = list(map(Tensor.data_ptr, self.found)) if self.usable else []
+        self.sample = (
+            (ctypes.c_void_p * count)(*self.at),
+            (ctypes.c_long * count)(*(t.numel() for t in self.found[:count])),
+            ctypes.c_long(count),
+        )
+
+    def changed(self) -> bool:
+        """Whether anything changed since the last call."""
+        same = self.state is not None and all(map(is_, map(dict.get, self.tables, self.names), self.found))
+        if same and list(map(Tensor.data_ptr, self.found)) == self.at and self._state() == self.state:
+            return False
+        self._find()
+        self.state = self._state() if self.usable else None
+        return True
+
+    def _state(self) -> Any:
+        training = list(map(_TRAINING, self.layers))
+        return list(map(_VERSION, self.found)), self.kernels.sampled(*self.sample), training
+
+    def held(self) -> bool:
+        """Whether callers hold arrays over parameters."""
+        held = [x.held_arrays for x in self.layers if x.held_arrays]
+        return any(ref() is not None for arrays in held for ref in arrays.values())
+
+
+@dataclass(frozen=True)
+class Run:
+    """Nodes up to ``last`` as steps.
+
+    Attributes:
+        inputs: the name of each external bottom, its shape, and whether it is read in the order (N, C, H, W).
+        outputs: the name and shape of each top for later layers or the caller. same: further tops: name, shape, and
+            the bottom or (False) the output whose numbers they have.
+        numbers: of the memory that a pass takes. kept: tensors that the steps point to.
+    """
+
+    last: int
+    inputs: Sequence[tuple[str, torch.Size, bool]]
+    outputs: Sequence[tuple[str, tuple[int, ...]]]
+    same: Sequence[tuple[str, tuple[int, ...], str, bool]]
+    steps: Any
+    numbers: int
+    kept: Sequence[Tensor]
+    kernels: Any
+
+    def fits(self, blobs: Blobs) -> bool:
+        """Whether it is for such bottoms."""
+        for name, shape, planar in self.inputs:
+            t = blobs[name]
+            if t.shape != shape or t.dtype is not torch.float32 or not t.is_cpu or _planar(t) is not planar:
+                return False
+        return True
+
+    def __call__(self, blobs: Blobs) -> None:
+        """Run the steps from and into ``blobs``.
+
+        Raises:
+            MemoryError: there is no memory for what a kernel keeps between steps.
+        """
+        arena = torch.empty(self.numbers)
+        given = [arena]
+        for name, _, planar in self.inputs:
+            t = blobs[name]
+            given.append(t.contiguous() if planar else t)
+        made: dict[str, Tensor] = {}
+        for name, shape in self.outputs:
+            if len(shape) == 4 and shape[2] * shape[3] != 1:
+                n, c, h, w = shape
+                t = torch.empty((n, h, w, c))
+                made[name] = t.permute(0, 3, 1, 2)
+            else:
+                t = made[name] = torch.empty(shape)
+            given.append(t)
+        memory = (ctypes.c_void_p * len(given))(*(t.data_ptr() for t in given))
+        threads = torch.get_num_threads()
+        if self.kernels.run_steps(self.steps, len(self.steps), memory, ctypes.c_long(SCRATCH_BYTES), threads):
+            raise MemoryError("no memory for a layer")
+        for name, shape, source, given_one in self.same:
+            made[name] = (blobs if given_one else made)[source].view(shape)
+        blobs.update(made)
+
+
+def _planar(t: Tensor) -> bool:
+    """Whether it is read as (N, C, H, W): no if its memory is pixel by pixel, or both are the same."""
+    if t.dim() == 4:
+        return not t.is_contiguous(memory_format=torch.channels_last)
+    return not t.is_contiguous()
+
+
+class Compiler:
+    """Makes the runs of a net, and keeps them.
+
+    Args:
+        nodes: the net's. legacy: its blobs have four axes.
+    """
+
+    def __init__(self, nodes: Sequence[tuple[Node, Layer]], *, legacy: bool) -> None:
+        self.nodes, self.legacy = nodes, legacy
+        self.readers: dict[str, int] = {}
+        for node, _ in nodes:
+            self.readers.update(dict.fromkeys(node.bottoms, node.index))
+        self.runs: dict[Any, list[Run]] = {}
+        self.packed: dict[Any, tuple[Tensor, ...]] = {}
+        self._kernels: Any = None
+        self._watch: _Watch | None = None
+
+    def ready(self) -> bool:
+        """Whether runs can be used in the pass that begins."""
+        if os.environ.get("CAFFE_PORT_STEPS") == "0" or (kernels := library("steps")) is None:
+            return False
+        if self._watch is None:
+            kernels.sampled.restype = ctypes.c_uint64
+            self._kernels, self._watch = kernels, _Watch((x for _, x in self.nodes if type(x) in LAYERS), kernels)
+        if self._watch.held():
+            self.forget()
+            return False
+        if self._watch.changed():
+            self.forget()
+        return self._watch.usable
+
+    def forget(self) -> None:
+        """Drop all runs and packed weights."""
+        self.runs.clear()
+        self.packed.clear()
+
+    def run(self, first: int, last: int, blobs: Blobs, keep: Collection[str], plain: Collection[int]) -> Run | None:
+        """The run that begins with a node, ends at ``last`` at most, and gives the blobs to keep.
+
+        Args:
+            plain: nodes that must run by themselves.
+        """
+        if first in plain or type(self.nodes[first][1]) not in LAYERS:
+            return None
+        key = first, last, tuple(keep), plain
+        runs = self.runs.get(key)
+        if runs is None:
+            if len(self.runs) >= _MOST_RUNS:
+                self.runs.clear()
+            runs = self.runs[key] = []
+        for run in runs:
+            if run.fits(blobs):
+                return run if run.steps else None
+        made = self._compiled(first, last, blobs, keep, plain)
+        del runs[:-3]
+        runs.append(made)
+        return made if made.steps else None
+
+    def _compiled(self, first: int, last: int, blobs: Blobs, keep: Collection[str], plain: Collection[int]) -> Run:
+        """The run; without steps if the first node cannot be compiled."""
+        emitter = Emitter(self.packed, self._kernels.panel_width(), legacy=self.legacy)
+        now: dict[str, Value] = {}
+        inputs: dict[str, Value] = {}
+
+        def value(name: str) -> Value:
+            if name not in now:
+                t = blobs[name]
+                if not ordinary(t) or t.dtype != torch.float32 or not t.is_cpu or t.dim() not in (2, 4):
+                    raise UnsupportedError
+                if not t.numel() or (self.legacy and t.dim() < 4):
+                    raise UnsupportedError
+                shape = tuple(t.shape)
+                memory = Memory(shape[0] * prod(shape[2:]), shape[1], base=len(inputs) + 1)
+                now[name] = inputs[name] = Value(shape, memory, planar=_planar(t) and prod(shape[1:]) > 1)
+            return now[name]
+
+        i, end = first, first - 1
+        while i <= last:
+            node, layer = self.nodes[i]
+            emit, count, known = LAYERS.get(type(layer)), len(emitter.steps), len(inputs)
+            if emit is None or i in plain:
+                break
+            try:
+                xs = [value(b) for b in node.bottoms]
+                fold, until = self._followers(i, last, plain)
+                tops = emit(emitter, layer, xs, fold)
+            except UnsupportedError:
+                del emitter.steps[count:], emitter.blobs[count:]
+                for name in list(inputs)[known:]:
+                    del inputs[name]
+                break
+            now.update(zip(node.tops, tops if isinstance(tops, tuple) else (tops,), strict=True))
+            end, i = until, until + 1
+        if not emitter.steps:
+            bottoms = [(b, blobs[b].shape, _planar(blobs[b])) for b in self.nodes[first][0].bottoms]
+            return Run(end, bottoms, (), (), (), 0, (), None)
+        return self._placed(emitter, end, blobs, now, inputs, keep)
+
+    def _followers(self, i: int, last: int, plain: Collection[int]) -> tuple[Folded, int]:
+        """The in-place layers behind a node that its step computes, and the index of the last of them."""
+        node, layer = self.nodes[i]
+        affine, act, until = list[Layer](), Folded(), i
+        if type(layer) not in FOLDS or len(node.tops) != 1:
+            return act, i
+        for j in range(i + 1, last + 1):
+            follower, other = self.nodes[j]
+            if follower.bottoms != node.tops or follower.tops != node.tops or j in plain or type(other) not in LAYERS:
+                break
+            if (found := activation(other)) is not None:
+                act, until = found, j
+                break
+            if other.channel_affine() is None or layer.type == "Eltwise":
+                break
+            affine.append(other)
+            until = j
+        return Folded(affine, act.relu, act.slope), until
+
+    def _placed(
+        self,
+        emitter: Emitter,
+        end: int,
+        blobs: Blobs,
+        now: dict[str, Value],
+        inputs: dict[str, Value],
+        keep: Collection[str],
+    ) -> Run:
+        """The run, with a place in memory for each blob."""
+        outputs: list[tuple[str, tuple[int, ...]]] = []
+        same: list[tuple[str, tuple[int, ...], str, bool]] = []
+        made: dict[Memory, str] = {}
+        given = {v: name for name, v in inputs.items()}
+        for name, v in now.items():
+            if (name not in keep and self.readers.get(name, -1) <= end) or inputs.get(name) is v:
+                continue
+            if v in given:
+                same.append((name, v.shape, given[v], True))
+                continue
+            if v.memory in made:
+                same.append((name, v.shape, made[v.memory], False))
+                continue
+            if v.memory.parent is not None or v.memory.base:
+                copy = Value(v.shape, Memory(v.memory.pixels, v.shape[1]))
+                emitter.add(Op.AFFINE, v, copy)
+                v = copy
+            made[v.memory] = name
+            outputs.append((name, v.shape))
+        for k, memory in enumerate(made, len(inputs) + 1):
+            memory.base = k
+        numbers = _arrange(emitter)
+        return Run(
+            last=end,
+            inputs=[(name, blobs[name].shape, _planar(blobs[name])) for name in inputs],
+            outputs=outputs,
+            same=same,
+            steps=(Step * len(emitter.steps))(*emitter.steps),
+            numbers=numbers,
+            kept=emitter.kept,
+            kernels=self._kernels,
+        )
+
+
+def _arrange(emitter: Emitter) -> int:
+    """Give each blob its place, where no other is needed at the same time; returns how many numbers that takes."""
+    roots: dict[Memory, None] = {}
+    for i, blobs in enumerate(emitter.blobs):
+        for memory in blobs.values():
+            root, _ = memory.root()
+            root.first, root.last = min(root.first, i), max(root.last, i)
+            roots[root] = None
+    size = {root: -(-root.pixels * root.stride // _LINE) * _LINE for root in roots}
+    placed: list[Memory] = []
+    numbers = 0
+    for root in sorted((r for r in roots if not r.base), key=lambda r: -size[r]):
+        others = [o for o in placed if o.first <= root.last and root.first <= o.last]
+        root.at = 0
+        for other in sorted(others, key=lambda o: o.at):
+            if root.at + size[root] <= other.at:
+                break
+            root.at = max(root.at, other.at + size[other])
+        placed.append(root)
+        numbers = max(numbers, root.at + size[root])
+    for step, blobs in zip(emitter.steps, emitter.blobs, strict=True):
+        for name, memory in blobs.items():
+            root, at = memory.root()
+            blob = getattr(step, name)
+            blob.base, blob.at, blob.stride = root.base, root.at + at, root.stride
+    return numbers

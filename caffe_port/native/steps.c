@@ -1,0 +1,377 @@
+/* The layers of a net one after the other, in one call.
+
+   Images are (n, rows, columns, channels); a blob's pixels are `stride` numbers apart, so that it may be a part of the
+   channels of another blob (a concatenation's). Convolutions are products of gathered pixels with panels of filters.
+   Each number is summed in one order, whatever the number of threads. */
+
+#include "product.c"
+#include "winograd.c"
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+
+enum { CONVOLVE, WINOGRAD, DEPTHWISE, ROWS_PRODUCT, COLUMNS_PRODUCT, LARGEST, AVERAGE, NEIGHBOURS, SUM, AFFINE, SOFTMAX,
+       TO_PLANES, FROM_PLANES, COLUMNS };
+
+typedef struct {
+    long base, at, stride; /* which memory, the first number's place in it, from pixel to pixel */
+} Blob;
+
+typedef struct {
+    long op;
+    Blob x, other, y;
+    long n, h, w, c, out_h, out_w, out; /* sizes of x and y */
+    long kernel[2], step[2], pad[2], behind[2], dilation[2], group;
+    long relu, flag;
+    const float *weight, *bias, *slope;
+    float a, b, power;
+} Step;
+
+#define DEPTH 256 /* numbers of a pixel's window at a time */
+#define DOWN (DEPTH + LANES)
+#define KEPT (96 << 10) /* numbers of gathered pixels at a time */
+#define MOST 240
+#define FEW (1 << 14) /* multiplications below which a second thread costs more than it gains */
+#define TAPS 256
+
+PRODUCT(pixels_by_panel, DOWN, 1)
+
+/* z from m: plus the bias, then the ReLU, or times the slope where negative. NaN stays. */
+INLINE void emit(float *z, const float *m, const float *bias, const float *slope, long relu, long count) {
+    if (slope)
+        for (long c = 0; c < count; c++) {
+            float v = m[c] + bias[c];
+            z[c] = v < 0 ? v * slope[c] : v;
+        }
+    else if (relu)
+        for (long c = 0; c < count; c++) {
+            float v = m[c] + bias[c];
+            z[c] = v < 0 ? 0 : v;
+        }
+    else
+        for (long c = 0; c < count; c++) z[c] = m[c] + bias[c];
+}
+
+static void put(float *blocks, long block, long at, const float *from, long count) {
+    while (count > 0) {
+        long k = at % DEPTH, now = least(count, DEPTH - k);
+        float *to = blocks + at / DEPTH * block + k;
+        if (from)
+            memcpy(to, from, now * sizeof(float)), from += now;
+        else
+            memset(to, 0, now * sizeof(float));
+        at += now, count -= now;
+    }
+}
+
+/* The window of an output pixel: `inputs` channels of each tap. */
+static void gather(const Step *s, const float *x, long pixel, long inputs, float *to, long block) {
+    long image = pixel / (s->out_h * s->out_w), oy = pixel / s->out_w % s->out_h, ox = pixel % s->out_w, at = 0;
+    long left = ox * s->step[1] - s->pad[1], width = s->kernel[1] * inputs;
+    for (long i = 0; i < s->kernel[0]; i++, at += width) {
+        long row = oy * s->step[0] - s->pad[0] + i * s->dilation[0];
+        if (row < 0 || row >= s->h) {
+            put(to, block, at, 0, width);
+            continue;
+        }
+        const float *from = x + (image * s->h + row) * s->w * s->x.stride;
+        if (s->dilation[1] == 1 && s->x.stride == inputs) {
+            long first = left < 0 ? least(-left, s->kernel[1]) : 0, last = least(s->kernel[1], s->w - left);
+            if (last < first) last = first;
+            put(to, block, at, 0, first * inputs);
+            put(to, block, at + first * inputs, from + (left + first) * inputs, (last - first) * inputs);
+            put(to, block, at + last * inputs, 0, width - last * inputs);
+            continue;
+        }
+        for (long j = 0; j < s->kernel[1]; j++) {
+            long column = left + j * s->dilation[1];
+            int inside = column >= 0 && column < s->w;
+            put(to, block, at + j * inputs, inside ? from + column * s->x.stride : 0, inputs);
+        }
+    }
+}
+
+/* weight: (group, panels, kernel rows, columns, inputs, WIDE); bias and slope filled up to whole panels. */
+static int convolve(const Step *s, const float *x, float *y, int threads) {
+    long inputs = s->c / s->group, outputs = s->out / s->group, depth = s->kernel[0] * s->kernel[1] * inputs;
+    long blocks = (depth + DEPTH - 1) / DEPTH, panels = (outputs + WIDE - 1) / WIDE;
+    long pixels = s->n * s->out_h * s->out_w, many = KEPT / (blocks * DOWN) / ROWS * ROWS;
+    many = many > MOST ? MOST : many < 2 * ROWS ? 2 * ROWS : many;
+    long chunks = (pixels + many - 1) / many, parts = 1;
+    if (chunks * s->group < threads)
+        parts = least(panels, (threads + chunks * s->group - 1) / (chunks * s->group));
+    else if (chunks % threads)
+        chunks = least(pixels, (chunks + threads - 1) / threads * threads);
+    many = (pixels + chunks - 1) / chunks, chunks = (pixels + many - 1) / many;
+    int failed = 0;
+#pragma omp parallel for schedule(static, 1) num_threads(threads) reduction(| : failed) if (threads > 1)
+    for (long task = 0; task < chunks * s->group * parts; task++) {
+        long part = task / chunks % parts, group = task / (chunks * parts), first = task % chunks * many;
+        long rows = least(many, pixels - first), block = many * DOWN;
+        float *a = scratch(sizeof(float) * (blocks * block + many * WIDE));
+        if (!a) {
+            failed = 1;
+            continue;
+        }
+        float *m = a + blocks * block;
+        for (long r = 0; r < rows; r++) gather(s, x + group * inputs, first + r, inputs, a + r * DOWN, block);
+        for (long panel = panels * part / parts; panel < panels * (part + 1) / parts; panel++) {
+            long column = panel * WIDE, padded = (group * panels + panel) * WIDE, count = least(WIDE, outputs - column);
+            const float *w = s->weight + padded * depth, *slope = s->slope ? s->slope + padded : 0;
+            for (long k = 0; k < blocks; k++)
+                pixels_by_panel(rows, a + k * block, w + k * DEPTH * WIDE, m, least(DEPTH, depth - k * DEPTH), k == 0);
+            float *to = y + first * s->y.stride + group * outputs + column;
+            if (count == WIDE)
+                for (long r = 0; r < rows; r++)
+                    emit(to + r * s->y.stride, m + r * WIDE, s->bias + padded, slope, s->relu, WIDE);
+            else
+                for (long r = 0; r < rows; r++)
+                    emit(to + r * s->y.stride, m + r * WIDE, s->bias + padded, slope, s->relu, count);
+        }
+    }
+    return failed;
+}
+
+/* The pixels of a window that are inside, and their taps' numbers. */
+INLINE long window(const Step *s, const float *x, long image, long oy, long ox, const float **from, long *taps) {
+    long count = 0;
+    for (long i = 0; i < s->kernel[0]; i++) {
+        long row = oy * s->step[0] - s->pad[0] + i * s->dilation[0];
+        if (row < 0 || row >= s->h) continue;
+        for (long j = 0; j < s->kernel[1]; j++) {
+            long column = ox * s->step[1] - s->pad[1] + j * s->dilation[1];
+            if (column < 0 || column >= s->w) continue;
+            from[count] = x + ((image * s->h + row) * s->w + column) * s->x.stride;
+            taps[count++] = i * s->kernel[1] + j;
+        }
+    }
+    return count;
+}
+
+/* What is computed over the taps for vectors of channels from c on; the last vector may begin before c. */
+#define OVER_TAPS(vectors, begin, each) \
+    for (; c + (vectors) * LANES <= s->c; c += (vectors) * LANES) { \
+        vec sum[vectors]; \
+        _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) sum[v] = begin; \
+        for (long t = 0; t < count; t++) { \
+            const float *p = from[t] + c, *q = s->weight + (s->weight ? taps[t] * s->c + c : 0); \
+            (void)q; \
+            _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) each \
+        } \
+        _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) AT(line + c + v * LANES) = sum[v]; \
+    }
+
+#define LAST_CHANNELS \
+    if (c < s->c && s->c >= LANES) c = s->c - LANES;
+
+/* Depthwise convolution (weight: (taps, channels)), or pooling: the largest, or the mean. */
+static int over_windows(const Step *s, const float *x, float *y, int threads) {
+    int failed = 0;
+    int parallel = s->n * s->out_h * s->out_w * s->c * s->kernel[0] * s->kernel[1] / LANES > FEW ? threads : 1;
+#pragma omp parallel for schedule(static) num_threads(parallel) reduction(| : failed) if (parallel > 1)
+    for (long row = 0; row < s->n * s->out_h; row++) {
+        long room = s->kernel[0] * s->kernel[1];
+        float *line = scratch(sizeof(float) * (s->c + LANES) + room * (sizeof(float *) + sizeof(long)) + 64);
+        if (!line) {
+            failed = 1;
+            continue;
+        }
+        const float **from = (const float **)(line + (s->c + LANES) / LANES * LANES);
+        long *taps = (long *)(from + room), oy = row % s->out_h;
+        for (long ox = 0; ox < s->out_w; ox++) {
+            long count = window(s, x, row / s->out_h, oy, ox, from, taps), c = 0;
+            float *to = y + (row * s->out_w + ox) * s->y.stride;
+            if (s->op == DEPTHWISE) {
+                OVER_TAPS(4, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
+                OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
+                LAST_CHANNELS OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
+                for (; c < s->c; c++) {
+                    float sum = 0;
+                    for (long t = 0; t < count; t++) sum += from[t][c] * s->weight[taps[t] * s->c + c];
+                    line[c] = sum;
+                }
+                emit(to, line, s->bias, s->slope, s->relu, s->c);
+            } else if (s->op == LARGEST) {
+#define LARGER \
+    { \
+        vec z = AT(p + v * LANES); \
+        bits take = (z > sum[v]) | (z != z); \
+        sum[v] = (vec)(((bits)z & take) | ((bits)sum[v] & ~take)); \
+    }
+                vec lowest = (vec){0} - FLT_MAX;
+                OVER_TAPS(4, lowest, LARGER)
+                OVER_TAPS(1, lowest, LARGER)
+                LAST_CHANNELS OVER_TAPS(1, lowest, LARGER)
+                for (; c < s->c; c++) {
+                    float most = -FLT_MAX;
+                    for (long t = 0; t < count; t++) {
+                        float z = from[t][c];
+                        most = z > most || z != z ? z : most;
+                    }
+                    line[c] = most;
+                }
+                memcpy(to, line, s->c * sizeof(float));
+            } else {
+                long sides[2], at[2] = {oy, ox}, size[2] = {s->h, s->w};
+                for (int i = 0; i < 2; i++) {
+                    long start = at[i] * s->step[i] - s->pad[i];
+                    long end = least(start + s->kernel[i], size[i] + (s->flag ? s->behind[i] : 0));
+                    sides[i] = end - (s->flag || start > 0 ? start : 0);
+                }
+                OVER_TAPS(4, (vec){0}, sum[v] += AT(p + v * LANES);)
+                OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES);)
+                LAST_CHANNELS OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES);)
+                for (; c < s->c; c++) {
+                    float sum = 0;
+                    for (long t = 0; t < count; t++) sum += from[t][c];
+                    line[c] = sum;
+                }
+                float area = (float)(sides[0] * sides[1]);
+                for (c = 0; c < s->c; c++) to[c] = line[c] / area;
+            }
+        }
+    }
+    return failed;
+}
+
+/* x / (k + alpha * the sum of squares of neighbouring channels)^power; a: alpha over the size, b: k, flag: the size. */
+static int neighbours(const Step *s, const float *x, float *y, int threads) {
+    long pixels = s->n * s->h * s->w, half = s->flag / 2, width = s->c + 2 * half;
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : failed) if (threads > 1)
+    for (long p = 0; p < pixels; p++) {
+        float *squares = scratch(sizeof(float) * (width + s->c)), *sum = squares + width;
+        if (!squares) {
+            failed = 1;
+            continue;
+        }
+        const float *from = x + p * s->x.stride;
+        float *to = y + p * s->y.stride;
+        memset(squares, 0, half * sizeof(float)), memset(squares + half + s->c, 0, half * sizeof(float));
+        for (long c = 0; c < s->c; c++) squares[half + c] = from[c] * from[c];
+        for (long c = 0; c < s->c; c++) sum[c] = squares[c];
+        for (long i = 1; i < s->flag; i++)
+            for (long c = 0; c < s->c; c++) sum[c] += squares[c + i];
+        for (long c = 0; c < s->c; c++) sum[c] = s->b + s->a * sum[c];
+        if (s->power == 0.75f)
+            for (long c = 0; c < s->c; c++) {
+                float root = sqrtf(sum[c]);
+                to[c] = from[c] / (root * sqrtf(root));
+            }
+        else
+            for (long c = 0; c < s->c; c++) to[c] = from[c] * powf(sum[c], -s->power);
+    }
+    return failed;
+}
+
+static void softmax(const Step *s, const float *x, float *y, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (long p = 0; p < s->n * s->h * s->w; p++) {
+        const float *from = x + p * s->x.stride;
+        float *to = y + p * s->y.stride, most = from[0], sum = 0;
+        for (long c = 1; c < s->c; c++) most = from[c] > most || from[c] != from[c] ? from[c] : most;
+        for (long c = 0; c < s->c; c++) sum += to[c] = expf(from[c] - most);
+        for (long c = 0; c < s->c; c++) to[c] /= sum;
+    }
+}
+
+static void pixelwise(const Step *s, const float *x, const float *other, float *y, int threads) {
+    long pixels = s->n * s->h * s->w, c;
+#pragma omp parallel for schedule(static) num_threads(threads) private(c) if (threads > 1)
+    for (long p = 0; p < pixels; p++) {
+        const float *from = x + p * s->x.stride, *second = other + p * s->other.stride;
+        float *to = y + p * s->y.stride;
+        if (s->op == AFFINE) {
+            if (s->weight)
+                for (c = 0; c < s->c; c++) to[c] = from[c] * s->weight[c];
+            else
+                memmove(to, from, s->c * sizeof(float));
+            if (s->bias) emit(to, to, s->bias, s->slope, s->relu, s->c);
+        } else if (s->relu)
+            for (c = 0; c < s->c; c++) {
+                float z = s->a * from[c] + s->b * second[c];
+                to[c] = z < 0 ? 0 : z;
+            }
+        else
+            for (c = 0; c < s->c; c++) to[c] = s->a * from[c] + s->b * second[c];
+    }
+}
+
+/* (n, h, w, c) to (n, c, h, w) or back. */
+static void turn(const Step *s, const float *x, float *y, int threads) {
+    long area = s->h * s->w;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (long image = 0; image < s->n; image++)
+        for (long first = 0; first < area; first += 64)
+            for (long c = 0; c < s->c; c++)
+                for (long p = first; p < least(area, first + 64); p++) {
+                    if (s->op == TO_PLANES)
+                        y[(image * s->c + c) * area + p] = x[(image * area + p) * s->x.stride + c];
+                    else
+                        y[(image * area + p) * s->y.stride + c] = x[(image * s->c + c) * area + p];
+                }
+}
+
+/* The window of each output pixel as a row of (channels, kernel rows, columns). */
+static void columns(const Step *s, const float *x, float *y) {
+    long taps = s->kernel[0] * s->kernel[1];
+    for (long p = 0; p < s->n * s->out_h * s->out_w; p++)
+        for (long t = 0; t < taps; t++) {
+            long row = p / s->out_w % s->out_h * s->step[0] - s->pad[0] + t / s->kernel[1] * s->dilation[0];
+            long column = p % s->out_w * s->step[1] - s->pad[1] + t % s->kernel[1] * s->dilation[1];
+            int inside = row >= 0 && row < s->h && column >= 0 && column < s->w;
+            const float *from = x + ((p / (s->out_h * s->out_w) * s->h + row) * s->w + column) * s->x.stride;
+            for (long c = 0; c < s->c; c++) y[(p * s->c + c) * taps + t] = inside ? from[c] : 0;
+        }
+}
+
+/* Returns 1 where memory is short. */
+int run_steps(const Step *steps, long count, float *const *memory, long budget, int most) {
+    int failed = 0;
+    for (const Step *s = steps; s < steps + count && !failed; s++) {
+        const float *x = memory[s->x.base] + s->x.at, *other = memory[s->other.base] + s->other.at;
+        float *y = memory[s->y.base] + s->y.at;
+        long size = s->n * s->h * s->w * s->c, inputs = s->c / s->group, outputs = s->out / s->group;
+        long work = size / LANES;
+        if (s->op == CONVOLVE) work = s->n * s->out_h * s->out_w * s->kernel[0] * s->kernel[1] * inputs * s->out / LANES;
+        int threads = s->op <= COLUMNS_PRODUCT ? work > FEW || s->op != CONVOLVE ? most : 1 : size > 1 << 15 ? most : 1;
+        long rows[] = {s->n * s->h * s->w, s->c, s->out};
+        long shape[] = {s->n, s->h, s->w, inputs, outputs, s->pad[0], s->pad[1], s->dilation[0]};
+        switch (s->op) {
+            case CONVOLVE: failed = convolve(s, x, y, threads); break;
+            case WINOGRAD:
+                for (long g = 0; g < s->group && !failed; g++)
+                    failed = winograd_part(shape, x + g * inputs, s->x.stride, s->weight + g * 9 * inputs * outputs,
+                                           s->bias + g * outputs, s->relu, y + g * outputs, s->y.stride, budget, threads);
+                break;
+            case ROWS_PRODUCT: failed = product_rows(rows, x, s->weight, 0, s->bias, s->relu, y, threads); break;
+            case COLUMNS_PRODUCT: failed = product_columns(rows, x, s->weight, 0, s->bias, s->relu, y, threads); break;
+            case DEPTHWISE:
+            case LARGEST:
+            case AVERAGE: failed = over_windows(s, x, y, most); break;
+            case NEIGHBOURS: failed = neighbours(s, x, y, threads); break;
+            case SOFTMAX: softmax(s, x, y, threads); break;
+            case TO_PLANES:
+            case FROM_PLANES: turn(s, x, y, threads); break;
+            case COLUMNS: columns(s, x, y); break;
+            default: pixelwise(s, x, other, y, threads);
+        }
+    }
+    return failed;
+}
+
+/* A number that changes with any of the sampled values. */
+uint64_t sampled(const float *const *blobs, const long *sizes, long count) {
+    uint64_t hash = 14695981039346656037u;
+    for (long i = 0; i < count; i++) {
+        long step = sizes[i] / 16 ? sizes[i] / 16 : 1;
+        for (long k = 0; k < sizes[i]; k += step) {
+            uint32_t value;
+            memcpy(&value, blobs[i] + k, 4);
+            hash = (hash ^ value) * 1099511628211u;
+        }
+    }
+    return hash;
+}
+
+long panel_width(void) { return WIDE; }

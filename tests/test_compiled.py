@@ -1,0 +1,286 @@
+"""Compiled runs of layers: their numbers beside the same net in double precision, and when they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from caffe_port import native
+from caffe_port.execution.compiled import Run
+from caffe_port.net import Net
+
+pytestmark = pytest.mark.skipif(native.library("steps") is None, reason="needs a C compiler")
+
+
+def layer(kind: str, name: str, bottoms: str, body: str = "", top: str = "") -> str:
+    """``bottoms`` by blanks; a top of its own unless given."""
+    links = "".join(f"bottom: '{b}' " for b in bottoms.split())
+    tops = "".join(f"top: '{t}' " for t in (top or name).split())
+    return f"layer {{ name: '{name}' type: '{kind}' {links} {tops} {body} }}\n"
+
+
+def conv(name: str, bottom: str, body: str, top: str = "") -> str:
+    return layer("Convolution", name, bottom, f"convolution_param {{ {body} bias_filler {{ type: 'gaussian' }} }}", top)
+
+
+def pool(name: str, bottom: str, body: str) -> str:
+    return layer("Pooling", name, bottom, f"pooling_param {{ {body} }}")
+
+
+def inputs(*shapes: tuple[int, ...]) -> str:
+    text = ""
+    for i, shape in enumerate(shapes):
+        dims = " ".join(f"dim: {n}" for n in shape)
+        text += f"layer {{ name: 'x{i}' type: 'Input' top: 'x{i}' input_param {{ shape {{ {dims} }} }} }}\n"
+    return text
+
+
+def relu(x: str, body: str = "", kind: str = "ReLU") -> str:
+    return layer(kind, f"{x}_act", x, body, x)
+
+
+def normed(x: str) -> str:
+    return layer("BatchNorm", f"{x}_bn", x, top=x) + layer("Scale", f"{x}_s", x, "scale_param { bias_term: true }", x)
+
+
+IMAGE = (2, 5, 13, 11)
+LRN = "lrn_param { local_size: 5 alpha: 0.5 beta: 0.75 k: 2 }"
+NETS = {
+    "direct": inputs(IMAGE) + conv("a", "x0", "num_output: 37 kernel_size: 3 pad: 1 stride: 2") + relu("a"),
+    "kernels": inputs(IMAGE)
+    + conv("a", "x0", "num_output: 7 kernel_h: 5 kernel_w: 2 pad_h: 4 pad_w: 0 stride_h: 1 stride_w: 3 dilation: 2"),
+    "many inputs": inputs((1, 300, 6, 5)) + conv("a", "x0", "num_output: 40 kernel_size: 3 pad: 1"),
+    "groups": inputs((2, 12, 9, 9)) + conv("a", "x0", "num_output: 48 kernel_size: 3 pad: 2 group: 3 dilation: 2"),
+    "depthwise": inputs((2, 37, 9, 8))
+    + conv("a", "x0", "num_output: 37 kernel_size: 3 pad: 1 group: 37 stride: 2")
+    + normed("a")
+    + relu("a"),
+    "wide depthwise": inputs((1, 70, 9, 8)) + conv("a", "x0", "num_output: 70 kernel_size: 5 pad: 4 group: 70"),
+    "winograd": inputs((2, 32, 18, 19)) + conv("a", "x0", "num_output: 48 kernel_size: 3 pad: 1") + relu("a"),
+    "winograd in groups": inputs((1, 64, 18, 19))
+    + conv("a", "x0", "num_output: 96 kernel_size: 3 pad: 1 group: 2")
+    + relu("a", kind="PReLU"),
+    "slopes": inputs(IMAGE)
+    + conv("a", "x0", "num_output: 20 kernel_size: 3")
+    + relu("a", "relu_param { negative_slope: 0.3 }")
+    + conv("b", "a", "num_output: 35 kernel_size: 1")
+    + relu("b", "prelu_param { channel_shared: true }", "PReLU"),
+    "deconvolution": inputs(IMAGE)
+    + layer("Deconvolution", "a", "x0", "convolution_param { num_output: 6 kernel_size: 3 pad: 1 }")
+    + relu("a"),
+    "pooling": inputs(IMAGE)
+    + pool("a", "x0", "kernel_size: 3 stride: 2")
+    + pool("b", "x0", "pool: AVE kernel_size: 3 stride: 2 pad: 1")
+    + pool("c", "x0", "pool: AVE global_pooling: true")
+    + pool("d", "x0", "kernel_h: 2 kernel_w: 4 stride: 3 pad_h: 1 pad_w: 3"),
+    "pooling of many": inputs((1, 70, 9, 8))
+    + pool("a", "x0", "kernel_size: 3 stride: 1 pad: 1")
+    + pool("b", "a", "pool: AVE kernel_size: 3 stride: 2"),
+    "lrn": inputs((2, 21, 5, 4)) + layer("LRN", "a", "x0", LRN),
+    "dense": inputs((3, 4, 5, 2))
+    + layer("InnerProduct", "a", "x0", "inner_product_param { num_output: 33 }")
+    + relu("a")
+    + layer("Dropout", "drop", "a", top="a")
+    + layer("InnerProduct", "b", "a", "inner_product_param { num_output: 7 transpose: true }")
+    + layer("Softmax", "p", "b"),
+    "large dense": inputs((2, 40, 7, 7))
+    + layer("InnerProduct", "a", "x0", "inner_product_param { num_output: 130 }")
+    + relu("a", kind="PReLU")
+    + layer("InnerProduct", "b", "a", "inner_product_param { num_output: 600 transpose: true }")
+    + relu("b"),
+    "many rows": inputs((60, 40, 7, 7)) + layer("InnerProduct", "a", "x0", "inner_product_param { num_output: 130 }"),
+    "few windows": inputs((2, 512, 4, 4)) + conv("a", "x0", "num_output: 1024 kernel_size: 3") + relu("a"),
+    "branches": inputs((2, 16, 9, 9))
+    + layer("Split", "split", "x0", top="s t u")
+    + conv("a", "s", "num_output: 20 kernel_size: 1")
+    + relu("a")
+    + conv("b", "t", "num_output: 40 kernel_size: 3 pad: 1")
+    + pool("c", "u", "kernel_size: 3 stride: 1 pad: 1")
+    + layer("Concat", "d", "a b c")
+    + conv("e", "d", "num_output: 9 kernel_size: 1")
+    + layer("Concat", "f", "e d a")
+    + layer("Softmax", "g", "f"),
+    "residuals": inputs((2, 16, 9, 9), (2, 16, 9, 9))
+    + conv("a", "x0", "num_output: 16 kernel_size: 3 pad: 1")
+    + normed("a")
+    + layer("Eltwise", "b", "x1 a x0", "eltwise_param { coeff: 0.5 coeff: -1 coeff: 2 }")
+    + relu("b")
+    + layer("Eltwise", "c", "b a"),
+    "the same twice": inputs(IMAGE)
+    + conv("a", "x0", "num_output: 8 kernel_size: 3")
+    + layer("Concat", "b", "a a")
+    + layer("Eltwise", "c", "b b"),
+    "alone": inputs((2, 7, 3, 4))
+    + layer("BatchNorm", "a", "x0")
+    + layer("Scale", "b", "a", "scale_param { bias_term: true }")
+    + relu("b")
+    + layer("ReLU", "c", "b", "relu_param { negative_slope: -0.5 }")
+    + layer("PReLU", "d", "x0"),
+    "vectors": inputs((4, 6), (4, 6))
+    + layer("Eltwise", "a", "x0 x1")
+    + layer("Concat", "b", "a x1")
+    + layer("InnerProduct", "c", "b", "inner_product_param { num_output: 5 }")
+    + layer("Softmax", "d", "c"),
+    "flat": inputs((2, 3, 4, 5))
+    + layer("Flatten", "a", "x0")
+    + pool("b", "x0", "pool: AVE global_pooling: true")
+    + layer("Flatten", "c", "b")
+    + layer("Concat", "d", "a c"),
+    "a layer between": inputs(IMAGE)
+    + conv("a", "x0", "num_output: 8 kernel_size: 3")
+    + layer("TanH", "t", "a")
+    + conv("b", "t", "num_output: 9 kernel_size: 3")
+    + relu("b")
+    + layer("Eltwise", "c", "b b", "eltwise_param { operation: PROD }"),
+}
+
+
+@pytest.fixture
+def run_count(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Run]]:
+    """The runs, as they are called."""
+    called: list[Run] = []
+    original = Run.__call__
+    monkeypatch.setattr(Run, "__call__", lambda self, blobs: called.append(self) or original(self, blobs))
+    return called
+
+
+def drawn(text: str) -> tuple[Net, Net, dict[str, Tensor]]:
+    """A net with random weights, the same in double precision, and inputs."""
+    torch.manual_seed(0)
+    net = Net(text)
+    with torch.no_grad():
+        for name, blob in net.state_dict().items():
+            positive = name.endswith(("variance", "scale_factor"))
+            blob.copy_(torch.rand_like(blob) + 0.5 if positive else torch.randn_like(blob) * 0.3)
+    exact = Net(text).double()
+    exact.load_state_dict({k: v.double() for k, v in net.state_dict().items()})
+    return net, exact, {name: torch.randn(net.shapes[name]) for name in net.graph.inputs}
+
+
+def compare(net: Net, exact: Net, given: dict[str, Tensor], blobs: tuple[str, ...] = ()) -> None:
+    with torch.no_grad():
+        found = net(given, blobs=blobs)
+        expected = exact({k: v.double() for k, v in given.items()}, blobs=blobs)
+    assert found.keys() == expected.keys()
+    for name, y in expected.items():
+        assert found[name].shape == y.shape
+        assert found[name].is_contiguous()
+        assert (found[name] - y).abs().max() < 3e-6 * max(1e-3, float(y.abs().max())), name
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", NETS)
+def test_numbers(name: str, threads: int, run_count: list[Run]) -> None:
+    net, exact, given = drawn(NETS[name])
+    before, last = torch.get_num_threads(), len(net.nodes) - 1
+    torch.set_num_threads(threads)
+    try:
+        for form in (torch.contiguous_format, torch.channels_last):
+            formed = {k: v.contiguous(memory_format=form) if v.dim() == 4 else v for k, v in given.items()}
+            kept = {k: v.clone() for k, v in formed.items()}
+            compare(net, exact, formed)
+            assert all(torch.equal(formed[k], kept[k]) for k in kept)  # inputs are not written to
+        others = tuple(dict.fromkeys(top for node, _ in net.nodes for top in node.tops))
+        compare(net, exact, given, others)  # every blob kept
+    finally:
+        torch.set_num_threads(before)
+    assert run_count
+    if name != "a layer between":
+        assert all(run.last == last for run in run_count)
+
+
+def test_threads_change_no_number() -> None:
+    net, _, given = drawn(NETS["branches"])
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            results.append(net(given)["g"])
+    torch.set_num_threads(before)
+    assert all(torch.equal(r, results[0]) for r in results[1:])
+
+
+def test_every_item_of_a_batch_as_by_itself(run_count: list[Run]) -> None:
+    net, _, given = drawn(NETS["branches"])
+    with torch.no_grad():
+        whole = net(given)["g"]
+        parts = [net(x0=x)["g"] for x in given["x0"].split(1)]
+    assert (torch.cat(parts) - whole).abs().max() < 1e-6
+    assert len(run_count) == 3
+
+
+@pytest.mark.parametrize("name", ["depthwise", "dense", "alone", "winograd", "large dense"])
+def test_changes_of_parameters_are_seen(name: str, run_count: list[Run]) -> None:
+    net, exact, given = drawn(NETS[name])
+    compare(net, exact, given)
+    for blob, key in enumerate(net.state_dict()):
+        ways = [
+            lambda p: p.mul_(1.5),
+            lambda p: p.data.copy_(p * 0.5),
+            lambda p: setattr(p, "data", p * 2),
+        ]
+        with torch.no_grad():
+            ways[blob % 3](dict([*net.named_parameters(), *net.named_buffers()])[key])
+        exact.load_state_dict({k: v.double() for k, v in net.state_dict().items()})
+        compare(net, exact, given)
+    module = next(m for _, m in net.nodes if m.blob_names)
+    setattr(module, module.blob_names[0], torch.nn.Parameter(getattr(module, module.blob_names[0]).detach() * 2))
+    exact.load_state_dict({k: v.double() for k, v in net.state_dict().items()})
+    compare(net, exact, given)
+    assert len({id(run) for run in run_count}) > 3
+
+
+def test_arrays_over_parameters_may_be_written_to() -> None:
+    import caffe_port
+
+    net = caffe_port.Net(NETS["dense"])
+    x = torch.randn(3, 4, 5, 2)
+    with torch.no_grad():
+        net(x)
+        array = net.params["a"][0].data
+        for value in (0.1, 0.2):
+            array[5] = value
+            expected = caffe_port.Net(NETS["dense"])
+            expected.load_state_dict(net.state_dict())
+            assert torch.allclose(net(x)["p"], expected(x)["p"], 1e-5)
+
+
+def test_an_observed_layer_runs_by_itself(run_count: list[Run]) -> None:
+    net, exact, given = drawn(NETS["branches"])
+    seen: list[tuple[int, ...]] = []
+    handle = net.get_submodule("b").register_forward_hook(
+        lambda module, bottoms, tops: seen.append(tuple(tops[0].shape))
+    )
+    compare(net, exact, given)
+    assert seen == [(2, 40, 9, 9)]
+    assert len(run_count) == 2
+    handle.remove()
+    compare(net, exact, given)
+    assert len(seen) == 1
+    assert len(run_count) == 3
+
+
+def test_shapes_may_change_from_pass_to_pass() -> None:
+    net, exact, _ = drawn(NETS["branches"])
+    for size in [(2, 9, 9), (1, 9, 9), (1, 12, 31), (2, 9, 9), (5, 3, 3), (1, 20, 20), (3, 8, 8), (1, 9, 9)]:
+        compare(net, exact, {"x0": torch.randn(size[0], 16, *size[1:])})
+
+
+def test_values_that_are_not_finite_stay() -> None:
+    text = inputs((1, 33, 6, 6)) + pool("a", "x0", "kernel_size: 2 stride: 2") + relu("a") + layer("ReLU", "b", "x0")
+    net, x = Net(text), torch.randn(1, 33, 6, 6)
+    x[0, 3, 0, 0], x[0, 4, 5, 5], x[0, 32, 2, 2] = torch.nan, torch.inf, torch.nan
+    with torch.no_grad():
+        found = net(x0=x)
+    assert torch.allclose(found["b"], x.relu(), equal_nan=True, rtol=0)
+    expected = torch.nn.functional.max_pool2d(x, 2).relu()
+    assert torch.allclose(found["a"], expected, equal_nan=True, rtol=0)
+
+
+def test_off(monkeypatch: pytest.MonkeyPatch, run_count: list[Run]) -> None:
+    monkeypatch.setenv("CAFFE_PORT_STEPS", "0")
+    compare(*drawn(NETS["branches"]))
+    assert not run_count

@@ -61,6 +61,10 @@ def load_plugin(path: str | Path) -> None:
         return
     if not is_file(file):
         raise FileError(str(path), "no such file", expected="a Python file with @layer, @policy or @rule classes")
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise FileError(str(path), f"cannot be read: {error.strerror}") from None
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise FileError(str(path), "not a Python file", expected="a name that ends in .py")

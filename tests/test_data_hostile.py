@@ -40,10 +40,10 @@ def test_a_pictures_size_is_what_opencv_decodes(name: str) -> None:
     assert decode_picture(encoded()[name], GRAY, "x").shape == ((16, 12) if name == "exif.jpg" else (12, 16))
 
 
-END = pack(">I4sI", 0, b"IEND", 0)
+PIXELS, END = (pack(">I4sI", 0, name, 0) for name in (b"IDAT", b"IEND"))
 
 
-def png(width: int, height: int, kind: int = 2, more: bytes = END) -> bytes:
+def png(width: int, height: int, kind: int = 2, more: bytes = PIXELS + END) -> bytes:
     head = pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, kind, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + head + bytes(4) + more
 
@@ -129,14 +129,17 @@ def test_kinds_without_a_signature_are_refused_by_pillows_size(tmp_path: Path) -
         raise AssertionError("it is opened")
 
 
+@pytest.mark.parametrize("front", [b"", END], ids=["in front of IEND", "behind IEND"])
 @pytest.mark.parametrize("length", [13, 2**31, 2**32 - 1])
-def test_a_png_whose_chunks_lie_past_its_end(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_png_whose_chunks_lie_past_its_end(
+    length: int, front: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import cv2
     from PIL import Image
 
     monkeypatch.delattr(cv2, "imdecode")
     monkeypatch.delattr(Image, "open")
-    data = png(16, 12, more=pack(">I4s", length, b"IDAT") + bytes(4) + END)
+    data = png(16, 12, more=front + pack(">I4s", length, b"IDAT") + bytes(4) + END)
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(FormatError, match="data that OpenCV cannot decode"):
         decode_picture(data, 1, "x")

@@ -50,16 +50,20 @@ class Size(NamedTuple):
 
 
 def _png(head: bytes, file: BinaryIO) -> Size | None:
-    """The header's size, if all chunks lie in the file: OpenCV takes memory for the length that a chunk says it has."""
+    """The header's size, if all chunks lie in the file: OpenCV takes memory for the length that a chunk says it has.
+
+    It looks for pixels (IDAT) beyond the end (IEND), too.
+    """
     width, height, bits, kind = unpack_from(">IIBB", head, 16)
-    at, end = 8, file.seek(0, 2)
+    at, end, pixels = 8, file.seek(0, 2), False
     for _ in range(_MOST_CHUNKS):
         file.seek(at)
         length, name = unpack(">I4s", file.read(8))
         at += 12 + length
         if at > end:
             return None
-        if name == b"IEND":
+        pixels = pixels or name == b"IDAT"
+        if name == b"IEND" and pixels:
             break
     else:
         return None

@@ -23,6 +23,7 @@ from caffe_port.errors import CaffeError, DefinitionError, WeightsError
 from caffe_port.execution.caffe_gradients import CaffeGradients, check_choice
 from caffe_port.execution.executor import Executor, Mode
 from caffe_port.execution.facts import learned_blobs, loss_weights_of, share_parameters
+from caffe_port.execution.in_parts import rows_at_once, run_in_parts
 from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs, refuse_untraceable
 from caffe_port.formats import write_net
 from caffe_port.graph import Facts, Needs, Node, connect, needs_backward, path_between
@@ -338,6 +339,8 @@ class Net(Named):
             if self._shaped_for != shapes:
                 self.reshape_for(shapes)
             mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
+            if mode is Mode.INFER and (rows := rows_at_once(executor, tensors, self.shapes, keep)):
+                return run_in_parts(executor, tensors, keep, rows, self.reshape_for)
         executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
         return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killing import port
 
 from caffe_port.segmentation import lists
 from caffe_port.segmentation.atomic_folder import Outputs
@@ -111,3 +113,35 @@ def test_what_others_put_there_stays(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fails()
     assert contents(tmp_path / "out") == {"mine": b"x"}
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_processes_under_torchrun_share_the_work(spoilt: bool, source: Path, tmp_path: Path) -> None:
+    """The same files as from one process; or, with a mask that cannot be read, the same message and none."""
+    source = Path(shutil.copytree(source, tmp_path / "set"))
+    if spoilt:
+        next((source / "SegmentationClass").glob("train_000031*")).write_bytes(b"no mask")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port()}"]
+    done = {}
+    for name, runner in (("one", ["-m"]), ("two", [*torchrun, "--master_addr=127.0.0.1", "-m"])):
+        command = ["caffe_port.tools.prepare", "set", "-o", name, "--levels", "Full", "--crops", "3", "--workers", "1"]
+        done[name] = subprocess.run(
+            [sys.executable, *runner, *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+    one, two = done["one"], done["two"]
+    if spoilt:
+        assert one.returncode == 2
+        assert two.returncode
+        assert one.stderr.strip() in two.stderr
+        assert not (tmp_path / "one").exists()
+        assert not (tmp_path / "two").exists()
+    else:
+        assert one.returncode == two.returncode == 0, two.stderr
+        assert one.stdout == two.stdout
+        assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from caffe_port.execution.fusion import InferStep, TrainStep, infer_steps, train
 from caffe_port.execution.memory import LARGE, give_back, keep_memory, last_uses
 from caffe_port.execution.observed import all_observed, observed
 from caffe_port.graph import Graph, Needs
-from caffe_port.layers.base import Layer
+from caffe_port.layers.base import Layer, Shape
 from caffe_port.layers.functions import without_saving
 
 __all__ = ["Blobs", "Executor", "Mode", "Tape"]
@@ -86,9 +87,12 @@ class Executor:
     ) -> None:
         self.modules, self.needs, self.loss_weights = modules, needs, loss_weights
         self.nodes = list(zip(graph.nodes, layers, strict=True))
-        self._kinds, self._call, self._shaped, self._last_use = kinds, call, shaped, last_uses(graph)
+        self.kinds, self._call, self._shaped, self._last_use = kinds, call, shaped, last_uses(graph)
         self.caffe_gradients = CaffeGradients(graph, layers, call)
         self._fused: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
+        self._most: tuple[object, int] = None, 0
+        self._packed = False
+        """Whether weights were packed in the current run."""
         self._is_input = [node.type == "Input" for node in graph.nodes]
         count = len(self.nodes)
         self._large = {
@@ -203,6 +207,30 @@ class Executor:
                 for name in self._last_use.get(j, ()):
                     if name not in keep:
                         blobs.pop(name, None)
+        if self._packed:
+            self._packed = False
+            give_back()  # what was freed between packed weights, where little fits in
+
+    def most_bytes(self, inputs: Sequence[Tensor], shapes: Mapping[str, Shape], keep: Collection[str]) -> int:
+        """About the bytes of the blobs that a run without gradients holds at a time, besides its inputs.
+
+        Args:
+            shapes: of all blobs. keep: the blobs that are kept to the end.
+        """
+        key = [x.shape for x in inputs], [*keep]
+        if self._most[0] != key:
+            held, most = dict[str, int](), 0
+            for node, layer in self.nodes:
+                if not self._is_input[node.index] and not layer.shares_memory:
+                    held.update((top, prod(shapes[top])) for top in node.tops)
+                elif layer.shares_memory:  # the last to be used has all of it
+                    held[node.tops[-1]] = held.pop(node.bottoms[0], 0)
+                most = max(most, sum(held.values()))
+                for name in self._last_use.get(node.index, ()):
+                    if name not in keep:
+                        held.pop(name, None)
+            self._most = key, most * next((x.element_size() for x in inputs), 4)
+        return self._most[1]
 
     def _weighted(self, name: str, blob: Tensor) -> Tensor:
         return blob.sum() * self.loss_weights[name]
@@ -224,7 +252,7 @@ class Executor:
         """The nodes whose modules are observed or changed; None if all are."""
         if all_observed():
             return None
-        return frozenset(i for i, (m, k) in enumerate(zip(self.modules, self._kinds, strict=True)) if observed(m, k))
+        return frozenset(i for i, (m, k) in enumerate(zip(self.modules, self.kinds, strict=True)) if observed(m, k))
 
     def _steps(
         self, low_memory: bool, plain: frozenset[int] | None
@@ -257,7 +285,7 @@ class Executor:
 
     def _is_called(self, i: int) -> bool:
         """Whether node ``i`` runs: every layer but an Input that no hook observes."""
-        return not self._is_input[i] or all_observed() or observed(self.modules[i], self._kinds[i])
+        return not self._is_input[i] or all_observed() or observed(self.modules[i], self.kinds[i])
 
     def _read(self, i: int) -> Sequence[str]:
         """The blobs that node ``i`` is called with: its bottoms, or the tops that an Input has been given."""
@@ -266,8 +294,12 @@ class Executor:
 
     def _infer(self, blobs: Blobs, steps: Mapping[int, InferStep], i: int, last: int) -> int:
         step = steps.get(i)
-        if step is None or step.last > last or (function := step.function(blobs[step.bottom])) is None:
+        if step is None or step.last > last:
             return self._plain(blobs, i, last)
+        before, function = step.packed, step.function(blobs[step.bottom])
+        if function is None:
+            return self._plain(blobs, i, last)
+        self._packed = self._packed or function is not before
         blobs[step.top] = self._shaped(function(blobs[step.bottom]))
         return step.last
 

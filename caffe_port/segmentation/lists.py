@@ -22,7 +22,7 @@ from caffe_port.paths import is_file
 from caffe_port.segmentation.atomic_folder import Outputs
 from caffe_port.segmentation.crops import Object, choose, combinatorial, dominant, objects, present
 from caffe_port.segmentation.folder import MASKS, PHOTOGRAPHS, Folder
-from caffe_port.segmentation.parallel import in_processes
+from caffe_port.segmentation.parallel import everywhere
 from caffe_port.segmentation.proposals import edge_boxes, forest
 from caffe_port.segmentation.voc import write_labels
 
@@ -150,7 +150,7 @@ def prepare(
     lists = {level: folder.names(level.list) for level in plan.levels if level.list}  # before any picture is read
     made.remark(f"pictures in {plan.val} as well as in {plan.train}", sorted({*train} & {*val}))
     names = list(dict.fromkeys(train + val))
-    survey = dict(zip(watch(names, "reading"), in_processes(partial(_survey, folder), names, workers), strict=True))
+    survey = dict(zip(watch(names, "reading"), everywhere(partial(_survey, folder), names, workers), strict=True))
     labels = _labels(folder, survey, made)
     strong = {level: _strong(folder, level, lists.get(level), plan, train, survey, made) for level in plan.levels}
     for level in plan.levels:
@@ -321,7 +321,7 @@ def _pixels(
     cuts = Cuts(name, out.pictures(name)) if plan.deconvnet else None
     found: dict[str, Examples] = {}
     work = partial(_examples, folder, plan, dim, cuts, split == "train")
-    with closing(in_processes(work, names, workers)) as results:  # none writes pictures when this is left by an error
+    with closing(everywhere(work, names, workers)) as results:  # none writes pictures when this is left by an error
         for name, examples in zip(watch(names, f"crops, {split}"), results, strict=True):
             for level, some in wanted.items():
                 if name in some:

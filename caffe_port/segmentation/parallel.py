@@ -1,19 +1,23 @@
-"""A function applied to many items in several processes, results in order."""
+"""A function applied to many items in several processes, and on several machines, results in order."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
+from itertools import chain, zip_longest
 from multiprocessing import get_context
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from caffe_port.data.shard import launched
 from caffe_port.errors import CaffeError
 
-__all__ = ["in_processes", "usable_cores"]
+__all__ = ["everywhere", "helping", "in_processes", "usable_cores"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,8 +34,9 @@ class _Failed(NamedTuple):
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of cores that this process may use, by which torchrun's processes on a machine share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) -> Generator[R, None, None]:
@@ -61,6 +66,68 @@ def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) 
             raise
 
 
+@contextmanager
+def helping(workers: int) -> Iterator[bool]:
+    """Within it :func:`everywhere` reaches all processes that torchrun started. True in the first of them, or the only
+    one; the others work for it, in ``workers`` processes each, and get False when it is done."""
+    mine = launched()
+    if mine.count == 1:
+        yield True
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        if mine.rank:
+            while (task := _from_first(None)) is not None:
+                _together(*task, workers)
+        try:
+            yield not mine.rank
+        finally:
+            if not mine.rank:
+                _from_first((None,))
+    finally:
+        dist.destroy_process_group()
+
+
+def everywhere(function: Callable[[T], R], things: Sequence[T], workers: int) -> Generator[R, None, None]:
+    """:func:`in_processes` in every process that torchrun started; called by the first, within :func:`helping`."""
+    count = launched().count
+    if count == 1:
+        yield from in_processes(function, things, workers)
+        return
+    for start in range(0, len(things), size := 64 * workers * count):
+        task = function, things[start : start + size]
+        _from_first((task,))
+        for result in _together(*task, workers):
+            if isinstance(result, _Failed):
+                raise result.kind(result.where, result.found, expected=result.expected, remedy=result.remedy)
+            yield result
+
+
+def _from_first(given: tuple[Any] | None) -> Any:
+    """What the first process gives, in all of them."""
+    import torch.distributed as dist
+
+    box = [given[0] if given else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def _together(function: Callable[[T], R], things: Sequence[T], workers: int) -> list[R | _Failed]:
+    """This process's part of a task; in the first one the results of all, in order."""
+    import torch.distributed as dist
+
+    mine, own = launched(), list[Any]()
+    try:
+        own += in_processes(partial(_caught, function), things[mine.rank :: mine.count], workers)
+    except CaffeError as error:
+        own.append(_failed(error))
+    parts: list[Any] = [None] * mine.count
+    dist.gather_object(own, None if mine.rank else parts)
+    return [] if mine.rank else list(chain.from_iterable(zip_longest(*parts)))[: len(things)]
+
+
 def _quiet() -> None:
     """Ignores Ctrl-C, which the parent process handles; uses one thread."""
     import cv2
@@ -73,4 +140,8 @@ def _caught(function: Callable[[T], R], thing: T) -> R | _Failed:
     try:
         return function(thing)
     except CaffeError as error:
-        return _Failed(type(error), error.where, error.found, error.expected, error.remedy)
+        return _failed(error)
+
+
+def _failed(error: CaffeError) -> _Failed:
+    return _Failed(type(error), error.where, error.found, error.expected, error.remedy)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import FULL, Level, Plan, prepare
-from caffe_port.segmentation.parallel import usable_cores
+from caffe_port.segmentation.parallel import helping, usable_cores
 from caffe_port.tools.cli import FOLDER, Parser, count, run, share, table
 from caffe_port.tools.progress import each
 
@@ -89,14 +89,17 @@ def _prepare(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         seed=arguments.seed,
     )
-    made = prepare(
-        Folder(Path(arguments.folder)),
-        Path(arguments.output),
-        plan,
-        workers=arguments.workers,
-        overwrite=arguments.force,
-        watch=partial(each, quiet=arguments.quiet),
-    )
+    with helping(arguments.workers) as first:
+        if not first:
+            return
+        made = prepare(
+            Folder(Path(arguments.folder)),
+            Path(arguments.output),
+            plan,
+            workers=arguments.workers,
+            overwrite=arguments.force,
+            watch=partial(each, quiet=arguments.quiet),
+        )
     for warning in made.warnings():
         print(f"caffe-port prepare: warning: {warning}", file=sys.stderr)
     if not arguments.quiet:

@@ -302,8 +302,7 @@ class Net(Named):
 
     def reshape_nodes(self, indices: Iterable[int]) -> None:
         """Compute the shapes of these nodes' tops from those of their bottoms."""
-        nodes = self.nodes
-        for node, layer in (nodes[i] for i in indices):
+        for node, layer in map(self.nodes.__getitem__, indices):
             if node.type != "Input":
                 self._set_shapes(node, layer)
 
@@ -327,7 +326,6 @@ class Net(Named):
         where = f"net {self.definition.net.name or self.definition.path}"
         tensors = named_inputs(self.graph.inputs, given, inputs, where)
         keep = [*dict.fromkeys([*self.graph.outputs, *known_blobs(blobs or (), self.shapes, where)])]
-        executor = self.executor
         if recorded(*tensors.values()):
             mode = Mode.PLAIN
             if traced():
@@ -339,9 +337,9 @@ class Net(Named):
             if self._shaped_for != shapes:
                 self.reshape_for(shapes)
             mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
-            if mode is Mode.INFER and (rows := rows_at_once(executor, tensors, self.shapes, keep)):
-                return run_in_parts(executor, tensors, keep, rows, self.reshape_for)
-        executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
+            if mode is Mode.INFER and (rows := rows_at_once(self.executor, tensors, self.shapes, keep)):
+                return run_in_parts(self.executor, tensors, keep, rows, self.reshape_for)
+        self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
         return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
 
     def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:

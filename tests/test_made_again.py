@@ -58,12 +58,12 @@ def test_the_same_gradients(setting: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("least", "expected"),
-    [(10**6, []), (500, [set(), set(), {"ip.weight", "ip.bias", "small.weight", "small.bias"}])],
+    [(10**6, []), (500, [set(), set(), set(), set(), {"ip.weight", "ip.bias", "small.weight", "small.bias"}])],
 )
 def test_free_memory_is_given_back_before_gradients_of_large_parameters(
     least: int, expected: list[set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once before the backward pass, then before each large gradient is made; never for small ones."""
+    """Before both layers with large parameters, at the end of the forward pass, and before each large gradient."""
     text = """
         layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } }
         layer { name: "conv" type: "Convolution" bottom: "x" top: "conv"

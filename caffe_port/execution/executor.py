@@ -324,6 +324,8 @@ class Executor:
         for name, need in zip(node.bottoms, self.needs.bottoms[i], strict=True):
             if not need:
                 blobs[name] = blobs[name].detach()
+        if i in self._large:
+            _make_room(blobs[node.bottoms[0]])  # what the layers before used
         step = train.get(i)
         if step is None:
             done = self._plain(blobs, i, last, run)

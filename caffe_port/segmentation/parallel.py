@@ -80,7 +80,8 @@ def helping(workers: int) -> Iterator[bool]:
     try:
         if mine.rank:
             while (task := _from_first(None)) is not None:
-                _together(*task, workers)
+                function, part = task
+                _together(function, part, workers)
         try:
             yield not mine.rank
         finally:
@@ -97,9 +98,9 @@ def everywhere(function: Callable[[T], R], things: Sequence[T], workers: int) ->
         yield from in_processes(function, things, workers)
         return
     for start in range(0, len(things), size := 64 * workers * count):
-        task = function, things[start : start + size]
-        _from_first((task,))
-        for result in _together(*task, workers):
+        part = things[start : start + size]
+        _from_first(((function, part),))
+        for result in _together(function, part, workers):
             if isinstance(result, _Failed):
                 raise result.kind(result.where, result.found, expected=result.expected, remedy=result.remedy)
             yield result

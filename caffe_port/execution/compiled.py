@@ -240,7 +240,7 @@ class Compiler:
             except UnsupportedError:
                 del emitter.steps[count:], emitter.blobs[count:]
                 for name in list(inputs)[known:]:
-                    del inputs[name]
+                    del inputs[name], now[name]
                 break
             now.update(zip(node.tops, tops if isinstance(tops, tuple) else (tops,), strict=True))
             end, i = until, until + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from caffe_port.export import onnx, onnx_layers
+from caffe_port.export.inputs import drawn_inputs
 from caffe_port.export.onnx_check import session
 from caffe_port.export.onnx_graph import OPERATORS
 from caffe_port.export.onnx_picture import Preprocessing
@@ -112,19 +114,42 @@ NETS = [
 ]
 
 
-@pytest.mark.parametrize("path", NETS)
-@pytest.mark.parametrize("fold", [True, False])
-def test_published_nets_slim(path: str, fold: bool, tmp_path: Path) -> None:
-    """The command's check: onnxruntime compared with the net, at two batch sizes."""
+def narrow(path: str) -> Net:
+    """A published net with a 32nd of its features."""
     torch.manual_seed(0)
     net = Net(with_inputs(path, "1/32", 0, "TEST"))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.05)
+    return net
+
+
+@pytest.mark.parametrize("path", NETS)
+@pytest.mark.parametrize("fold", [True, False])
+def test_published_nets_slim(path: str, fold: bool, tmp_path: Path) -> None:
+    """The command's check: onnxruntime compared with the net, at two batch sizes."""
+    net = narrow(path)
     exported = onnx(net, tmp_path / "net.onnx", fold=fold)
     assert exported.checked is not None
     assert exported.checked.error <= 1e-5
     assert not (fold and any(node.type == "BN" for node, _ in net.nodes) and not exported.folded)
+
+
+@pytest.mark.parametrize("path", NETS)
+def test_opencv_reads_the_files(path: str, tmp_path: Path) -> None:
+    """Unpooling too, also of overlapping windows."""
+    net = narrow(path)
+    onnx(net, tmp_path / "net.onnx", verify=False)
+    given = drawn_inputs(net, None)
+    with torch.no_grad():
+        ours = net(given)
+    opencv = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
+    for name, x in given.items():
+        opencv.setInput(x.numpy(), name)
+    for name, found in zip(net.graph.outputs, opencv.forward(net.graph.outputs), strict=True):
+        expected = ours[name].numpy()
+        assert np.ptp(expected) > 0
+        assert compare(name, found.reshape(expected.shape), expected, 1e-5, ties=True).ok
 
 
 FOLDED = """

@@ -157,8 +157,7 @@ def detection_output(g: Graph, layer: Any, loc: Value, conf: Value, prior: Value
         none = g.node("Expand", [g.constant([[False]], bool), g.node("Shape", [item], (2,))], item.shape)
         chosen = g.node("ScatterElements", [none, top, true], item.shape, axis=1)
         item = computed(g, "And", item, chosen)
-    place = g.node("Transpose", [g.node("NonZero", [item], (2, 1))], (1, 2), perm=[1, 0])
-    return rows(g, place, flat_score, g.node("Reshape", [best, g.constant([-1, c * k, 4])], (n, c * k, 4)), classes, k)
+    return rows(g, item, flat_score, best, classes, k)
 
 
 def suppressed(
@@ -183,17 +182,22 @@ def suppressed(
     return g.node("ScatterElements", [none, flat, true], none.shape, axis=0)
 
 
-def rows(g: Graph, place: Value, score: Value, boxes: Value, classes: list[int], k: int) -> Value:
+def rows(g: Graph, chosen: Value, score: Value, boxes: Value, classes: list[int], k: int) -> Value:
     """(1, 1, n, 7) rows of (item, label, score, box); one of -1 for each item if there is none.
 
     Args:
-        place: (n, 2) item, and place among (classes * k). score: (num, classes * k). boxes: (num, classes * k, 4).
+        chosen: bool (num, classes * k). score: of that shape. boxes: as many times 4.
     """
-    label = g.node("Div", [columns(g, place, 1, 2), g.constant(k)], (1, 1))
+    flat = g.node("Reshape", [chosen, g.constant([-1])], (prod(chosen.shape),))
+    place = g.node("Transpose", [g.node("NonZero", [flat], (1, 1))], (1, 1), perm=[1, 0])
+    item = g.cast(g.node("Div", [place, g.constant(len(classes) * k)], (1, 1)), "float32")
+    label = g.node("Div", [g.node("Mod", [place, g.constant(len(classes) * k)], (1, 1)), g.constant(k)], (1, 1))
     label = g.node("Gather", [g.constant(classes, np.float32), label], (1, 1), axis=0)
-    item = g.cast(columns(g, place, 0, 1), "float32")
-    column = g.node("Unsqueeze", [g.node("GatherND", [score, place], (1,)), g.constant([1])], (1, 1))
-    found = joined(g, item, label, column, g.node("GatherND", [boxes, place], (1, 4)), shape=(1, 7))
+    # Not GatherND, which ends OpenCV 5.0.0's process where there is no object.
+    column = g.node("Gather", [g.node("Reshape", [score, g.constant([-1])], flat.shape), place], (1, 1), axis=0)
+    all_boxes = g.node("Reshape", [boxes, g.constant([-1, 4])], (*flat.shape, 4))
+    box = g.node("Gather", [all_boxes, g.node("Squeeze", [place, g.constant([1])], (1,))], (1, 4), axis=0)
+    found = joined(g, item, label, column, box, shape=(1, 7))
     num = length(g, score, 0)
     scalar = g.node("Squeeze", [num], ())
     every = g.node("Range", [g.constant(0), scalar, g.constant(1)], (1,))

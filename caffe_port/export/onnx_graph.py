@@ -102,6 +102,11 @@ class Graph:
         finally:
             self._single = before
 
+    @property
+    def single(self) -> bool:
+        """Whether what is added now computes in float32 in a half-precision graph."""
+        return self._single
+
     def typed(self, x: Value) -> Value:
         """A value in the precision of what is being added."""
         if not self.half or x.single == self._single:

@@ -258,10 +258,9 @@ def bn(g: Graph, layer: Any, x: Value) -> Any:
 def bn_of_batch(g: Graph, layer: Any, x: Value) -> Any:
     """BN by the batch's own mean and variance, in float32 as :func:`standardized`."""
     x = g.reshape(x, (*x.shape, *(1,) * (4 - len(x.shape))))
-    axes = g.constant([0, 2, 3])
-    mean = g.node("ReduceMean", [x, axes], (1, x.shape[1], 1, 1))
+    mean = mean_over(g, x, [0, 2, 3])
     centred = g.node("Sub", [x, mean], x.shape)
-    variance = g.node("ReduceMean", [g.node("Mul", [centred, centred], x.shape), axes], mean.shape)
+    variance = mean_over(g, g.node("Mul", [centred, centred], x.shape), [0, 2, 3])
     deviation = g.node("Sqrt", [linear(g, variance, 1, layer.eps)], mean.shape)
     y = g.node("Div", [centred, deviation], x.shape)
     y = g.affine(y, numbers(layer.scale).reshape(-1), numbers(layer.shift).reshape(-1))
@@ -270,11 +269,16 @@ def bn_of_batch(g: Graph, layer: Any, x: Value) -> Any:
 
 def standardized(g: Graph, x: Value, axes: list[int], eps: float) -> Value:
     """(x - mean) / sqrt(variance + eps) over some axes; in float32: float16 ends at the square of 255."""
-    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-    over = g.constant(axes)
-    centred = g.node("Sub", [x, g.node("ReduceMean", [x, over], kept)], x.shape)
-    variance = g.node("ReduceMean", [g.node("Mul", [centred, centred], x.shape), over], kept)
-    return g.node("Div", [centred, g.node("Sqrt", [linear(g, variance, 1, eps)], kept)], x.shape)
+    centred = g.node("Sub", [x, mean_over(g, x, axes)], x.shape)
+    variance = mean_over(g, g.node("Mul", [centred, centred], x.shape), axes)
+    return g.node("Div", [centred, g.node("Sqrt", [linear(g, variance, 1, eps)], variance.shape)], x.shape)
+
+
+def mean_over(g: Graph, x: Value, axes: list[int]) -> Value:
+    """The mean over some axes, which stay with length 1; one after the other: OpenCV knows neighbouring axes only."""
+    for axis in reversed(axes):
+        x = g.node("ReduceMean", [x, g.constant([axis])], (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
+    return x
 
 
 @operator("MVN", single=True)
@@ -282,13 +286,11 @@ def mvn(g: Graph, layer: Any, x: Value) -> Value:
     (shape,) = layer.reshape(x.shape)
     axes = list(range(1 if layer.across_channels else 2, len(shape)))
     x = g.reshape(x, shape)
-    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
-    over = g.constant(axes)
-    centred = g.node("Sub", [x, g.node("ReduceMean", [x, over], kept)], shape)
+    centred = g.node("Sub", [x, mean_over(g, x, axes)], shape)
     if not layer.normalize_variance:
         return centred
-    variance = g.node("ReduceMean", [g.node("Mul", [centred, centred], shape), over], kept)
-    return g.node("Div", [centred, linear(g, g.node("Sqrt", [variance], kept), 1, layer.eps)], shape)
+    variance = mean_over(g, g.node("Mul", [centred, centred], shape), axes)
+    return g.node("Div", [centred, linear(g, g.node("Sqrt", [variance], variance.shape), 1, layer.eps)], shape)
 
 
 @operator("LRN", single=True)
@@ -297,18 +299,20 @@ def lrn(g: Graph, layer: Any, x: Value) -> Value:
     squares = g.node("Mul", [x, x], x.shape)
     if layer.region == "ACROSS_CHANNELS" and x.shape[1] <= _MOST_CHANNELS:
         return divided(g, x, over_neighbours(g, layer, squares), layer.beta)
-    side, half = layer.size, layer.size // 2
-    how: dict[str, Any] = {"kernel_shape": [side, side], "pads": [half] * 4, "count_include_pad": 1}
-    if layer.region == "ACROSS_CHANNELS":
-        how |= {"kernel_shape": [side, 1], "pads": [half, 0, half, 0]}
-        flat = (x.shape[0], 1, x.shape[1], prod(x.shape[2:]))
-        laid = g.node("Reshape", [squares, g.constant([0, 1, x.shape[1], -1])], flat)
-        mean = g.node("AveragePool", [laid], flat, **how)
-        mean = g.node("Reshape", [mean, g.node("Shape", [x], (4,))], x.shape)
-        k = layer.k
-    else:
-        mean, k = g.node("AveragePool", [squares], x.shape, **how), 1.0
-    return divided(g, x, linear(g, mean, layer.alpha, k), layer.beta)
+    side = layer.size
+    if layer.region != "ACROSS_CHANNELS":
+        return divided(g, x, linear(g, padded_mean(g, squares, [side, side]), layer.alpha, 1), layer.beta)
+    flat = (x.shape[0], 1, x.shape[1], prod(x.shape[2:]))
+    laid = g.node("Reshape", [squares, g.constant([0, 1, x.shape[1], -1])], flat)
+    mean = g.node("Reshape", [padded_mean(g, laid, [side, 1]), g.node("Shape", [x], (4,))], x.shape)
+    return divided(g, x, linear(g, mean, layer.alpha, layer.k), layer.beta)
+
+
+def padded_mean(g: Graph, x: Value, window: list[int]) -> Value:
+    """Over a window around each value, with zeros at the borders: an operator of its own: OpenCV 4 has none."""
+    sides = [0, 0, *(n // 2 for n in window)]
+    laid = g.node("Pad", [x, g.constant(sides * 2)], [n + 2 * side for n, side in zip(x.shape, sides, strict=True)])
+    return g.node("AveragePool", [laid], x.shape, kernel_shape=window)
 
 
 _MOST_CHANNELS = 192

@@ -13,9 +13,6 @@ import numpy as np
 from caffe_port.export.onnx_common import numbers, pads, refuse
 from caffe_port.export.onnx_graph import Array, Graph, Value, operator
 
-__all__ = ["scattered"]
-
-
 # -- filters -----------------------------------------------------------------------------------------------------------
 
 
@@ -166,12 +163,13 @@ def average_pool(g: Graph, layer: Any, x: Value) -> Value:
         if any(k < s for k, s in zip(kernel, layer.stride, strict=True)):
             g.needs_fixed_size(layer, "a pooling whose kernel is below its stride")
         return g.node("AveragePool", [x], shape, pads=pads(layer.pad, layer.behind), ceil_mode=int(layer.ceil), **how)
-    if any(n >= k for n, k in zip(end, kernel, strict=True)):
+    laid = x
+    if any((*layer.pad, *end)):
+        # Not by the operator's own padding, which OpenCV 4 does not count.
         sides = [0, 0, *layer.pad, 0, 0, *end]
         padded = (*x.shape[:2], *(n + a + b for n, a, b in zip(x.shape[2:], layer.pad, end, strict=True)))
-        y = g.node("AveragePool", [g.node("Pad", [x, g.constant(sides)], padded)], shape, **how)
-    else:
-        y = g.node("AveragePool", [x], shape, pads=pads(layer.pad, end), **how)
+        laid = g.node("Pad", [x, g.constant(sides)], padded)
+    y = g.node("AveragePool", [laid], shape, **how)
     # Caffe counts the padding, but not positions beyond it.
     counts = []
     for n, k, s, p, b, m in zip(x.shape[2:], kernel, layer.stride, layer.pad, layer.behind, size, strict=True):
@@ -206,37 +204,40 @@ def pyramid(g: Graph, layer: Any, x: Value) -> Value:
     return g.node("Concat", flat, (x.shape[0], sum(y.shape[1] for y in flat)), axis=1)
 
 
-def scattered(g: Graph, x: Value, where: Value | str, size: tuple[int, ...], *, unique: bool) -> Value:
+def scattered(g: Graph, x: Value, where: Value, size: tuple[int, ...], *, unique: bool) -> Value:
     """Zeros of (N, C, *size) with each value at its index, int64 in its plane; for equal indices the last one wins."""
     shape = (*x.shape[:2], prod(size))
     flat = g.reshape(x, (*x.shape[:2], prod(x.shape[2:])))
-    if isinstance(where, Value):
-        where = g.reshape(where, flat.shape)
-    batch = g.node("Shape", [x], (1,), start=0, end=1)
-    dims = g.node("Concat", [batch, g.constant(shape[1:])], (3,), axis=0)
-    from onnx import TensorProto, helper
-
-    kind = TensorProto.FLOAT16 if g.half else TensorProto.FLOAT
-    zeros = g.node("ConstantOfShape", [dims], shape, value=helper.make_tensor("value", kind, [1], [0.0]))
+    where = g.reshape(where, flat.shape)
     if unique:
-        y = g.node("ScatterElements", [zeros, where, flat], shape, axis=2)
+        y = g.node("ScatterElements", [zeros(g, x, shape), where, flat], shape, axis=2)
         return g.reshape(y, (*x.shape[:2], *size))
     # A scatter with equal indices has no defined order: find for each index its last value, then gather that one.
-    zero = g.node("ConstantOfShape", [dims], shape, value=helper.make_tensor("value", TensorProto.FLOAT, [1], [0.0]))
-    count = prod(x.shape[2:])
-    order = g.node(
-        "Expand",
-        [g.constant(np.arange(1, count + 1).reshape(1, 1, -1), np.int64), g.node("Shape", [flat], (3,))],
-        flat.shape,
-    )
-    numbered = g.cast(order, "float32")
-    last = g.node("ScatterElements", [zero, where, numbered], shape, axis=2, reduction="max")
-    index = g.node("Sub", [g.cast(last, "int64"), g.constant(1)], shape)
+    # Not by Expand, ConstantOfShape without a value or Shape's start, which versions of OpenCV do not read.
+    order = g.constant(np.arange(1, prod(x.shape[2:]) + 1).reshape(1, 1, -1))
+    order = g.node("Add", [g.node("Mul", [where, g.constant(0)], flat.shape), order], flat.shape)
+    with g.single_precision():
+        places = [zeros(g, x, shape), where, g.cast(order, "float")]
+        last = g.node("ScatterElements", places, shape, axis=2, reduction="max")
+        filled = g.node("Greater", [last, g.number(0)], shape)
+        index = g.node("Sub", [g.cast(last, "int64"), g.constant(1)], shape)
     index = g.node("Max", [index, g.constant(0)], shape)
     fetched = g.node("GatherElements", [flat, index], shape, axis=2)
-    filled = g.node("Greater", [last, g.node("ConstantOfShape", [g.constant([1])], (1,))], shape)
-    y = g.node("Where", [filled, fetched, g.number(0)], shape)
-    return g.reshape(y, (*x.shape[:2], *size))
+    return g.reshape(g.node("Where", [filled, fetched, g.number(0)], shape), (*x.shape[:2], *size))
+
+
+def zeros(g: Graph, x: Value, shape: tuple[int, ...]) -> Value:
+    """As many items as ``x`` has."""
+    from onnx import TensorProto, helper
+
+    dims: Any
+    if g.dynamic_batch or x.rows is not None:
+        batch = g.node("Gather", [g.node("Shape", [x], (len(x.shape),)), g.constant([0])], (1,))
+        dims = g.node("Concat", [batch, g.constant(shape[1:])], (len(shape),), axis=0)
+    else:
+        dims = g.constant(shape)
+    kind = TensorProto.FLOAT16 if g.half and not g.single else TensorProto.FLOAT
+    return g.node("ConstantOfShape", [dims], shape, value=helper.make_tensor("value", kind, [1], [0.0]))
 
 
 @operator("Unpooling")

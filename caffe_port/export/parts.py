@@ -134,7 +134,8 @@ def wanted_outputs(net: Net, outputs: Sequence[str] | None) -> list[str]:
     for name in outputs or ():
         if name not in net.graph.blobs:
             near = nearest(name, net.graph.blobs)
-            raise CaffeError("outputs", f"no blob {name!r} in the net", remedy=f"near: {near}" if near else "")
+            remedy = f"near: {near}" if near else "caffe-port info lists the blobs"
+            raise CaffeError("outputs", f"no blob {name!r} in the net", remedy=remedy)
     found = list(net.graph.outputs if outputs is None else dict.fromkeys(outputs))
     if not found:
         raise CaffeError(title(net), "no outputs", expected="at least one output blob")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,24 @@ def test_onnxruntime_gives_real_caffes_numbers(case: Case, tmp_path: Path) -> No
         compared = compare(name, found[name].reshape(theirs.shape), theirs, case.reference.bound(f"out/{name}"))
         wrong += [] if compared.ok else [str(compared)]
     assert not wrong
+
+
+READ_BY_OPENCV = [case for case in CASES if re.search("pool_ave|lrn|mvn|bn_learn|bn_vector|unpool|upsample", case.name)]
+
+
+@pytest.mark.parametrize("case", READ_BY_OPENCV, ids=str)
+def test_opencv_gives_real_caffes_numbers(case: Case, tmp_path: Path) -> None:
+    """Of layers that it reads wrongly from other forms of the same sums."""
+    if not deployed(case):
+        pytest.skip("not for deployment")
+    net = prepared(case)
+    onnx(net, tmp_path / "net.onnx", verify=False, dynamic_batch=False)
+    opencv = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
+    for name in net.graph.inputs:
+        opencv.setInput(case.reference[f"in/{name}"].astype(np.float32).reshape(net.shapes[name]), name)
+    for name, found in zip(net.graph.outputs, opencv.forward(net.graph.outputs), strict=True):
+        theirs = case.reference[f"out/{name}"]
+        assert compare(name, found.reshape(theirs.shape), theirs, case.reference.bound(f"out/{name}")).ok
 
 
 NETS = [

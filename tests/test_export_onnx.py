@@ -339,12 +339,16 @@ def test_a_file_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_reference_is_compared(tmp_path: Path) -> None:
+    import onnx as package
+
     net = drawn(FOLDED)
     x = np.random.default_rng(3).normal(size=(2, 4, 5, 6)).astype(np.float32)
     with torch.no_grad():
         top = net(x=torch.from_numpy(x))["e"].numpy()
     np.savez(tmp_path / "r.npz", **{"in/x": x, "out/e": top})
     assert "and of r.npz" in str(onnx(net, tmp_path / "a.onnx", reference=tmp_path / "r.npz").checked)
+    facts = {p.key: p.value for p in package.load(tmp_path / "a.onnx").metadata_props}
+    assert "caffe_port's net and with another Caffe's numbers in r.npz" in facts["caffe_port.checked"]
     y = np.concatenate((x, -x))
     with torch.no_grad():
         both = net(x=torch.from_numpy(y))["e"].numpy()

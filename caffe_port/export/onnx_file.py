@@ -129,7 +129,7 @@ def onnx(
     feeds = [] if calibrate is None or preprocessing is None else pictures_of(calibrate, writer.inputs, preprocessing)
     with new_folder_beside(target) as folder:
         written = folder / (f"float-{Path(target).name}" if feeds else Path(target).name)
-        save(written, graph, writer.inputs, writer.outputs, _facts(net, result, verify, dtype))
+        save(written, graph, writer.inputs, writer.outputs, _facts(net, result, verify, dtype, reference))
         if verify:
             result.checked = check(written, net, writer, "fp32" if feeds else dtype, reference)
         if feeds:
@@ -307,7 +307,9 @@ class _Writer:
         return self.graph.rename(made, final)
 
 
-def _facts(net: Net, result: Exported, verify: bool, dtype: str) -> dict[str, str]:
+def _facts(
+    net: Net, result: Exported, verify: bool, dtype: str, reference: str | os.PathLike | None
+) -> dict[str, str]:
     """The file's metadata."""
     facts = {
         "caffe.net": net.definition.net.name,
@@ -318,7 +320,8 @@ def _facts(net: Net, result: Exported, verify: bool, dtype: str) -> dict[str, st
         facts["caffe_port.folded"] = "; ".join(f"{layer} into {into}" for layer, into in result.folded.items())
     if verify:
         what = "in float32 " if dtype == "int8" else ""
+        others = "" if reference is None else f" and with another Caffe's numbers in {Path(reference).name}"
         facts["caffe_port.checked"] = (
-            f"{what}run in onnxruntime and compared with caffe_port's net before the file was kept"
+            f"{what}run in onnxruntime and compared with caffe_port's net{others} before the file was kept"
         )
     return facts

@@ -307,9 +307,7 @@ class _Writer:
         return self.graph.rename(made, final)
 
 
-def _facts(
-    net: Net, result: Exported, verify: bool, dtype: str, reference: str | os.PathLike | None
-) -> dict[str, str]:
+def _facts(net: Net, result: Exported, verify: bool, dtype: str, reference: str | os.PathLike | None) -> dict[str, str]:
     """The file's metadata."""
     facts = {
         "caffe.net": net.definition.net.name,

@@ -26,6 +26,7 @@ from caffe_port.export.inputs import drawn_inputs
 from caffe_port.export.onnx_check import session
 from caffe_port.export.onnx_graph import OPERATORS
 from caffe_port.export.onnx_picture import Preprocessing
+from caffe_port.export.parts import Scaled
 
 SUITES = [("bvlc_layers", "bvlc"), ("bvlc_corners", "bvlc"), ("noh_layers", "noh"), ("noh_corners", "noh")]
 SUITES += [(f"{fork}{more}", fork) for fork in ("segnet", "deeplab2", "ssd", "rcnn") for more in ("", "_nets")]
@@ -209,6 +210,21 @@ def test_normalizations_go_into_weights_and_names_are_kept(tmp_path: Path) -> No
     names = {i.name for i in package.load(tmp_path / "plain.onnx").graph.initializer}
     assert not kept.folded
     assert {"c.weight", "s.weight", "s.bias", "d.weight", "e.weight"} <= names
+
+
+@pytest.mark.parametrize("piece", [1, 50, 10**6])
+@pytest.mark.parametrize(("shape", "groups", "rows"), [((6, 4, 3, 3), 1, 1), ((6, 4, 3), 1, 6), ((6, 4, 5), 2, 3)])
+def test_scaled_weights_in_pieces(
+    shape: tuple[int, ...], groups: int, rows: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caffe_port.export.parts._PIECE", piece)
+    r = np.random.default_rng(0)
+    weight, channels = r.normal(size=shape).astype(np.float32), shape[0] if rows == 1 else shape[1]
+    factor = r.normal(size=(groups, channels))
+    scaled = Scaled(weight, factor, rows)
+    expected = weight.reshape(groups, rows, channels, -1).astype(np.float64) * factor[:, None, :, None]
+    np.testing.assert_array_equal(np.asarray(scaled), expected.reshape(shape).astype(np.float32))
+    assert (scaled.shape, scaled.nbytes, scaled.dtype) == (weight.shape, weight.nbytes, weight.dtype)
 
 
 SQUARES = """

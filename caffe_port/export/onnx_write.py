@@ -6,7 +6,7 @@ Source: onnx.proto (field numbers of ModelProto, GraphProto and TensorProto), do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +14,7 @@ import numpy as np
 
 import caffe_port
 from caffe_port.export.onnx_graph import Array, Graph, Value
+from caffe_port.export.parts import Scaled
 from caffe_port.formats.mapping import write_array
 from caffe_port.formats.wire import BYTES, bytes_field, tag, varint, varint_field
 
@@ -46,11 +47,16 @@ def _nbytes(key: str, array: Array, graph: Graph) -> int:
     return int(array.nbytes) // (2 if _halved(key, array, graph) else 1)
 
 
-def _stored(key: str, array: Array, graph: Graph) -> Array:
-    """The array in the file's form: little-endian, contiguous, float16 in a half-precision graph."""
-    if _halved(key, array, graph):
-        array = array.astype(np.float16)
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+def _dtype(key: str, array: Array, graph: Graph) -> np.dtype:
+    """In the file: float16 in a half-precision graph."""
+    return np.dtype(np.float16) if _halved(key, array, graph) else array.dtype
+
+
+def _stored(key: str, array: Array, graph: Graph) -> Iterator[Array]:
+    """The array in the file's form, little-endian and contiguous: whole, or in the pieces that it is made in."""
+    dtype = _dtype(key, array, graph).newbyteorder("<")
+    for piece in array.pieces() if isinstance(array, Scaled) else (array,):
+        yield np.ascontiguousarray(piece.astype(dtype, copy=False))
 
 
 def _message(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], facts: Mapping[str, str]) -> bytes:
@@ -106,7 +112,7 @@ def _header(key: str, array: Array, graph: Graph) -> bytes:
     """A TensorProto's fields before its numbers."""
     from onnx import helper
 
-    dtype = np.dtype(np.float16) if _halved(key, array, graph) else array.dtype
+    dtype = _dtype(key, array, graph)
     dims = b"".join(varint_field(_DIMS, n) for n in array.shape)
     return dims + varint_field(_TYPE, helper.np_dtype_to_tensor_dtype(dtype)) + bytes_field(_NAME, key)
 
@@ -128,7 +134,8 @@ def _inside(file: BinaryIO, model: bytes, arrays: Mapping[str, Array], graph: Gr
     file.write(tag(_GRAPH, BYTES) + varint(total))
     for lead, _, key in parts:
         file.write(lead)
-        write_array(file, _stored(key, arrays[key], graph), None)
+        for piece in _stored(key, arrays[key], graph):
+            write_array(file, piece, None)
 
 
 def _beside(path: Path, model: bytes, arrays: Mapping[str, Array], graph: Graph) -> None:
@@ -138,21 +145,21 @@ def _beside(path: Path, model: bytes, arrays: Mapping[str, Array], graph: Graph)
     at, location = 0, f"{path.name}.data"
     with path.with_name(location).open("xb") as file:
         for key, array in arrays.items():
-            stored = _stored(key, array, graph)
-            tensor = message.graph.initializer.add()
-            tensor.name, tensor.data_type = key, helper.np_dtype_to_tensor_dtype(stored.dtype)
-            tensor.dims.extend(stored.shape)
-            if stored.nbytes < _ALIGNED:
-                tensor.raw_data = stored.tobytes()
+            tensor, size = message.graph.initializer.add(), _nbytes(key, array, graph)
+            tensor.name, tensor.data_type = key, helper.np_dtype_to_tensor_dtype(_dtype(key, array, graph))
+            tensor.dims.extend(array.shape)
+            if size < _ALIGNED:
+                tensor.raw_data = b"".join(piece.tobytes() for piece in _stored(key, array, graph))
                 continue
             gap = -at % _ALIGNED
             file.write(b"\0" * gap)
             at += gap
             tensor.data_location = TensorProto.EXTERNAL
-            for name, value in (("location", location), ("offset", at), ("length", stored.nbytes)):
+            for name, value in (("location", location), ("offset", at), ("length", size)):
                 entry = tensor.external_data.add()
                 entry.key, entry.value = name, str(value)
-            write_array(file, stored, None)
-            at += stored.nbytes
+            for piece in _stored(key, array, graph):
+                write_array(file, piece, None)
+            at += size
     with path.open("xb") as file:
         file.write(message.SerializeToString())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "Nodes",
+    "Scaled",
     "fixed_batch",
     "folded_weights",
     "followers",
@@ -200,9 +202,49 @@ def followers(net: Net, nodes: Nodes, i: int, wanted: Collection[str]) -> list[t
         top, start = reader.tops[0], j + 1
 
 
+class Scaled:
+    """Weights times a factor of each channel, computed in double precision and rounded once, piece by piece.
+
+    Args:
+        weight: C-contiguous. factor: (groups, channels). rows: how often a group's channels follow each other.
+
+    Attributes:
+        shape, dtype, nbytes: of the product, float32.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, weight: Any, factor: Any, rows: int = 1) -> None:
+        groups, channels = factor.shape
+        self.shape, self.nbytes = weight.shape, weight.size * 4
+        self._weight, self._factor = weight.reshape(groups, rows, channels, -1), factor[:, None, :, None]
+
+    def pieces(self) -> Iterator[Any]:
+        """Its numbers in their order, as arrays that a processor's cache holds; each is overwritten by the next."""
+        groups, rows, channels, rest = self._weight.shape
+        many = min(max(_PIECE // (channels * rest), 1), rows)
+        few = channels if many > 1 else min(max(_PIECE // rest, 1), channels)
+        wide, narrow = np.empty((many, few, rest)), np.empty((many, few, rest), np.float32)
+        for group, i, j in product(range(groups), range(0, rows, many), range(0, channels, few)):
+            weight = self._weight[group, i : i + many, j : j + few]
+            length, height, _ = weight.shape
+            made, rounded = wide[:length, :height], narrow[:length, :height]
+            np.multiply(weight, self._factor[group, :, j : j + few], out=made)
+            rounded[...] = made
+            yield rounded
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        whole = np.concatenate([piece.ravel().copy() for piece in self.pieces()]).reshape(self.shape)
+        return whole if dtype is None else whole.astype(dtype)
+
+
+_PIECE = 1 << 16
+"""Numbers."""
+
+
 def folded_weights(layer: Any, absorbed: Nodes) -> dict[str, Any]:
     """The weights and the bias with the following layers folded in, in double precision and rounded once."""
-    weight = layer.weight.detach().cpu().double().numpy()
+    weight = np.ascontiguousarray(layer.weight.detach().cpu().numpy())
     count = layer.num_output
     scale = np.ones(count)
     bias = np.zeros(count) if layer.bias is None else layer.bias.detach().cpu().double().numpy()
@@ -211,12 +253,8 @@ def folded_weights(layer: Any, absorbed: Nodes) -> dict[str, Any]:
         assert affine is not None
         a, b = (t.detach().cpu().double().numpy() for t in affine)
         scale, bias = scale * a, bias * a + b
-    if layer.type == "InnerProduct":
-        matrix = weight.T if layer.transpose else weight
-        weight = np.ascontiguousarray(matrix * scale[:, None])
-    elif layer.type == "Deconvolution":
-        by_group = weight.reshape(layer.group, -1, *weight.shape[1:])
-        weight = (by_group * scale.reshape(layer.group, 1, -1, *(1,) * len(layer.kernel))).reshape(weight.shape)
-    else:
-        weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
+    if layer.type == "InnerProduct" and layer.transpose:
+        weight = np.ascontiguousarray(weight.T)
+    groups = layer.group if layer.type == "Deconvolution" else 1
+    rows = weight.shape[0] // groups if layer.type == "Deconvolution" else 1
+    return {"weight": Scaled(weight, scale.reshape(groups, -1), rows), "bias": bias.astype(np.float32)}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from caffe_port.console import info
@@ -226,7 +227,7 @@ class _Writer:
         if self.fold and node.type in WITH_WEIGHTS and len(bottoms) == 1:
             absorbed = followers(self.net, self.nodes, i, self.wanted)
             if absorbed:
-                more = folded_weights(layer, absorbed)
+                more = {name: np.asarray(array) for name, array in folded_weights(layer, absorbed).items()}
                 self.folded.update((other.name, node.name) for other, _ in absorbed)
                 tops = self._pass_over(tops, absorbed)
         elif node.type == "BatchNorm" and layer.uses_blobs() and layer.scale is None:

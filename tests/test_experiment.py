@@ -89,6 +89,15 @@ def test_longer() -> None:
     assert {it.iterations for it in SMALL.longer(0.1).trainings.values()} == {4}
 
 
+def test_a_recipe_with_vgg16_learns_from_pictures_as_inference_has_them_by_its_solver() -> None:
+    made = plan(Path("mine"), Path("out"), RECIPES["init"], classes=2, levels=["5"], init="vgg")
+    steps = {step.name: step.command.split() for step in made.steps}
+    assert "--square" in steps["lists"]
+    assert {"type=Adam"} <= {*steps["classifier"]} & {*steps["classifier-str-5"]}
+    assert "type=Adam" not in steps["decouplednet-5"]
+    assert not {"--square", "type=Adam"} & {word for step in small_plan(Path("out")).steps for word in step.words}
+
+
 # -- running
 
 

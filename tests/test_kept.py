@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from caffe_port.formats.adding import add_layers
 from caffe_port.formats.hdf5_access import open_hdf5
 from caffe_port.net import Net
 from caffe_port.random import set_random_seed
-from caffe_port.segmentation.experiment import RECIPES, Recipe, Runner, Training, plan, report
+from caffe_port.segmentation.experiment import RECIPES, Recipe, Runner, plan, report
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import Level, Plan, prepare
 from caffe_port.segmentation.shapes import ShapeSet, make_shapes
@@ -222,7 +223,7 @@ def test_init_must_hold_the_convolutions(data: Path, tmp_path: Path, capsys: pyt
 def test_a_cell_that_starts_from_given_convolutions(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are in the net for inference, unchanged; the second seed shares pictures, crops and what is kept."""
     monkeypatch.chdir(data)
-    brief = {name: Training(4, 0.001) for name in RECIPES["init"].trainings}
+    brief = {name: replace(it, iterations=4) for name, it in RECIPES["init"].trainings.items()}
     recipe = Recipe(
         "1/16", 64, 2, 2, 3, 2, brief, "1/64", "1/32", {"classifier": 8, "classifier-str": 1, "decouplednet": 6}
     )

@@ -15,6 +15,7 @@ import caffe_port
 from caffe_port.errors import CaffeError, FileError, FormatError, ShapeError
 from caffe_port.schema import parse_text
 from caffe_port.schema.messages import NetParameter
+from caffe_port.segmentation import inference
 from caffe_port.segmentation.crops import around, choose, combinatorial, dominant, objects, present, subsets
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import Level, Plan, Prepared, pattern, prepare
@@ -281,6 +282,30 @@ def test_weak_labels_are_those_of_the_list_not_of_the_mask(copy: Path, tmp_path:
         labels = read_labels(tmp_path / "lists" / "VOC2012" / mask[1:])
         assert present(labels) == folder.labelled[Path(picture).stem]
         assert box == ["0", "0", str(labels.shape[1] - 1), str(labels.shape[0] - 1)]
+
+
+SQUARE = """layers {
+  name: "data"  type: WINDOW_CLS_DATA  top: "data"  top: "cls-label"
+  image_data_param {
+    root_folder: "VOC2012"  source: "cls_imgset/train.txt"  label_type: PIXEL  batch_size: 16
+    new_width: 64  new_height: 64
+  }
+  transform_param { mean_value: 104.00698793 mean_value: 116.66876762 mean_value: 122.67891434 }
+  window_cls_data_param { label_dim: 4 }
+}"""
+
+
+def test_square_pictures_are_those_of_inference(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """preprocess_image.m: zeros on the right or below, here at the pictures' own 64 pixels."""
+    folder = Folder(source)
+    prepare(folder, tmp_path, Plan(levels=(Level("Full"),), crops=2, deconvnet=False, square=True))
+    monkeypatch.chdir(tmp_path)
+    tops = caffe_port.Net(parse_text(SQUARE, NetParameter, "square"), phase="TRAIN")()
+    names = [Path(line[0]).stem for line in lines(tmp_path / "cls_imgset" / "train.txt")]
+    assert len({folder.size(name) for name in names}) > 2
+    for name, data, labels in zip(names, tops["data"], tops["cls-label"], strict=True):
+        np.testing.assert_allclose(data, inference.prepare(folder.picture(name), 64)[0], atol=1e-3)
+        assert tuple(np.flatnonzero(labels) + 1) == folder.labelled[name]
 
 
 # -- wrong input -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,10 @@ from caffe_port.definitions.voc import kept_data, sgd, voc_data
 __all__ = ["files"]
 
 
+KEPT_FILL = {"weight_filler": {"type": "gaussian", "std": 0.001}, "bias_filler": {"type": "constant", "value": 0}}
+"""Of fc6 on VGG-16's pool5, whose root mean square is 10: it starts with values around 1."""
+
+
 def network(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
     """``data`` to ``cls-score-pooled``, one score for each class. BN, if there is any, replaces dropout."""
     return [*encoder(setting, fill=XAVIER, norm=norm), *head(setting, size, norm)]
@@ -21,8 +25,9 @@ def network(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
 
 def head(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
     """``pool5`` to ``cls-score-pooled``."""
+    first = KEPT_FILL if setting.kept else None
     return [
-        *fully_connected(setting, side=window(size), drop=norm is None, fill=XAVIER, norm=norm),
+        *fully_connected(setting, side=window(size), drop=norm is None, fill=XAVIER, first=first, norm=norm),
         class_score(setting, NEW),
         pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", score_side(size), 1),
     ]
@@ -61,7 +66,8 @@ cropped from 350, as in the released segmentation nets; fillers, for when no tra
 A line of the list: image mask x1 y1 x2 y2, with the box 0 0 width-1 height-1 for the whole image."""
 
 KEPT_NOTES = """
-Here the 13 convolutions stay as they are given: rows of what they make of the training pictures are read."""
+Here the 13 convolutions stay as they are given: rows of what they make of the training pictures are read. VGG-16's
+have a root mean square of 10, so fc6 starts from smaller weights."""
 
 SOLVER_NOTES = """\
 The paper gives: SGD with the parameters of DeconvNet (momentum 0.9, decay 0.0005), batches of 64, about 5500

@@ -87,14 +87,15 @@ def fully_connected(
     drop: bool = False,
     engine: str = "",
     fill: Fields | None = None,
+    first: Fields | None = None,
 ) -> Iterator[Layer]:
     """pool5 -> fc6 -> fc7, as convolutions, fc6 with a window of ``side`` x ``side``.
 
-    With ``masks``, the ReLUs also give ``relu6-mask`` and ``relu7-mask``.
+    With ``masks``, the ReLUs also give ``relu6-mask`` and ``relu7-mask``. ``first``: fc6's fillers, if not ``fill``.
     """
-    for bottom, number, kernel in (("pool5", 6, side), ("fc6", 7, 1)):
+    for bottom, number, kernel, filled in (("pool5", 6, side, first or fill), ("fc6", 7, 1, fill)):
         fc, act = f"fc{number}", f"relu{number}"
-        layer = convolution(fc, bottom, fc, setting.fc_features(4096), kernel, learn=learn, engine=engine, fill=fill)
+        layer = convolution(fc, bottom, fc, setting.fc_features(4096), kernel, learn=learn, engine=engine, fill=filled)
         yield from unit(layer, f"bn{fc}", act, norm, f"{act}-mask" if masks else "")
         if drop:
             yield dropout(f"drop{number}", fc)

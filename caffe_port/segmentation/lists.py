@@ -64,6 +64,7 @@ class Plan:
         proposals: for each picture, in DeconvNet's second stage.
         deconvnet: whether to write the lists of its two stages.
         masks_as_labels: train the classification net on the classes in a crop's mask, not on those of its picture.
+        square: make the classification net's pictures square as for inference, by zeros on the right or below.
         label_dim: numbers in a vector of classes; as many as there are classes for 0.
         model: a structured forest's file. seed: of choices and random boxes.
     """
@@ -76,6 +77,7 @@ class Plan:
     proposals: int = 50
     deconvnet: bool = True
     masks_as_labels: bool = False
+    square: bool = False
     label_dim: int = 0
     model: str | None = None
     seed: int = 0
@@ -288,6 +290,8 @@ class _Weak:
                 write_labels(self._place / f"{name}.png", pattern(self.labels[name], height, width))
         elif not is_file(mask):
             raise FileError(str(mask), "no such mask", remedy="omit --masks-as-labels")
+        if self.plan.square:  # beyond a picture the data layer gives zeros, without a label
+            width = height = max(width, height)
         return f"/{PHOTOGRAPHS}/{self.folder.photograph(name).name} /{place}/{name}.png 0 0 {width - 1} {height - 1}"
 
 

@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         action="store_true",
         help="train the classification net on the labels in a crop's mask; default: its picture's labels",
     )
+    add(
+        "--square",
+        action="store_true",
+        help="give the classification net pictures that zeros make square, as inference does; default: squashed ones",
+    )
     add("--label-dim", type=count, default=0, metavar="N", help="numbers in a line's vector; default: the classes")
     add("--model", metavar="FILE", help="a structured forest (OpenCV's model.yml.gz) for EdgeBox; default: gradients")
     add(
@@ -85,6 +90,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         proposals=arguments.proposals,
         deconvnet=not arguments.no_deconvnet,
         masks_as_labels=arguments.masks_as_labels,
+        square=arguments.square,
         label_dim=arguments.label_dim,
         model=arguments.model,
         seed=arguments.seed,

@@ -132,6 +132,7 @@ class _Maker:
     def prepared(self) -> Step:
         recipe = self.recipe
         words = ["-m", "caffe_port.tools.prepare", self.folder, "-o", self.output / "lists", "--levels", *self.lists]
+        words += ["--square"] if recipe.square else []
         words += ["--crops", recipe.crops, "--proposals", recipe.proposals, "--seed", self.data_seed, "-f", "-q"]
         return self.step("lists", words, self.data, "cls_imgset/train.txt")
 
@@ -154,11 +155,13 @@ class _Maker:
         return self.step(name, words, (self.prepared(), self.nets(lists.FULL)), "list.txt")
 
     def training(self, name: str, recipe: str, words: Sequence[object], needs: Sequence[Step], makes: str) -> Step:
-        """A step that trains, with the recipe's settings."""
+        """A step that trains, with the recipe's settings: those for this name, if there are any."""
+        training = self.recipe.trainings.get(name, self.recipe.trainings[recipe])
         name += self.suffix
-        folder, training = self.output / name, self.recipe.trainings[recipe]
+        folder = self.output / name
         settings = {**training.settings(self.seed), "snapshot_prefix": folder / "snapshot"}
         options = [word for setting in settings.items() for word in ("--set", "{}={}".format(*setting))]
+        options += ["--dialect", training.dialect] if training.dialect else []
         return self.step(name, [*words, "--device", self.device, *options, "--resume"], needs, makes, curve=True)
 
     def folded(self, name: str, net: Path, weights: Step, *options: str) -> Step:

@@ -1,6 +1,6 @@
 """One DecoupledNet deploy pass: this net, the same net by hand in plain PyTorch, and the fork where it is built.
 
-    python benchmarks/forward.py [--width 1/1] [--rounds 15] [--threads 2] [--fork DIR] [--against DIR]
+    python benchmarks/forward.py [--width 1/1] [--rounds 15] [--threads 2] [--fork DIR] [--against DIR] [--bf16]
 
 Runs the three in turn, round by round, in processes of their own, and prints medians and ratios of medians, with what
 limits them: the arithmetic of the pass at the speed that oneDNN reaches on this machine's best-sized convolution, and
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,12 +31,12 @@ GMAC = {"convolution": 66.2, "fully-connected and bridge": 6.4}
 """Of the full-width pass (SPEED in docs/)."""
 
 
-def serve_port(prototxt: str, weights: str, threads: int) -> None:
+def serve_port(prototxt: str, weights: str, threads: int, **options: str) -> None:
     import caffe_port  # isort: skip  # before torch, whose threads then do not spin
     import torch
 
     torch.set_num_threads(threads)
-    net = caffe_port.Net(prototxt, weights, caffe_port.TEST)
+    net = caffe_port.Net(prototxt, weights, caffe_port.TEST, **options)
     image, label = torch.randn(1, 3, SIDE, SIDE) * 60, torch.zeros(1, 20, 1, 1)
     label[0, 14] = 0.9
 
@@ -121,11 +122,13 @@ def main() -> None:
     parser.add_argument(
         "--fork-python", default="python3", help="the Python that its pycaffe was built for (default python3)"
     )
-    parser.add_argument("--serve", choices=["port", "hand"], help=argparse.SUPPRESS)
+    parser.add_argument("--bf16", action="store_true", help="ours in bfloat16, too")
+    parser.add_argument("--serve", choices=["port", "bf16", "hand"], help=argparse.SUPPRESS)
     parser.add_argument("--prototxt", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        {"port": serve_port, "hand": serve_hand}[args.serve](args.prototxt, args.weights, args.threads)
+        half = partial(serve_port, precision="bf16")
+        {"port": serve_port, "bf16": half, "hand": serve_hand}[args.serve](args.prototxt, args.weights, args.threads)
         return
     with tempfile.TemporaryDirectory() as folder:
         prototxt = Path(folder, "net.prototxt")
@@ -158,6 +161,8 @@ def compare(args: argparse.Namespace, prototxt: str, weights: str) -> None:
     served = ["--prototxt", prototxt, "--weights", weights, "--threads", str(args.threads), "--serve"]
     me = [sys.executable, __file__, *served]
     commands = {"caffe_port": [*me, "port"], "plain PyTorch": [*me, "hand"]}
+    if args.bf16:
+        commands["ours, bf16"] = [*me, "bf16"]
     if args.against:
         commands["the other"] = [sys.executable, f"{args.against}/benchmarks/forward.py", *served, "port"]
     if args.fork:

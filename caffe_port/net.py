@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from caffe_port import layers, random
 from caffe_port.console import info
 from caffe_port.dialects import Dialect
-from caffe_port.errors import CaffeError, DefinitionError, WeightsError
+from caffe_port.errors import CaffeError, WeightsError
 from caffe_port.execution.caffe_gradients import CaffeGradients, check_choice
 from caffe_port.execution.executor import Executor, Mode
-from caffe_port.execution.facts import learned_blobs, loss_weights_of, share_parameters
+from caffe_port.execution.facts import crop_offsets, learned_blobs, loss_weights_of, share_parameters
 from caffe_port.execution.in_parts import rows_at_once, run_in_parts
 from caffe_port.execution.inputs import check_inputs, known_blobs, named_inputs, refuse_untraceable
+from caffe_port.execution.precision import call_in_bf16, check_precision
 from caffe_port.formats import write_net
-from caffe_port.graph import Facts, Needs, Node, connect, needs_backward, path_between
+from caffe_port.graph import Facts, Needs, Node, connect, needs_backward
 from caffe_port.layers.base import Layer, Named, Shape, unknown_types
 from caffe_port.layers.blobs import legacy
 from caffe_port.layers.capabilities import RunsCode, WritesFiles
@@ -35,7 +36,6 @@ from caffe_port.layers.functions import recorded, traced
 from caffe_port.schema import Definition, read_net
 from caffe_port.schema.messages import PHASES
 from caffe_port.schema.plugins import python_layers_allowed, writes_allowed
-from caffe_port.spec.coords import compose, identity_map, inverse
 from caffe_port.spec.infer import blob_shape
 from caffe_port.spec.no_effect import without_effect
 from caffe_port.weight_loading import Account, load
@@ -67,12 +67,13 @@ class Net(Named):
         gradients: where an in-place layer overwrites values that another's backward pass reads, "caffe" gives Caffe's
             gradient, "true" the derivative. None: Caffe's in pycaffe's ``backward()`` and in the
             solver, derivatives where the net is used as a module.
+        precision: "fp32"; "bf16": multiply in bfloat16 in inference (docs/speed.md), which has eight binary digits.
 
     Raises:
         CaffeError: any error in the definition or the weights, see :mod:`caffe_port.errors`.
     """
 
-    OPTIONS: ClassVar = ("allow_python", "allow_writes", "mmap", "gradients")
+    OPTIONS: ClassVar = ("allow_python", "allow_writes", "mmap", "gradients", "precision")
     """Keyword arguments that pycaffe's Net passes on."""
 
     def __init__(
@@ -89,9 +90,10 @@ class Net(Named):
         allow_writes: bool | None = None,
         mmap: bool = False,
         gradients: str | None = None,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.gradients = check_choice(gradients)
+        self.gradients, self.precision = check_choice(gradients), check_precision(precision)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         if not isinstance(source, Definition):
             source = read_net(source, phase=phase, level=level, stages=tuple(stages), dialect=dialect, proto=proto)
@@ -150,7 +152,7 @@ class Net(Named):
         layer.train(self.phase == "TRAIN").setup(*bottoms)
         self.ignored += [f"{node.where}: {path} of layer {node.name} ({node.type})" for path in layer.check_fields()]
         if layer.aligns:
-            layer.align(self._alignment(node, built))
+            layer.align(crop_offsets(self.graph, node, built))
         self._set_shapes(node, layer)
         register(self, node.key, layer)
         return layer
@@ -159,29 +161,6 @@ class Net(Named):
         shapes = layer.top_shapes(*(self.shapes[b] for b in node.bottoms))
         for top, shape in zip(node.tops, shapes, strict=True):
             self.shapes[top] = blob_shape(shape, self.dialect)
-
-    def _alignment(self, node: Node, built: Sequence[tuple[Node, Layer]]) -> tuple[int, int]:
-        """The offset of noh's Crop in its first bottom, from the layers down from its bottoms' common ancestor."""
-        maps = []
-        for path in path_between(self.graph, node):
-            m = identity_map()
-            for other in path:
-                there = built[other.index][1].coord_map()
-                if there is None:
-                    raise DefinitionError(
-                        f"{node.where}: layer {node.name}",
-                        f"layer {other.name} ({other.type}) between them has no coordinate map",
-                    )
-                m = compose(m, there)
-            maps.append(m)
-        crop = compose(maps[1], inverse(maps[0]))
-        if any(scale != 1 or shift > 0 or shift.denominator != 1 for scale, shift in crop):
-            raise DefinitionError(
-                f"{node.where}: layer {node.name}",
-                f"the coordinate map between its bottoms is {[(float(a), float(b)) for a, b in crop]}",
-                expected="scale 1 and non-negative integer offsets",
-            )
-        return int(-crop[0][1]), int(-crop[1][1])
 
     def _fill(self, layer: Layer, names: Iterable[str] | None = None) -> None:
         """Draw a layer's parameters from their fillers: those named, or all, including values that Caffe discards."""
@@ -340,7 +319,8 @@ class Net(Named):
             if mode is Mode.INFER and (rows := rows_at_once(self.executor, tensors, self.shapes, keep)):
                 return run_in_parts(self.executor, tensors, keep, rows, self.reshape_for)
         self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
-        return {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
+        found = {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
+        return {name: t.float() for name, t in found.items()} if self.precision == "bf16" else found
 
     def run_nodes(self, given: Mapping[str, Tensor], nodes: Sequence[int], keep: Collection[str]) -> dict[str, Tensor]:
         """Run only these nodes, without gradients, on the given blobs; returns those to keep, in any memory format."""
@@ -368,7 +348,8 @@ class Net(Named):
 
     def call_layer(self, node: Node, layer: Layer, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """A layer's tops, each in its blob's shape."""
-        tops = layer(*bottoms)
+        narrow = self.precision == "bf16" and bottoms and bottoms[0].device.type != "cpu"
+        tops = call_in_bf16(layer, node, bottoms) if narrow else layer(*bottoms)
         return tuple(self.blob_view(t) for t in (tops if isinstance(tops, tuple) else (tops,)))
 
     def blob_view(self, t: Tensor) -> Tensor:
@@ -434,6 +415,7 @@ class Net(Named):
             shaped=self.blob_view,
             needs=needs_backward(self.graph, facts, force=self.definition.net.force_backward),
             loss_weights=self.loss_weights,
+            half=self.precision == "bf16",
         )
 
     def __getstate__(self) -> dict[str, Any]:

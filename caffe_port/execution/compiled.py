@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.execution.lowering import FOLDS, LAYERS, activation
+from caffe_port.execution.precision import check_half_kernels
 from caffe_port.execution.steps import Emitter, Folded, Memory, Op, Step, UnsupportedError, Value
 from caffe_port.graph import Node
 from caffe_port.layers.base import Layer
@@ -155,11 +156,11 @@ class Compiler:
     """Makes the runs of a net, and keeps them.
 
     Args:
-        nodes: the net's. legacy: its blobs have four axes.
+        nodes: the net's. legacy: its blobs have four axes. half: multiply in bfloat16.
     """
 
-    def __init__(self, nodes: Sequence[tuple[Node, Layer]], *, legacy: bool) -> None:
-        self.nodes, self.legacy = nodes, legacy
+    def __init__(self, nodes: Sequence[tuple[Node, Layer]], *, legacy: bool, half: bool) -> None:
+        self.nodes, self.legacy, self.half = nodes, legacy, half
         self.readers: dict[str, int] = {}
         for node, _ in nodes:
             self.readers.update(dict.fromkeys(node.bottoms, node.index))
@@ -211,7 +212,9 @@ class Compiler:
 
     def _compiled(self, first: int, last: int, blobs: Blobs, keep: Collection[str], plain: Collection[int]) -> Run:
         """The run; without steps if the first node cannot be compiled."""
-        emitter = Emitter(self.packed, self._kernels.panel_width(), legacy=self.legacy)
+        if self.half:
+            check_half_kernels()
+        emitter = Emitter(self.packed, self._kernels.panel_width(), legacy=self.legacy, half=self.half)
         now: dict[str, Value] = {}
         inputs: dict[str, Value] = {}
 
@@ -332,9 +335,10 @@ def _arrange(emitter: Emitter) -> int:
             root.at = max(root.at, other.at + size[other])
         placed.append(root)
         numbers = max(numbers, root.at + size[root])
-    for step, blobs in zip(emitter.steps, emitter.blobs, strict=True):
+    for i, (step, blobs) in enumerate(zip(emitter.steps, emitter.blobs, strict=True)):
         for name, memory in blobs.items():
             root, at = memory.root()
             blob = getattr(step, name)
             blob.base, blob.at, blob.stride = root.base, root.at + at, root.stride
+        step.y.stride = emitter.strides.get(i, step.y.stride)
     return numbers

@@ -31,6 +31,7 @@ from caffe_port.execution.compiled import Compiler
 from caffe_port.execution.fusion import InferStep, TrainStep, infer_steps, train_steps
 from caffe_port.execution.memory import LARGE, give_back, keep_memory, last_uses
 from caffe_port.execution.observed import all_observed, observed
+from caffe_port.execution.precision import refuse_other_ways
 from caffe_port.graph import Graph, Needs
 from caffe_port.layers.base import Layer, Shape
 from caffe_port.layers.functions import without_saving
@@ -71,6 +72,7 @@ class Executor:
         kinds: the class that each was built with. call: calls a layer; returns its tops, in their blobs' shapes.
         shaped: a top of a step in its blob's shape.
         needs: the gradients that a backward pass computes. loss_weights: by blob.
+        half: multiply in bfloat16; on the CPU compiled runs do, on other devices ``call``.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Executor:
         shaped: Callable[[Tensor], Tensor],
         needs: Needs,
         loss_weights: Mapping[str, float],
+        half: bool = False,
     ) -> None:
         self.modules, self.needs, self.loss_weights = modules, needs, loss_weights
         self.nodes = list(zip(graph.nodes, layers, strict=True))
@@ -104,7 +107,7 @@ class Executor:
         }
         """Nodes that learn a large parameter."""
         legacy = bool(layers) and layers[0].dialect.legacy_shapes
-        self._compiler = Compiler(self.nodes, legacy=legacy)
+        self._half, self._compiler = half, Compiler(self.nodes, legacy=legacy, half=half)
         self._frozen_until = [next((j for j in range(i, count) if needs.layer[j]), count) - 1 for i in range(count)]
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -153,6 +156,8 @@ class Executor:
         if mode is Mode.INFER and keep is not None and weigh is None and not alone and not special.besides:
             self._infer_all(blobs, nodes, keep, low_memory=low_memory)
             return None
+        if self._half:
+            refuse_other_ways(blobs, "a pass that learns, keeps every blob, or observes each layer")
         step = self._step(mode, blobs, low_memory=low_memory, alone=alone, tape=tape, run=run)
         if mode is Mode.TRAIN and weigh is None:
             weigh = self._weighted
@@ -188,15 +193,17 @@ class Executor:
         """A pass without gradients: as many nodes as possible in compiled runs, the others one by one."""
         keep_memory(low_memory=low_memory)
         plain, last, done = self._plain_nodes(), nodes[-1], -1
-        contiguous = last - nodes[0] + 1 == len(nodes)
-        compiler = self._compiler if plain is not None and contiguous and not low_memory else None
-        if compiler is not None and not compiler.ready():
-            compiler = None
+        compiler = self._compiler if plain is not None and not low_memory and self._compiler.ready() else None
+        if self._half and compiler is None:
+            refuse_other_ways(blobs, "hooks for all modules, arrays held over parameters, or CAFFE_PORT_STEPS=0")
+        ends = None if last - nodes[0] + 1 == len(nodes) else _ends(nodes)
         steps: Mapping[int, InferStep] | None = None
         for i in nodes:
             if i <= done or (self._is_input[i] and plain is not None and i not in plain):
                 continue
-            run = None if compiler is None or plain is None else compiler.run(i, last, blobs, keep, plain)
+            run = None
+            if compiler is not None and plain is not None:
+                run = compiler.run(i, last if ends is None else ends[i], blobs, keep, plain)
             if run is not None:
                 run(blobs)
                 done = run.last
@@ -400,6 +407,14 @@ class Executor:
 def _make_room(near: Tensor) -> None:
     if near.device.type == "cpu":
         give_back()
+
+
+def _ends(nodes: Sequence[int]) -> dict[int, int]:
+    """For each node the last one of those that follow without a gap."""
+    ends: dict[int, int] = {}
+    for i in reversed(nodes):
+        ends[i] = ends.get(i + 1, i)
+    return ends
 
 
 def _gradients(paths: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor]) -> Sequence[Tensor | None]:

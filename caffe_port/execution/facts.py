@@ -1,6 +1,6 @@
 """The definition's facts about each layer's blobs: which are losses, learned, shared.
 
-Source: net.cpp (both programs), Init, AppendParam.
+Source: net.cpp (both programs), Init, AppendParam; crop_layer.cpp (noh).
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from caffe_port.graph import Node
+from caffe_port.errors import DefinitionError
+from caffe_port.graph import Graph, Node, path_between
 from caffe_port.layers.base import Layer
 from caffe_port.layers.foreign import Foreign
+from caffe_port.spec.coords import compose, identity_map, inverse
 
-__all__ = ["learned_blobs", "loss_weights_of", "share_parameters"]
+__all__ = ["crop_offsets", "learned_blobs", "loss_weights_of", "share_parameters"]
 
 
 def loss_weights_of(node: Node, layer: Layer) -> list[float]:
@@ -71,3 +73,27 @@ def share_parameters(nodes: Sequence[tuple[Node, Layer]]) -> None:
                     remedy="share_mode: PERMISSIVE requires only equal counts",
                 )
             layer.share(blob, first)
+
+
+def crop_offsets(graph: Graph, node: Node, built: Sequence[tuple[Node, Layer]]) -> tuple[int, int]:
+    """The offset of noh's Crop in its first bottom, from the layers down from its bottoms' common ancestor."""
+    maps = []
+    for path in path_between(graph, node):
+        m = identity_map()
+        for other in path:
+            there = built[other.index][1].coord_map()
+            if there is None:
+                raise DefinitionError(
+                    f"{node.where}: layer {node.name}",
+                    f"layer {other.name} ({other.type}) between them has no coordinate map",
+                )
+            m = compose(m, there)
+        maps.append(m)
+    crop = compose(maps[1], inverse(maps[0]))
+    if any(scale != 1 or shift > 0 or shift.denominator != 1 for scale, shift in crop):
+        raise DefinitionError(
+            f"{node.where}: layer {node.name}",
+            f"the coordinate map between its bottoms is {[(float(a), float(b)) for a, b in crop]}",
+            expected="scale 1 and non-negative integer offsets",
+        )
+    return int(-crop[0][1]), int(-crop[1][1])

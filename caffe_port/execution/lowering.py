@@ -49,11 +49,14 @@ def _convolution(e: Emitter, layer: Any, xs: Sequence[Value], fold: Folded) -> T
     like = torch.empty(1).expand(x.shape)
     y = e.new(layer.reshape(x.shape)[0])
     weight = layer.weight.detach()
+    if layer.as_product(like) and type(layer) is Deconvolution and e.half and x.area == 1 and not any(layer.pad):
+        return _one_pixel(e, layer, x, y, scale, bias, fold)
     if layer.as_product(like):
         few = prod(y.shape) // y.shape[1] <= FEW_ROWS
-        if type(layer) is Deconvolution or (scale is not None and weight.numel() >= LARGE_WEIGHT):
+        large = weight.numel() >= LARGE_WEIGHT and not e.half
+        if type(layer) is Deconvolution or (scale is not None and large):
             raise UnsupportedError
-        if weight.numel() >= LARGE_WEIGHT:
+        if large:
             if not few or not weight.is_contiguous():
                 raise UnsupportedError
             return _by_columns(e, layer, x, y, weight, bias, fold)
@@ -104,7 +107,16 @@ def _filters(e: Emitter, layer: Layer, x: Value, y: Value, form: Filters, fold: 
                 *_all(slope, lambda t: e.filled_up(t, group)),
             ),
         )
-        e.add(Op.CONVOLVE, e.pixels(x), y, weight=w, bias=bias, relu=fold.relu, **_slope(slopes), **windows)
+        e.add(
+            Op.CONVOLVE_HALF if e.half else Op.CONVOLVE,
+            e.pixels(x),
+            y,
+            weight=w,
+            bias=bias,
+            relu=fold.relu,
+            **_slope(slopes),
+            **windows,
+        )
     return y
 
 
@@ -114,6 +126,20 @@ def _all(t: Tensor | None, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, 
 
 def _slope(slopes: Sequence[Tensor]) -> dict[str, Any]:
     return {"slope": slopes[0]} if slopes else {}
+
+
+def _one_pixel(e: Emitter, layer: Any, x: Value, y: Value, scale: Tensor | None, bias: Tensor, fold: Folded) -> Value:
+    """The deconvolution of single pixels: every output pixel has the products with one tap."""
+    weight = layer.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)
+    weight = weight if scale is None else weight * scale.repeat(y.area)[:, None]
+    slope = _slopes(fold, layer.num_output)
+    fold = Folded(relu=fold.relu, slope=None if slope is None else slope.repeat(y.area))
+    whole, one = Value((x.shape[0], weight.shape[0], 1, 1), y.memory), (1, 1)
+    y.memory.fixed = True
+    form = Filters(weight[:, :, None, None], bias.repeat(y.area), one, (0, 0), one, 1)
+    _filters(e, layer, x, whole, form, fold)
+    e.strides[len(e.steps) - 1] = weight.shape[0]
+    return y
 
 
 def _by_columns(e: Emitter, layer: Any, x: Value, y: Value, weight: Tensor, bias: Tensor, fold: Folded) -> Value:
@@ -142,7 +168,7 @@ def _inner_product(e: Emitter, layer: Any, xs: Sequence[Value], fold: Folded) ->
     x, y = xs[0], e.new((xs[0].shape[0], layer.num_output))
     scale, bias = fold.scale_and_bias(layer.bias, layer.num_output)
     matrix = layer.weight.detach().t() if layer.transpose else layer.weight.detach()
-    if scale is None and x.shape[0] <= FEW_ROWS and matrix.numel() >= SMALL_WEIGHT:
+    if not e.half and scale is None and x.shape[0] <= FEW_ROWS and matrix.numel() >= SMALL_WEIGHT:
         if not (matrix.is_contiguous() or matrix.t().is_contiguous()):
             raise UnsupportedError
         return _product(e, e.rows(x), y, matrix, bias, fold)

@@ -39,6 +39,7 @@ class Op(IntEnum):
     TO_PLANES = 11
     FROM_PLANES = 12
     COLUMNS = 13
+    CONVOLVE_HALF = 14
 
 
 _long, _pair, _pointer, _float = ctypes.c_long, ctypes.c_long * 2, ctypes.c_void_p, ctypes.c_float
@@ -128,14 +129,17 @@ class Emitter:
 
     Args:
         packed: weights in the kernels' order, by what they are; kept from run to run. wide: of a panel.
+        half: multiply in bfloat16.
     """
 
-    def __init__(self, packed: dict[Any, tuple[Tensor, ...]], wide: int, *, legacy: bool) -> None:
-        self.packed, self.wide, self.legacy = packed, wide, legacy
+    def __init__(self, packed: dict[Any, tuple[Tensor, ...]], wide: int, *, legacy: bool, half: bool) -> None:
+        self.packed, self.wide, self.legacy, self.half = packed, wide, legacy, half
         self.steps: list[Step] = []
         self.blobs: list[dict[str, Memory]] = []
         self.kept: list[Tensor] = []
         """Tensors that the steps point to."""
+        self.strides: dict[int, int] = {}
+        """Of the tops of those steps that write several pixels as one."""
         self._in_pixels: dict[Value, Value] = {}
 
     def new(self, shape: Sequence[int]) -> Value:
@@ -201,8 +205,16 @@ class Emitter:
         return F.pad(t, (0, -t.shape[1] % self.wide)).contiguous()
 
     def panels(self, weight: Tensor, group: int) -> Tensor:
-        """(outputs, inputs / group, h, w) as (group, panels, h, w, inputs / group, panel's outputs)."""
+        """(outputs, inputs / group, h, w) as (group, panels, h, w, inputs / group, panel's outputs).
+
+        In bfloat16 as (group, panels, pairs of the next three axes, panel's outputs, 2).
+        """
         out, inputs, h, w = weight.shape
         filled = F.pad(weight.reshape(group, out // group, -1), (0, 0, 0, -(out // group) % self.wide))
         filled = filled.view(group, -1, self.wide, inputs, h, w)
-        return filled.permute(0, 1, 4, 5, 3, 2).contiguous()
+        filled = filled.permute(0, 1, 4, 5, 3, 2)
+        if not self.half:
+            return filled.contiguous()
+        rows = filled.bfloat16().flatten(2, 4)
+        rows = F.pad(rows, (0, 0, 0, rows.shape[2] % 2))
+        return rows.view(*rows.shape[:2], -1, 2, self.wide).transpose(3, 4).contiguous()

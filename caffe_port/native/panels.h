@@ -46,28 +46,30 @@ INLINE void multiply(int rows, long down, long along, const float *a, const floa
 }
 
 /* The same for any number of rows, in pieces of at most ROWS. */
-#define CASE(n, down, along) \
+#define CASE(n, with, down, along) \
     case n: \
-        multiply(n, down, along, a, b, c, depth, fresh); \
+        with(n, down, along, a, b, c, depth, fresh); \
         break;
-#define PRODUCT(name, down, along) \
-    static void name(long rows, const float *a, const float *b, float *c, long depth, int fresh) { \
+#define PRODUCT(name, down, along) PRODUCT_OF(float, multiply, name, down, along)
+#define PRODUCT_OF(type, with, name, down, along) \
+    static void name(long rows, const type *a, const type *b, float *c, long depth, int fresh) { \
         long pieces = (rows + ROWS - 1) / ROWS; \
         for (; pieces; pieces--) { \
             long now = (rows + pieces - 1) / pieces; \
             switch (now) { \
-                CASE(1, down, along) CASE(2, down, along) CASE(3, down, along) \
-                CASE(4, down, along) CASE(5, down, along) CASE(6, down, along) MORE(down, along) \
+                CASE(1, with, down, along) CASE(2, with, down, along) CASE(3, with, down, along) \
+                CASE(4, with, down, along) CASE(5, with, down, along) CASE(6, with, down, along) \
+                MORE(with, down, along) \
             } \
             a += now * (down), c += now * WIDE, rows -= now; \
         } \
     }
 #if ROWS == 12
-#define MORE(down, along) \
-    CASE(7, down, along) CASE(8, down, along) CASE(9, down, along) \
-    CASE(10, down, along) CASE(11, down, along) CASE(12, down, along)
+#define MORE(with, down, along) \
+    CASE(7, with, down, along) CASE(8, with, down, along) CASE(9, with, down, along) \
+    CASE(10, with, down, along) CASE(11, with, down, along) CASE(12, with, down, along)
 #else
-#define MORE(down, along)
+#define MORE(with, down, along)
 #endif
 static void *scratch(size_t bytes) {
     static __thread char *kept;

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 enum { CONVOLVE, WINOGRAD, DEPTHWISE, ROWS_PRODUCT, COLUMNS_PRODUCT, LARGEST, AVERAGE, NEIGHBOURS, SUM, AFFINE, SOFTMAX,
-       TO_PLANES, FROM_PLANES, COLUMNS };
+       TO_PLANES, FROM_PLANES, COLUMNS, CONVOLVE_HALF };
 
 typedef struct {
     long base, at, stride; /* which memory, the first number's place in it, from pixel to pixel */
@@ -35,6 +35,46 @@ typedef struct {
 #define TAPS 256
 
 PRODUCT(pixels_by_panel, DOWN, 1)
+
+/* The same in bfloat16: pairs of numbers, their products added in single precision. */
+typedef uint16_t half;
+#define HALF_DOWN (DEPTH + 2 * LANES)
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+INLINE void multiply_half(int rows, long down, long along, const half *a, const half *b, float *c, long depth, int fresh) {
+    __m512 sum[ROWS][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    for (long k = 0; k < depth; k += 2) {
+        __m512bh left = (__m512bh)_mm512_loadu_si512(b + k * WIDE), right = (__m512bh)_mm512_loadu_si512(b + (k + 1) * WIDE);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            int pair;
+            memcpy(&pair, a + i * down + k * along, sizeof pair);
+            __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+            sum[i][0] = _mm512_dpbf16_ps(sum[i][0], x, left);
+            sum[i][1] = _mm512_dpbf16_ps(sum[i][1], x, right);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < 2; j++) {
+            float *to = c + i * WIDE + j * LANES;
+            _mm512_storeu_ps(to, fresh ? sum[i][j] : _mm512_add_ps(sum[i][j], _mm512_loadu_ps(to)));
+        }
+}
+PRODUCT_OF(half, multiply_half, halves_by_panel, HALF_DOWN, 1)
+
+static void narrow(const float *from, half *to, long count) {
+    for (long k = 0; k < count; k += LANES)
+        _mm256_storeu_si256((__m256i *)(to + k), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + k)));
+}
+int has_half(void) { return 1; }
+#else
+static void halves_by_panel(long rows, const half *a, const half *b, float *c, long depth, int fresh) {}
+static void narrow(const float *from, half *to, long count) {}
+int has_half(void) { return 0; }
+#endif
 
 /* z from m: plus the bias, then the ReLU, or times the slope where negative. NaN stays. */
 INLINE void emit(float *z, const float *m, const float *bias, const float *slope, long relu, long count) {
@@ -91,10 +131,11 @@ static void gather(const Step *s, const float *x, long pixel, long inputs, float
     }
 }
 
-/* weight: (group, panels, kernel rows, columns, inputs, WIDE); bias and slope filled up to whole panels. */
+/* weight: (group, panels, kernel rows, columns, inputs, WIDE); bias and slope filled up to whole panels. In bfloat16
+   (group, panels, pairs of kernel rows, columns and inputs, WIDE, 2). */
 static int convolve(const Step *s, const float *x, float *y, int threads) {
     long inputs = s->c / s->group, outputs = s->out / s->group, depth = s->kernel[0] * s->kernel[1] * inputs;
-    long blocks = (depth + DEPTH - 1) / DEPTH, panels = (outputs + WIDE - 1) / WIDE;
+    long blocks = (depth + DEPTH - 1) / DEPTH, panels = (outputs + WIDE - 1) / WIDE, in_half = s->op == CONVOLVE_HALF;
     long pixels = s->n * s->out_h * s->out_w, many = KEPT / (blocks * DOWN) / ROWS * ROWS;
     many = many > MOST ? MOST : many < 2 * ROWS ? 2 * ROWS : many;
     long chunks = (pixels + many - 1) / many, parts = 1;
@@ -108,18 +149,32 @@ static int convolve(const Step *s, const float *x, float *y, int threads) {
     for (long task = 0; task < chunks * s->group * parts; task++) {
         long part = task / chunks % parts, group = task / (chunks * parts), first = task % chunks * many;
         long rows = least(many, pixels - first), block = many * DOWN;
-        float *a = scratch(sizeof(float) * (blocks * block + many * WIDE));
+        float *a = scratch(sizeof(float) * (blocks * block + many * WIDE + blocks * DOWN));
         if (!a) {
             failed = 1;
             continue;
         }
-        float *m = a + blocks * block;
-        for (long r = 0; r < rows; r++) gather(s, x + group * inputs, first + r, inputs, a + r * DOWN, block);
+        float *m = a + blocks * block, *one = m + many * WIDE;
+        half *halves = (half *)a;
+        for (long r = 0; r < rows; r++) {
+            gather(s, x + group * inputs, first + r, inputs, in_half ? one : a + r * DOWN, in_half ? DOWN : block);
+            for (long k = 0; in_half && k < blocks; k++) {
+                long now = least(DEPTH, depth - k * DEPTH);
+                memset(one + k * DOWN + now, 0, LANES * sizeof(float));
+                narrow(one + k * DOWN, halves + (k * many + r) * HALF_DOWN, now);
+            }
+        }
         for (long panel = panels * part / parts; panel < panels * (part + 1) / parts; panel++) {
             long column = panel * WIDE, padded = (group * panels + panel) * WIDE, count = least(WIDE, outputs - column);
             const float *w = s->weight + padded * depth, *slope = s->slope ? s->slope + padded : 0;
-            for (long k = 0; k < blocks; k++)
-                pixels_by_panel(rows, a + k * block, w + k * DEPTH * WIDE, m, least(DEPTH, depth - k * DEPTH), k == 0);
+            const half *v = (const half *)s->weight + padded * ((depth + 1) / 2 * 2);
+            for (long k = 0; k < blocks; k++) {
+                long now = least(DEPTH, depth - k * DEPTH);
+                if (in_half)
+                    halves_by_panel(rows, halves + k * many * HALF_DOWN, v + k * DEPTH * WIDE, m, now, k == 0);
+                else
+                    pixels_by_panel(rows, a + k * block, w + k * DEPTH * WIDE, m, now, k == 0);
+            }
             float *to = y + first * s->y.stride + group * outputs + column;
             if (count == WIDE)
                 for (long r = 0; r < rows; r++)
@@ -333,11 +388,13 @@ int run_steps(const Step *steps, long count, float *const *memory, long budget, 
         float *y = memory[s->y.base] + s->y.at;
         long size = s->n * s->h * s->w * s->c, inputs = s->c / s->group, outputs = s->out / s->group;
         long work = size / LANES;
-        if (s->op == CONVOLVE) work = s->n * s->out_h * s->out_w * s->kernel[0] * s->kernel[1] * inputs * s->out / LANES;
-        int threads = s->op <= COLUMNS_PRODUCT ? work > FEW || s->op != CONVOLVE ? most : 1 : size > 1 << 15 ? most : 1;
+        int products = s->op == CONVOLVE || s->op == CONVOLVE_HALF;
+        if (products) work = s->n * s->out_h * s->out_w * s->kernel[0] * s->kernel[1] * inputs * s->out / LANES;
+        int threads = (products ? work > FEW : s->op <= COLUMNS_PRODUCT || size > 1 << 15) ? most : 1;
         long rows[] = {s->n * s->h * s->w, s->c, s->out};
         long shape[] = {s->n, s->h, s->w, inputs, outputs, s->pad[0], s->pad[1], s->dilation[0]};
         switch (s->op) {
+            case CONVOLVE_HALF:
             case CONVOLVE: failed = convolve(s, x, y, threads); break;
             case WINOGRAD:
                 for (long g = 0; g < s->group && !failed; g++)

@@ -165,6 +165,11 @@ class Parser(argparse.ArgumentParser):
         help = "cpu, cuda, cuda:1, auto; default: %(default)s"
         self.add_argument("--device", default="cpu", metavar="D", help=help)
 
+    def add_precision(self) -> None:
+        """``--precision``, of a net that only runs forward."""
+        help = "of convolutions and products; bf16: faster, with eight binary digits (docs/speed.md); default: fp32"
+        self.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=help)
+
     def error(self, message: str) -> NoReturn:
         self.exit(_WRONG, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 

@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--batch", type=count, default=1, metavar="N", help="pictures in a pass; default: %(default)s")
     add("--annotations", metavar="FOLDER", help="score against VOC's NAME.xml in this folder: mean average precision")
     parser.add_device()
+    parser.add_precision()
     parser.add_json("print a line of JSON for each picture, and one of the scores")
     parser.add_quiet()
     parser.add_dialect()
@@ -147,7 +148,8 @@ def _detector(arguments: argparse.Namespace) -> Detector | RegionDetector:
             raise CaffeError("--input-size", f"{len(inputs)} inputs", expected="a net of one input of 4 axes")
         inputs[0].input_param.shape[0].dim[2:] = given_size
     mean = numbers("--mean", arguments.mean)
-    net = trained_net(definition, arguments.weights, quiet=arguments.quiet or arguments.json)
+    quiet = arguments.quiet or arguments.json
+    net = trained_net(definition, arguments.weights, quiet=quiet, precision=arguments.precision)
     threshold = arguments.threshold
     if threshold is None:
         threshold = SCORED_THRESHOLD if arguments.annotations else THRESHOLD

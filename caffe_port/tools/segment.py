@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--classes", metavar="A,B,...|FILE", help="the classes' names from label 1 on, to print; default: classes.txt")
     add("--palette", metavar="PNG", help="take the colours from this PNG's palette; default: PASCAL VOC's")
     parser.add_device()
+    parser.add_precision()
     add(
         "--resume",
         action="store_true",
@@ -284,7 +285,8 @@ def _system(arguments: argparse.Namespace) -> System:
     from caffe_port.segmentation.inference import THRESHOLD, PassByPass, Segmenter
     from caffe_port.solver.distributed import local_device
 
-    device, options = local_device(device_of(arguments.device)), read_options(arguments)
+    device = local_device(device_of(arguments.device))
+    options = {**read_options(arguments), "precision": arguments.precision}
     files = [(arguments.prototxt, arguments.weights), *([arguments.other] if arguments.other else [])]
     nets = [trained_net(*pair, quiet=arguments.quiet or arguments.json, **options).to(device) for pair in files]
     for net, (_, path) in zip(nets, files, strict=True):

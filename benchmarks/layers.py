@@ -1,6 +1,6 @@
 """Every layer at a realistic size, compared with the same arithmetic in plain PyTorch and with OpenCV's Caffe importer.
 
-    python benchmarks/layers.py [--rounds 15] [--threads 2] [--only WORD] [--markdown] [--cpu-time]
+    python benchmarks/layers.py [--rounds 15] [--threads 2] [--only WORD] [--markdown] [--cpu-time] [--against DIR]
 
 A row is a net of one layer (benchmarks/layer_rows.py, fork_rows.py, detection_rows.py). Values and gradients are
 checked against plain PyTorch's before anything is timed; a few layers, which choose or count, have no such baseline.
@@ -16,6 +16,7 @@ the lower bound of the forward pass: a copy of as many bytes as it reads and wri
 of a large matrix product.
 
 ``--cpu-time`` counts the processor's time instead of the clock's, on one thread: for a machine with other load.
+``--against`` compares with the same rows of another commit's checkout: both programs run three times in turn.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -359,6 +361,52 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [HEADER, rule, *lines])
 
 
+TIMED = {"forward": 2, "both": 5, "net": 8}
+"""Columns of the table that are compared with another commit's."""
+
+
+def against(folder: str, options: Sequence[str]) -> str:
+    """The table of both commits' medians over three turns and their ratios, the row with the worst one first."""
+    programs = {"before": Path(folder, "benchmarks/layers.py"), "after": Path(__file__)}
+    times: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for turn in tqdm(range(6), unit="run", disable=None):
+        name = ("before", "after")[(turn + turn // 2) % 2]
+        command = [sys.executable, str(programs[name]), "--markdown", *options]
+        if name == "after":
+            command.append(f"--types={','.join({kind for kind, _ in times})}")
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        for line in done.stdout.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if len(cells) == len(HEADER) and cells[TIMED["net"]].replace(".", "").isdigit():
+                row = times.setdefault((cells[0], cells[1]), {})
+                for kind, column in TIMED.items():
+                    if cells[column]:
+                        row.setdefault(f"{kind} {name}", []).append(float(cells[column]))
+    lines = []
+    for (kind, row), found in times.items():
+        ratios, cells = [], [kind, row]
+        for timed in TIMED:
+            both = [found.get(f"{timed} {name}") for name in programs]
+            medians = [statistics.median(seconds) for seconds in both if seconds]
+            if len(medians) == 2:
+                ratios.append(medians[1] / medians[0])
+            cells += [*(f"{m:.3g}" for m in medians), f"{ratios[-1]:.2f}"] if len(medians) == 2 else ["", "", ""]
+        if ratios:
+            lines.append((max(ratios), cells))
+    header = [
+        "layer",
+        "bottoms and parameters",
+        *(f"{kind} {x}" for kind in TIMED for x in ("ms before", "after", "ratio")),
+    ]
+    ordered = [cells for _, cells in sorted(lines, key=lambda line: -line[0])]
+    medians = ", ".join(
+        f"{kind} {statistics.median(found):.2f}"
+        for i, kind in enumerate(TIMED)
+        if (found := [float(cells[4 + 3 * i]) for cells in ordered if cells[4 + 3 * i]])
+    )
+    return f"{table(header, ordered, right=range(2, len(header)))}\n\nafter / before, medians: {medians}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="default 15")
@@ -366,7 +414,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only types whose name contains this word")
     parser.add_argument("--markdown", action="store_true", help="the table in the form of docs/speed.md")
     parser.add_argument("--cpu-time", action="store_true", help="count the processor's time, on one thread")
+    parser.add_argument("--against", metavar="DIR", help="the folder of another commit's checkout, to compare with")
+    parser.add_argument("--types", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.against:
+        options = [f"--rounds={args.rounds}", f"--threads={args.threads}", f"--only={args.only}"]
+        print(against(args.against, [*options, *(["--cpu-time"] if args.cpu_time else [])]))
+        return
     if args.cpu_time:
         args.threads = 1
     torch.set_num_threads(args.threads)
@@ -375,6 +429,8 @@ def main() -> None:
     speed = ceiling(clock)
     every = [*layer_rows.ROWS, *fork_rows.ROWS, *detection_rows.ROWS]
     rows = [row for row in every if args.only.lower() in row.type.lower()]
+    if args.types is not None:
+        rows = [row for row in rows if row.type in args.types.split(",")]
     results = [compete(row, args.rounds, args.threads, clock) for row in tqdm(rows, unit="row", disable=None)]
     lines = [result.cells(speed) for result in results]
     print(markdown(lines) if args.markdown else table(HEADER, lines, right=range(2, len(HEADER) - 1)))

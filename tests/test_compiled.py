@@ -284,6 +284,21 @@ def test_values_that_are_not_finite_stay() -> None:
     assert torch.allclose(found["a"], expected, equal_nan=True, rtol=0)
 
 
+@pytest.mark.parametrize("steps", ["0", "1"])
+@pytest.mark.parametrize("name", ["direct", "slopes", "depthwise", "deconvolution", "winograd", "dense", "many rows"])
+def test_nan_stays_nan(name: str, steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under a ReLU that a convolution or product computes; Winograd's tiles may spread it."""
+    monkeypatch.setenv("CAFFE_PORT_STEPS", steps)
+    net, exact, given = drawn(NETS[name] + (relu("a") if name == "many rows" else ""))
+    given = {key: x.index_fill(-1, torch.tensor([1]), torch.nan) for key, x in given.items()}
+    expected = {key: y.isnan() for key, y in exact(**{key: x.double() for key, x in given.items()}).items()}
+    with torch.no_grad():
+        for _ in range(3):
+            for key, y in net(**given).items():
+                assert expected[key].any()
+                assert y[expected[key]].isnan().all()
+
+
 def test_off(monkeypatch: pytest.MonkeyPatch, run_count: list[Run]) -> None:
     monkeypatch.setenv("CAFFE_PORT_STEPS", "0")
     compare(*drawn(NETS["branches"]))

@@ -98,11 +98,10 @@ def _linear(
         return partial(_by_kernel, matrix, scale, bias, relu)
     if low_memory:
         return lambda x: _finished(F.linear(x, matrix), scale, bias, relu)
-    ops, after = _ops(), "relu" if relu and scale is None else "none"
+    ops = _ops()
     packed = ops._reorder_linear_weight(matrix.contiguous(), rows)
-    if scale is None:
-        return lambda x: ops._linear_pointwise(x, packed, bias, after, [], "")
-    return lambda x: _finished(ops._linear_pointwise(x, packed, None, after, [], ""), scale, bias, relu)
+    added, later = (bias, None) if scale is None else (None, bias)
+    return lambda x: _finished(ops._linear_pointwise(x, packed, added, "none", [], ""), scale, later, relu)
 
 
 def _by_kernel(matrix: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, x: Tensor) -> Tensor:
@@ -114,13 +113,15 @@ def _by_kernel(matrix: Tensor, scale: Tensor | None, bias: Tensor | None, relu: 
 
 
 def _convolution(form: Filters, relu: bool, x: Tensor) -> Packed:
-    ops, after, bias, group = _ops(), "relu" if relu else "none", form.bias, form.group
+    ops, bias, group = _ops(), form.bias, form.group
     pad, stride, dilation = list(form.pad), list(form.stride), list(form.dilation)
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its type stub lacks the shape
     packed = reorder(form.weight.contiguous().to_mkldnn(), pad, stride, dilation, group, list(x.shape))
 
     def run(x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        return ops._convolution_pointwise(x, packed, bias, pad, stride, dilation, group, after, [], "")
+        # Without its own ReLU, which makes 0 of NaN.
+        y = ops._convolution_pointwise(x, packed, bias, pad, stride, dilation, group, "none", [], "")
+        return _finished(y, None, None, relu)
 
     return run

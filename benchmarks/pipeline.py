@@ -110,6 +110,7 @@ def main() -> None:
 
                 words = ("--prototxt", str(here / DEPLOY), "--weights", str(weights), "--threshold", threshold, *crf)
                 ways = {n: lambda r=root, w=words: over(r, "many", w) - over(r, "one", w) for n, root in roots.items()}
+                over(ROOT, "one", words)  # reads the weights from the disk
                 alternate(what, ways, args.rounds, "pictures/s", invert=more)
     for labels in ("3", "21"):
         ways = {n: lambda r=root, c=labels: float(process(r, "-c", CRF, c)[1]) for n, root in roots.items()}

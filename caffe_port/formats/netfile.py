@@ -15,6 +15,7 @@ from caffe_port.schema.layer_types import v2_type
 from caffe_port.schema.messages import TEST, TRAIN, message_class
 from caffe_port.schema.upgrade import PARAM_SPECS
 from caffe_port.spec import RECORDS
+from caffe_port.spec.pspnet import MovingBN
 
 if TYPE_CHECKING:
     from caffe_port.schema import Definition
@@ -94,8 +95,9 @@ def _layers(
 def _as_set_up(message: Any, definition: Definition, blobs: int) -> None:
     """Sets the fields of a layer's message that Caffe sets when it sets the layer up (and hence in its files).
 
-    Every layer gets the phase (net.cpp, Init), a loss its weight of 1 (loss_layer.cpp), and BatchNorm's statistics
-    rates of 0 (batch_norm_layer.cpp).
+    Every layer gets the phase (net.cpp, Init), a loss its weight of 1 (loss_layer.cpp), and what is not learned rates
+    of 0: BatchNorm's statistics where the definition gives none (batch_norm_layer.cpp), those of PSPNet's BN, with
+    ``frozen`` all its blobs (its bn_layer.cpp).
     """
     if not message.HasField("phase"):
         message.phase = TEST if definition.phase == "TEST" else TRAIN
@@ -105,6 +107,11 @@ def _as_set_up(message: Any, definition: Definition, blobs: int) -> None:
     if message.type == "BatchNorm":
         while len(message.param) < blobs:
             message.param.add(lr_mult=0)
+    if record is MovingBN:
+        while len(message.param) < blobs:
+            message.param.add()
+        for param in message.param[0 if message.bn_param.frozen else 2 : 4]:
+            param.lr_mult = param.decay_mult = 0
 
 
 _V2_ONLY = {"type", "param", "phase", "blobs"}

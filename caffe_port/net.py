@@ -312,9 +312,7 @@ class Net(Named):
         else:
             ranks = {name: len(self.shapes[name]) if self.shapes[name] != (0,) else None for name in self.graph.inputs}
             check_inputs(tensors, ranks, self._like(), where)
-            shapes = {k: tuple(v.shape) for k, v in tensors.items()}
-            if self._shaped_for != shapes:
-                self.reshape_for(shapes)
+            self.reshape_for({k: tuple(v.shape) for k, v in tensors.items()})
             mode = Mode.PLAIN if torch.is_grad_enabled() or self.training else Mode.INFER
             if mode is Mode.INFER and (rows := rows_at_once(self.executor, tensors, self.shapes, keep)):
                 return run_in_parts(self.executor, tensors, keep, rows, self.reshape_for)

@@ -62,7 +62,7 @@ def in_processes(function: Callable[[T], R], things: Sequence[T], workers: int) 
             found = "one ended before its work was done (killed, or out of memory)"
             raise CaffeError("worker processes", found, remedy="use fewer of them") from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # waits: without that the block's end would not wait either
             raise
 
 

@@ -79,6 +79,10 @@ NETS = {
     "pooling of many": inputs((1, 70, 9, 8))
     + pool("a", "x0", "kernel_size: 3 stride: 1 pad: 1")
     + pool("b", "a", "pool: AVE kernel_size: 3 stride: 2"),
+    "few outputs of many pixels": inputs((1, 16, 110, 100))
+    + conv("a", "x0", "num_output: 8 kernel_size: 3")
+    + relu("a")
+    + conv("b", "a", "num_output: 40 kernel_size: 1"),
     "lrn": inputs((2, 21, 5, 4)) + layer("LRN", "a", "x0", LRN),
     "dense": inputs((3, 4, 5, 2))
     + layer("InnerProduct", "a", "x0", "inner_product_param { num_output: 33 }")

@@ -34,6 +34,9 @@ FEWEST_OUTPUTS = 8
 LARGEST_SOFTMAX = 1 << 16
 LARGEST_WINDOW = 1 << 10
 
+MOST_WASTED = 1 << 25
+"""Multiplications by the zeros that fill up the last panel of a convolution: with more of them oneDNN is faster."""
+
 Tops = Value | tuple[Value, ...]
 
 
@@ -78,6 +81,7 @@ def _filters(e: Emitter, layer: Layer, x: Value, y: Value, form: Filters, fold: 
         "group": group,
     }
     slope = _slopes(fold, out)
+    wasted = -(out // group) % e.wide * group * prod(weight.shape[1:]) * y.memory.pixels
     ways = form.stride, form.pad, form.dilation
     if winograd.kernel_pays(torch.empty(1).expand(x.shape), weight[: out // group], *ways, 1):
         if inputs % 16 or (out // group) % 16:
@@ -96,7 +100,7 @@ def _filters(e: Emitter, layer: Layer, x: Value, y: Value, form: Filters, fold: 
             lambda: (weight.flatten(1).t().contiguous(), form.bias.clone(), *_all(slope, lambda t: t.contiguous())),
         )
         e.add(Op.DEPTHWISE, e.pixels(x), y, weight=w, bias=bias, relu=fold.relu, **_slope(slopes), **windows)
-    elif group > 1 and out // group < FEWEST_OUTPUTS:
+    elif (group > 1 and out // group < FEWEST_OUTPUTS) or (not e.half and wasted > MOST_WASTED):
         raise UnsupportedError
     else:
         w, bias, *slopes = e.weights(

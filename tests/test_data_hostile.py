@@ -130,7 +130,7 @@ def test_kinds_without_a_signature_are_refused_by_pillows_size(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("front", [b"", END], ids=["in front of IEND", "behind IEND"])
-@pytest.mark.parametrize("length", [13, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [13, 5_000, 2**20])
 def test_a_png_whose_chunks_lie_past_its_end(
     length: int, front: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from caffe_port.dialects import BVLC, DIALECTS, MIXED, NOH, Dialect, dialect, re
 from caffe_port.errors import CaffeError, DefinitionError, LayerError
 from caffe_port.layers import REGISTRY, Layer, layer, layer_class, layer_types
 from caffe_port.schema import read_net, schema_of
+from caffe_port.spec import RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,9 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """Leaves the registries as they were."""
-    dialects, layers = dict(DIALECTS), {name: dict(of) for name, of in REGISTRY.items()}
+    dialects = dict(DIALECTS)
+    layers, records = ({name: dict(of) for name, of in registry.items()} for registry in (REGISTRY, RECORDS))
     yield
-    for registry, before in ((DIALECTS, dialects), (REGISTRY, layers)):
+    for registry, before in ((DIALECTS, dialects), (REGISTRY, layers), (RECORDS, records)):
         registry.clear()
         registry.update(before)  # type: ignore[arg-type]
 

@@ -116,5 +116,5 @@ def print_line(line: str) -> None:
 
         tqdm.write(line, file=sys.stdout)
     else:
-        print(line)
+        sys.stdout.write(f"{line}\n")  # at once: print writes the end by itself where stdout is not buffered
     sys.stdout.flush()

@@ -58,6 +58,13 @@ NETS = {
     + conv("a", "x0", "num_output: 37 kernel_size: 3 pad: 1 group: 37 stride: 2")
     + normed("a")
     + relu("a"),
+    "depthwise with holes": inputs((2, 40, 9, 11))
+    + conv("a", "x0", "num_output: 40 kernel_size: 3 pad_h: 1 pad_w: 3 group: 40 dilation: 2 stride_h: 1 stride_w: 2")
+    + relu("a"),
+    "narrow depthwise": inputs((2, 16, 4, 2)) + conv("a", "x0", "num_output: 16 kernel_size: 3 pad: 1 group: 16"),
+    "pointwise": inputs((2, 19, 5, 6))
+    + conv("a", "x0", "num_output: 50 kernel_size: 1 stride: 2")
+    + conv("b", "x0", "num_output: 12 kernel_size: 1 pad: 1"),
     "wide depthwise": inputs((1, 70, 9, 8)) + conv("a", "x0", "num_output: 70 kernel_size: 5 pad: 4 group: 70"),
     "winograd": inputs((2, 32, 18, 19)) + conv("a", "x0", "num_output: 48 kernel_size: 3 pad: 1") + relu("a"),
     "winograd in groups": inputs((1, 64, 18, 19))

@@ -94,6 +94,14 @@ def test_dummy_datas_shapes(body: str, shapes: list[tuple[int, ...]]) -> None:
 POOL = "pooling_param { pool: STOCHASTIC kernel_size: 3 stride: 2 }"
 
 
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution", "Im2col"])
+def test_dilation_of_one_tap_is_left_out(kind: str) -> None:
+    """It means nothing, and oneDNN reads outside of its memory in some such shapes."""
+    body = "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 1 dilation: 3 }"
+    layer = caffe_port.Net(inputs(x=(2, 4, 9, 5)) + one(kind, body)).l
+    assert layer.dilation == (3, 1)
+
+
 def test_stochastic_pooling() -> None:
     """Against the loops of pooling_layer.cu, on the same draws."""
     x = torch.rand(2, 3, 6, 7)

@@ -32,9 +32,9 @@ typedef struct {
 #define KEPT (96 << 10) /* numbers of gathered pixels at a time */
 #define MOST 240
 #define FEW (1 << 14) /* multiplications below which a second thread costs more than it gains */
-#define TAPS 256
 
 PRODUCT(pixels_by_panel, DOWN, 1)
+PRODUCT_OF(float, multiply_left, pixels_by_left, DOWN, 1)
 
 /* The same in bfloat16: pairs of numbers, their products added in single precision. */
 typedef uint16_t half;
@@ -105,8 +105,8 @@ static void put(float *blocks, long block, long at, const float *from, long coun
 }
 
 /* The window of an output pixel: `inputs` channels of each tap. */
-static void gather(const Step *s, const float *x, long pixel, long inputs, float *to, long block) {
-    long image = pixel / (s->out_h * s->out_w), oy = pixel / s->out_w % s->out_h, ox = pixel % s->out_w, at = 0;
+static void gather(const Step *s, const float *x, long image, long oy, long ox, long inputs, float *to, long block) {
+    long at = 0;
     long left = ox * s->step[1] - s->pad[1], width = s->kernel[1] * inputs;
     for (long i = 0; i < s->kernel[0]; i++, at += width) {
         long row = oy * s->step[0] - s->pad[0] + i * s->dilation[0];
@@ -136,6 +136,7 @@ static void gather(const Step *s, const float *x, long pixel, long inputs, float
 static int convolve(const Step *s, const float *x, float *y, int threads) {
     long inputs = s->c / s->group, outputs = s->out / s->group, depth = s->kernel[0] * s->kernel[1] * inputs;
     long blocks = (depth + DEPTH - 1) / DEPTH, panels = (outputs + WIDE - 1) / WIDE, in_half = s->op == CONVOLVE_HALF;
+    int single = depth == inputs && s->out_h == s->h && s->out_w == s->w && !s->pad[0] && !s->pad[1];
     long pixels = s->n * s->out_h * s->out_w, many = KEPT / (blocks * DOWN) / ROWS * ROWS;
     many = many > MOST ? MOST : many < 2 * ROWS ? 2 * ROWS : many;
     long chunks = (pixels + many - 1) / many, parts = 1;
@@ -156,8 +157,15 @@ static int convolve(const Step *s, const float *x, float *y, int threads) {
         }
         float *m = a + blocks * block, *one = m + many * WIDE;
         half *halves = (half *)a;
+        long image = first / (s->out_h * s->out_w), oy = first / s->out_w % s->out_h, ox = first % s->out_w;
         for (long r = 0; r < rows; r++) {
-            gather(s, x + group * inputs, first + r, inputs, in_half ? one : a + r * DOWN, in_half ? DOWN : block);
+            float *to = in_half ? one : a + r * DOWN;
+            if (single)
+                put(to, in_half ? DOWN : block, 0, x + group * inputs + (first + r) * s->x.stride, inputs);
+            else
+                gather(s, x + group * inputs, image, oy, ox, inputs, to, in_half ? DOWN : block);
+            if (++ox == s->out_w) ox = 0, oy++;
+            if (oy == s->out_h) oy = 0, image++;
             for (long k = 0; in_half && k < blocks; k++) {
                 long now = least(DEPTH, depth - k * DEPTH);
                 memset(one + k * DOWN + now, 0, LANES * sizeof(float));
@@ -172,6 +180,8 @@ static int convolve(const Step *s, const float *x, float *y, int threads) {
                 long now = least(DEPTH, depth - k * DEPTH);
                 if (in_half)
                     halves_by_panel(rows, halves + k * many * HALF_DOWN, v + k * DEPTH * WIDE, m, now, k == 0);
+                else if (count <= LANES)
+                    pixels_by_left(rows, a + k * block, w + k * DEPTH * WIDE, m, now, k == 0);
                 else
                     pixels_by_panel(rows, a + k * block, w + k * DEPTH * WIDE, m, now, k == 0);
             }
@@ -187,107 +197,7 @@ static int convolve(const Step *s, const float *x, float *y, int threads) {
     return failed;
 }
 
-/* The pixels of a window that are inside, and their taps' numbers. */
-INLINE long window(const Step *s, const float *x, long image, long oy, long ox, const float **from, long *taps) {
-    long count = 0;
-    for (long i = 0; i < s->kernel[0]; i++) {
-        long row = oy * s->step[0] - s->pad[0] + i * s->dilation[0];
-        if (row < 0 || row >= s->h) continue;
-        for (long j = 0; j < s->kernel[1]; j++) {
-            long column = ox * s->step[1] - s->pad[1] + j * s->dilation[1];
-            if (column < 0 || column >= s->w) continue;
-            from[count] = x + ((image * s->h + row) * s->w + column) * s->x.stride;
-            taps[count++] = i * s->kernel[1] + j;
-        }
-    }
-    return count;
-}
-
-/* What is computed over the taps for vectors of channels from c on; the last vector may begin before c. */
-#define OVER_TAPS(vectors, begin, each) \
-    for (; c + (vectors) * LANES <= s->c; c += (vectors) * LANES) { \
-        vec sum[vectors]; \
-        _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) sum[v] = begin; \
-        for (long t = 0; t < count; t++) { \
-            const float *p = from[t] + c, *q = s->weight + (s->weight ? taps[t] * s->c + c : 0); \
-            (void)q; \
-            _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) each \
-        } \
-        _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) AT(line + c + v * LANES) = sum[v]; \
-    }
-
-#define LAST_CHANNELS \
-    if (c < s->c && s->c >= LANES) c = s->c - LANES;
-
-/* Depthwise convolution (weight: (taps, channels)), or pooling: the largest, or the mean. */
-static int over_windows(const Step *s, const float *x, float *y, int threads) {
-    int failed = 0;
-    int parallel = s->n * s->out_h * s->out_w * s->c * s->kernel[0] * s->kernel[1] / LANES > FEW ? threads : 1;
-#pragma omp parallel for schedule(static) num_threads(parallel) reduction(| : failed) if (parallel > 1)
-    for (long row = 0; row < s->n * s->out_h; row++) {
-        long room = s->kernel[0] * s->kernel[1];
-        float *line = scratch(sizeof(float) * (s->c + LANES) + room * (sizeof(float *) + sizeof(long)) + 64);
-        if (!line) {
-            failed = 1;
-            continue;
-        }
-        const float **from = (const float **)(line + (s->c + LANES) / LANES * LANES);
-        long *taps = (long *)(from + room), oy = row % s->out_h;
-        for (long ox = 0; ox < s->out_w; ox++) {
-            long count = window(s, x, row / s->out_h, oy, ox, from, taps), c = 0;
-            float *to = y + (row * s->out_w + ox) * s->y.stride;
-            if (s->op == DEPTHWISE) {
-                OVER_TAPS(4, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
-                OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
-                LAST_CHANNELS OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
-                for (; c < s->c; c++) {
-                    float sum = 0;
-                    for (long t = 0; t < count; t++) sum += from[t][c] * s->weight[taps[t] * s->c + c];
-                    line[c] = sum;
-                }
-                emit(to, line, s->bias, s->slope, s->relu, s->c);
-            } else if (s->op == LARGEST) {
-#define LARGER \
-    { \
-        vec z = AT(p + v * LANES); \
-        bits take = (z > sum[v]) | (z != z); \
-        sum[v] = (vec)(((bits)z & take) | ((bits)sum[v] & ~take)); \
-    }
-                vec lowest = (vec){0} - FLT_MAX;
-                OVER_TAPS(4, lowest, LARGER)
-                OVER_TAPS(1, lowest, LARGER)
-                LAST_CHANNELS OVER_TAPS(1, lowest, LARGER)
-                for (; c < s->c; c++) {
-                    float most = -FLT_MAX;
-                    for (long t = 0; t < count; t++) {
-                        float z = from[t][c];
-                        most = z > most || z != z ? z : most;
-                    }
-                    line[c] = most;
-                }
-                memcpy(to, line, s->c * sizeof(float));
-            } else {
-                long sides[2], at[2] = {oy, ox}, size[2] = {s->h, s->w};
-                for (int i = 0; i < 2; i++) {
-                    long start = at[i] * s->step[i] - s->pad[i];
-                    long end = least(start + s->kernel[i], size[i] + (s->flag ? s->behind[i] : 0));
-                    sides[i] = end - (s->flag || start > 0 ? start : 0);
-                }
-                OVER_TAPS(4, (vec){0}, sum[v] += AT(p + v * LANES);)
-                OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES);)
-                LAST_CHANNELS OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES);)
-                for (; c < s->c; c++) {
-                    float sum = 0;
-                    for (long t = 0; t < count; t++) sum += from[t][c];
-                    line[c] = sum;
-                }
-                float area = (float)(sides[0] * sides[1]);
-                for (c = 0; c < s->c; c++) to[c] = line[c] / area;
-            }
-        }
-    }
-    return failed;
-}
+#include "windows.h"
 
 /* x / (k + alpha * the sum of squares of neighbouring channels)^power; a: alpha over the size, b: k, flag: the size. */
 static int neighbours(const Step *s, const float *x, float *y, int threads) {

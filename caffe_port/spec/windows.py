@@ -59,6 +59,8 @@ class Windows(Spec):
         if min((*self.kernel, *self.stride, *self.dilation), default=1) < 1:
             found = f"kernel {self.kernel}, stride {self.stride}, dilation {self.dilation}"
             raise self.error(found, expected="numbers above 0")
+        # Of one tap it means nothing, and oneDNN 3.12 (in torch 2.13) reads outside of its memory in some such shapes.
+        self.dilation = tuple(d if taps > 1 else 1 for d, taps in zip(self.dilation, self.kernel, strict=True))
 
     def spatial(self, name: str, axes: int, default: int | None) -> tuple[int, ...]:
         """A repeated window field, with its ``_h``/``_w`` forms (base_conv_layer.cpp, LayerSetUp)."""

@@ -1,0 +1,133 @@
+/* Depthwise convolution and pooling, for steps.c. */
+
+/* The pixels of a window that are inside, and their taps' numbers. */
+INLINE long window(const Step *s, const float *x, long image, long oy, long ox, const float **from, long *taps) {
+    long count = 0;
+    for (long i = 0; i < s->kernel[0]; i++) {
+        long row = oy * s->step[0] - s->pad[0] + i * s->dilation[0];
+        if (row < 0 || row >= s->h) continue;
+        for (long j = 0; j < s->kernel[1]; j++) {
+            long column = ox * s->step[1] - s->pad[1] + j * s->dilation[1];
+            if (column < 0 || column >= s->w) continue;
+            from[count] = x + ((image * s->h + row) * s->w + column) * s->x.stride;
+            taps[count++] = i * s->kernel[1] + j;
+        }
+    }
+    return count;
+}
+
+/* What is computed over the taps for vectors of channels from c on; the last vector may begin before c. */
+#define OVER_TAPS(vectors, begin, each) \
+    for (; c + (vectors) * LANES <= s->c; c += (vectors) * LANES) { \
+        vec sum[vectors]; \
+        _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) sum[v] = begin; \
+        for (long t = 0; t < count; t++) { \
+            const float *p = from[t] + c, *q = s->weight + (s->weight ? taps[t] * s->c + c : 0); \
+            (void)q; \
+            _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) each \
+        } \
+        _Pragma("GCC unroll 8") for (int v = 0; v < (vectors); v++) AT(line + c + v * LANES) = sum[v]; \
+    }
+
+#define LAST_CHANNELS \
+    if (c < s->c && s->c >= LANES) c = s->c - LANES;
+
+/* Columns first to last of a row of a depthwise 3x3 convolution, whose windows lie inside from left to right: a vector
+   of channels with its filter in registers. Returns the first channel that is left over. */
+static long inside_3x3(const Step *s, const float *x, long image, long oy, long first, long last, float *y) {
+    long c = 0, along = s->dilation[1] * s->x.stride, top = oy * s->step[0] - s->pad[0];
+    for (; c + LANES <= s->c; c += LANES) {
+        vec w[9], bias = AT(s->bias + c);
+        const float *rows[3];
+        for (int i = 0; i < 9; i++) w[i] = AT(s->weight + i * s->c + c);
+        for (int i = 0; i < 3; i++)
+            rows[i] = x + ((image * s->h + top + i * s->dilation[0]) * s->w - s->pad[1]) * s->x.stride + c;
+        for (long ox = first; ox < last; ox++) {
+            long at = ox * s->step[1] * s->x.stride;
+            vec sum = AT(rows[0] + at) * w[0] + AT(rows[0] + at + along) * w[1] + AT(rows[0] + at + 2 * along) * w[2];
+            vec next = AT(rows[1] + at) * w[3] + AT(rows[1] + at + along) * w[4] + AT(rows[1] + at + 2 * along) * w[5];
+            vec more = AT(rows[2] + at) * w[6] + AT(rows[2] + at + along) * w[7] + AT(rows[2] + at + 2 * along) * w[8];
+            sum = sum + next + more + bias;
+            if (s->relu) sum = (vec)((bits)sum & ~(sum < 0));
+            AT(y + ox * s->y.stride + c) = sum;
+        }
+    }
+    return c;
+}
+
+/* Depthwise convolution (weight: (taps, channels)), or pooling: the largest, or the mean. */
+static int over_windows(const Step *s, const float *x, float *y, int threads) {
+    int failed = 0;
+    int parallel = s->n * s->out_h * s->out_w * s->c * s->kernel[0] * s->kernel[1] / LANES > FEW ? threads : 1;
+#pragma omp parallel for schedule(static) num_threads(parallel) reduction(| : failed) if (parallel > 1)
+    for (long row = 0; row < s->n * s->out_h; row++) {
+        long room = s->kernel[0] * s->kernel[1];
+        float *line = scratch(sizeof(float) * (s->c + LANES) + room * (sizeof(float *) + sizeof(long)) + 64);
+        if (!line) {
+            failed = 1;
+            continue;
+        }
+        const float **from = (const float **)(line + (s->c + LANES) / LANES * LANES);
+        long *taps = (long *)(from + room), oy = row % s->out_h, image = row / s->out_h, done = 0;
+        long top = oy * s->step[0] - s->pad[0], first = (s->pad[1] + s->step[1] - 1) / s->step[1];
+        long last = least(s->out_w, (s->w - 1 - 2 * s->dilation[1] + s->pad[1]) / s->step[1] + 1);
+        if (s->op == DEPTHWISE && s->kernel[0] == 3 && s->kernel[1] == 3 && !s->slope && first < last && top >= 0 &&
+            top + 2 * s->dilation[0] < s->h)
+            done = inside_3x3(s, x, image, oy, first, last, y + row * s->out_w * s->y.stride);
+        for (long ox = 0; ox < s->out_w; ox++) {
+            long begin = ox >= first && ox < last ? done : 0, c = begin;
+            if (begin == s->c) continue;
+            long count = window(s, x, image, oy, ox, from, taps);
+            float *to = y + (row * s->out_w + ox) * s->y.stride;
+            if (s->op == DEPTHWISE) {
+                OVER_TAPS(4, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
+                OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
+                LAST_CHANNELS OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES) * AT(q + v * LANES);)
+                for (; c < s->c; c++) {
+                    float sum = 0;
+                    for (long t = 0; t < count; t++) sum += from[t][c] * s->weight[taps[t] * s->c + c];
+                    line[c] = sum;
+                }
+                emit(to + begin, line + begin, s->bias + begin, s->slope ? s->slope + begin : 0, s->relu, s->c - begin);
+            } else if (s->op == LARGEST) {
+#define LARGER \
+    { \
+        vec z = AT(p + v * LANES); \
+        bits take = (z > sum[v]) | (z != z); \
+        sum[v] = (vec)(((bits)z & take) | ((bits)sum[v] & ~take)); \
+    }
+                vec lowest = (vec){0} - FLT_MAX;
+                OVER_TAPS(4, lowest, LARGER)
+                OVER_TAPS(1, lowest, LARGER)
+                LAST_CHANNELS OVER_TAPS(1, lowest, LARGER)
+                for (; c < s->c; c++) {
+                    float most = -FLT_MAX;
+                    for (long t = 0; t < count; t++) {
+                        float z = from[t][c];
+                        most = z > most || z != z ? z : most;
+                    }
+                    line[c] = most;
+                }
+                memcpy(to, line, s->c * sizeof(float));
+            } else {
+                long sides[2], at[2] = {oy, ox}, size[2] = {s->h, s->w};
+                for (int i = 0; i < 2; i++) {
+                    long start = at[i] * s->step[i] - s->pad[i];
+                    long end = least(start + s->kernel[i], size[i] + (s->flag ? s->behind[i] : 0));
+                    sides[i] = end - (s->flag || start > 0 ? start : 0);
+                }
+                OVER_TAPS(4, (vec){0}, sum[v] += AT(p + v * LANES);)
+                OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES);)
+                LAST_CHANNELS OVER_TAPS(1, (vec){0}, sum[v] += AT(p + v * LANES);)
+                for (; c < s->c; c++) {
+                    float sum = 0;
+                    for (long t = 0; t < count; t++) sum += from[t][c];
+                    line[c] = sum;
+                }
+                float area = (float)(sides[0] * sides[1]);
+                for (c = 0; c < s->c; c++) to[c] = line[c] / area;
+            }
+        }
+    }
+    return failed;
+}

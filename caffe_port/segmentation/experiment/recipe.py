@@ -123,7 +123,7 @@ RECIPES = {
         _trainings(400, 80, 400, 400, 120, 120, 120) | _WITHOUT_NORM,
         fc_width="1/4",
         decoder_width="1/4",
-        kept={"classifier": 4080, "classifier-str": 8, "decouplednet": 3200},
+        kept={"classifier": 8160, "classifier-str": 8, "decouplednet": 3200},
         square=True,
     ),
 }

@@ -94,12 +94,12 @@ def _trainings(*iterations: int) -> dict[str, Training]:
     return {name: Training(n, 0.001 if name.startswith("classifier") else 0.01) for name, n in named}
 
 
-def _on_pool5(iterations: int) -> Training:
-    return Training(iterations, 0.00003, 0.8, passes=4, type="Adam", dialect="bvlc")
+def _on_pool5(iterations: int, rate: float = 0.00003) -> Training:
+    return Training(iterations, rate, 0.8, passes=4, type="Adam", dialect="bvlc")
 
 
 _WITHOUT_NORM = {
-    "classifier": _on_pool5(400),
+    "classifier": _on_pool5(560, 0.00005),
     "classifier-str": _on_pool5(80),
     "classifier-str-10": _on_pool5(160),
     "classifier-str-25": _on_pool5(400),

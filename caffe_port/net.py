@@ -9,6 +9,7 @@ Source: net.cpp (both programs).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import is_
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,6 +109,7 @@ class Net(Named):
         self._executor: Executor | None = None
         self._shaped_for: dict[str, Shape] | None = None
         self._paths = [node.key.split(".") for node in self.graph.nodes]
+        self._keys = [path[0] for path in self._paths] if all(len(path) == 1 for path in self._paths) else []
         built: list[tuple[Node, Layer]] = []
         self.ignored: list[str] = []
         """Parameter blocks of other layer types, which are ignored, as in Caffe."""
@@ -304,8 +306,13 @@ class Net(Named):
         """
         where = f"net {self.definition.net.name or self.definition.path}"
         tensors = named_inputs(self.graph.inputs, given, inputs, where)
+        hidden = recorded(*tensors.values())
+        if not (blobs or hidden or self.training):
+            found = self.executor.repeated(tensors, self._like(), self._shaped_for)
+            if found is not None:
+                return found
         keep = [*dict.fromkeys([*self.graph.outputs, *known_blobs(blobs or (), self.shapes, where)])]
-        if recorded(*tensors.values()):
+        if hidden:
             mode = Mode.PLAIN
             if traced():
                 refuse_untraceable(layer for _, layer in self.nodes)
@@ -317,6 +324,8 @@ class Net(Named):
             if mode is Mode.INFER and (rows := rows_at_once(self.executor, tensors, self.shapes, keep)):
                 return run_in_parts(self.executor, tensors, keep, rows, self.reshape_for)
         self.executor.run(mode, tensors, keep=keep, as_caffe=self.gradients == "caffe" and not traced())
+        if mode is Mode.INFER and not blobs:
+            self.executor.remember(self._shaped_for)
         found = {name: tensors[name] if mode is Mode.PLAIN else tensors[name].contiguous() for name in keep}
         return {name: t.float() for name, t in found.items()} if self.precision == "bf16" else found
 
@@ -378,13 +387,10 @@ class Net(Named):
         Raises:
             CaffeError: a layer was removed, or replaced by one with other bottoms or tops.
         """
-        kept, own = self._executor, self._modules
-        if kept is not None:
-            for path, module in zip(self._paths, kept.modules, strict=True):
-                if (own.get(path[0]) if len(path) == 1 else found_at(self, path)) is not module:
-                    break
-            else:
-                return kept
+        kept, keys = self._executor, self._keys
+        own = map(self._modules.get, keys) if keys else (found_at(self, path) for path in self._paths)
+        if kept is not None and all(map(is_, own, kept.modules)):
+            return kept
         self._executor = self._compiled([found_at(self, path) for path in self._paths])
         self._shaped_for = None
         return self._executor

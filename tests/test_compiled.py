@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from caffe_port import native
+from caffe_port.errors import CaffeError
 from caffe_port.execution.compiled import Run
+from caffe_port.execution.executor import Executor
 from caffe_port.net import Net
 
 pytestmark = pytest.mark.skipif(native.library("steps") is None, reason="needs a C compiler")
@@ -47,6 +51,7 @@ def normed(x: str) -> str:
 
 
 IMAGE = (2, 5, 13, 11)
+LINEAR = "convolution_param { num_output: 7 kernel_size: 3 bias_term: false weight_filler { type: 'gaussian' } }"
 LRN = "lrn_param { local_size: 5 alpha: 0.5 beta: 0.75 k: 2 }"
 NETS = {
     "direct": inputs(IMAGE) + conv("a", "x0", "num_output: 37 kernel_size: 3 pad: 1 stride: 2") + relu("a"),
@@ -160,6 +165,21 @@ def run_count(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Run]]:
     original = Run.__call__
     monkeypatch.setattr(Run, "__call__", lambda self, blobs: called.append(self) or original(self, blobs))
     return called
+
+
+@pytest.fixture
+def repeats(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each pass was a repetition."""
+    found: list[bool] = []
+    original = Executor.repeated
+
+    def repeated(self: Executor, *given: Any) -> Any:
+        result = original(self, *given)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(Executor, "repeated", repeated)
+    return found
 
 
 def drawn(text: str) -> tuple[Net, Net, dict[str, Tensor]]:
@@ -308,6 +328,94 @@ def test_nan_stays_nan(name: str, steps: str, monkeypatch: pytest.MonkeyPatch) -
             for key, y in net(**given).items():
                 assert expected[key].any()
                 assert y[expected[key]].isnan().all()
+
+
+def twice(tops: tuple[Tensor, ...]) -> Tensor:
+    return 2 * tops[0]
+
+
+class Twice(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return twice(self.layer(x))
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def _everywhere(net: Net) -> None:
+    def hook(module: nn.Module, bottoms: object, tops: tuple[Tensor, ...]) -> Tensor | None:
+        return twice(tops) if module is net.a else None
+
+    nn.modules.module.register_module_forward_hook(hook)
+
+
+def _put(net: Net, name: str, value: object) -> None:
+    vars(net.a)[name] = value
+
+
+def _doubled(module: object, bottoms: object, tops: tuple[Tensor, ...]) -> Tensor:
+    return twice(tops)
+
+
+def _patched(net: Any) -> None:
+    own = net.a.forward
+    _put(net, "forward", lambda x: twice(own(x)))
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "a hook": lambda net: net.a.register_forward_hook(_doubled),
+    "a hook before": lambda net: net.a.register_forward_pre_hook(lambda module, bottoms: twice(bottoms)),
+    "another table of hooks": lambda net: _put(net, "_forward_hooks", OrderedDict({0: _doubled})),
+    "hooks for all": _everywhere,
+    "forward": _patched,
+    "values": lambda net: net.a.weight.data.mul_(2),
+    "memory": lambda net: setattr(net.a.weight, "data", net.a.weight.data * 2),
+    "a parameter": lambda net: setattr(net.a, "weight", nn.Parameter(net.a.weight.detach() * 2)),
+    "a parametrization": lambda net: nn.utils.parametrize.register_parametrization(net.a, "weight", Doubled()),
+    "a layer": lambda net: setattr(net, "a", Twice(net.a)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_repeated_pass_sees_every_change(change: str, repeats: list[bool]) -> None:
+    net, x = Net(inputs(IMAGE) + layer("Convolution", "a", "x0", LINEAR)), torch.randn(IMAGE)
+    with torch.no_grad():
+        first = net(x)["a"]
+        assert torch.equal(net(x)["a"], first)
+        assert repeats == [False, True]
+        CHANGES[change](net)
+        try:
+            for _ in range(2):
+                torch.testing.assert_close(net(x)["a"], 2 * first)
+        finally:
+            nn.modules.module._global_forward_hooks.clear()
+    assert repeats[2] is False
+
+
+def test_a_pass_of_another_kind_is_not_repeated(repeats: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = Net(NETS["direct"]), torch.randn(IMAGE)
+    with torch.no_grad():
+        for _ in range(2):
+            net(x)
+        assert repeats.pop()
+        for other in (x.double(), x[0], x[:, :2]):
+            with pytest.raises(CaffeError):
+                net(x0=other)
+        assert net(x[:1])["a"].shape[0] == net.shapes["a"][0] == 1
+        assert net(x)["a"].shape[0] == net.shapes["a"][0] == 2
+        net(x.contiguous(memory_format=torch.channels_last))
+        assert net(x, blobs=["x0"])["x0"] is x
+        monkeypatch.setenv("CAFFE_PORT_STEPS", "0")
+        net(x)
+    assert net(x)["a"].requires_grad
+    assert net.double()(x.double())["a"].dtype == torch.float64
+    assert not any(repeats)
 
 
 def test_off(monkeypatch: pytest.MonkeyPatch, run_count: list[Run]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from caffe_port.execution import in_parts
+from caffe_port.execution import in_parts, memory
 from caffe_port.execution.executor import Executor
 from caffe_port.net import Net
 
@@ -52,7 +52,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def limit(net: Net, monkeypatch: pytest.MonkeyPatch, items: int) -> None:
     inputs = [torch.empty(net.shapes[name], device="meta") for name in net.graph.inputs]
     needed = net.executor.most_bytes(inputs, net.shapes, net.graph.outputs)
-    monkeypatch.setattr(in_parts, "_SMALL", 0)
+    monkeypatch.setattr(memory, "SMALL", 0)
     monkeypatch.setattr(in_parts, "available", lambda: 2 * (needed * items // 7 + needed // 14))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Collection, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from operator import attrgetter, is_
 from typing import Any
@@ -35,7 +34,8 @@ Blobs = MutableMapping[str, Tensor]
 _LINE = 16
 """Numbers of a cache line; blobs begin at one, and kernels may read that much beyond the last."""
 _MOST_RUNS = 64
-_VERSION, _TRAINING = attrgetter("_version"), attrgetter("training")
+_VERSION, _TRAINING, _HELD = attrgetter("_version"), attrgetter("training"), attrgetter("held_arrays")
+_AT = Tensor.data_ptr
 
 
 class _Watch:
@@ -84,35 +84,54 @@ class _Watch:
 
     def held(self) -> bool:
         """Whether callers hold arrays over parameters."""
-        held = [x.held_arrays for x in self.layers if x.held_arrays]
+        held = filter(None, map(_HELD, self.layers))
         return any(ref() is not None for arrays in held for ref in arrays.values())
 
 
-@dataclass(frozen=True)
 class Run:
     """Nodes up to ``last`` as steps.
 
-    Attributes:
+    Args:
         inputs: the name of each external bottom, its shape, and whether it is read in the order (N, C, H, W).
         outputs: the name and shape of each top for later layers or the caller. same: further tops: name, shape, and
             the bottom or (False) the output whose numbers they have.
         numbers: of the memory that a pass takes. kept: tensors that the steps point to.
     """
 
-    last: int
-    inputs: Sequence[tuple[str, torch.Size, bool]]
-    outputs: Sequence[tuple[str, tuple[int, ...]]]
-    same: Sequence[tuple[str, tuple[int, ...], str, bool]]
-    steps: Any
-    numbers: int
-    kept: Sequence[Tensor]
-    kernels: Any
+    def __init__(
+        self,
+        last: int,
+        inputs: Sequence[tuple[str, torch.Size, bool]],
+        outputs: Sequence[tuple[str, tuple[int, ...]]] = (),
+        same: Sequence[tuple[str, tuple[int, ...], str, bool]] = (),
+        steps: Sequence[Step] = (),
+        numbers: int = 0,
+        kept: Sequence[Tensor] = (),
+        kernels: Any = None,
+    ) -> None:
+        self.last, self.inputs, self.same, self.numbers, self.kept, self.kernels = (
+            last,
+            inputs,
+            same,
+            numbers,
+            kept,
+            kernels,
+        )
+        self.steps = (Step * len(steps))(*steps)
+        self._tops = [(name, *_laid_out(shape)) for name, shape in outputs]
+        self._memory = ctypes.c_void_p * (1 + len(inputs) + len(outputs))
 
     def fits(self, blobs: Blobs) -> bool:
         """Whether it is for such bottoms."""
         for name, shape, planar in self.inputs:
-            t = blobs[name]
-            if t.shape != shape or t.dtype is not torch.float32 or not t.is_cpu or _planar(t) is not planar:
+            t = blobs.get(name)
+            if (
+                t is None
+                or t.shape != shape
+                or t.dtype is not torch.float32
+                or not t.is_cpu
+                or _planar(t) is not planar
+            ):
                 return False
         return True
 
@@ -122,27 +141,28 @@ class Run:
         Raises:
             MemoryError: there is no memory for what a kernel keeps between steps.
         """
-        arena = torch.empty(self.numbers)
-        given = [arena]
+        memory = [torch.empty(self.numbers)]
         for name, _, planar in self.inputs:
-            t = blobs[name]
-            given.append(t.contiguous() if planar else t)
+            memory.append(blobs[name].contiguous() if planar else blobs[name])
         made: dict[str, Tensor] = {}
-        for name, shape in self.outputs:
-            if len(shape) == 4 and shape[2] * shape[3] != 1:
-                n, c, h, w = shape
-                t = torch.empty((n, h, w, c))
-                made[name] = t.permute(0, 3, 1, 2)
-            else:
-                t = made[name] = torch.empty(shape)
-            given.append(t)
-        memory = (ctypes.c_void_p * len(given))(*(t.data_ptr() for t in given))
-        threads = torch.get_num_threads()
-        if self.kernels.run_steps(self.steps, len(self.steps), memory, ctypes.c_long(SCRATCH_BYTES), threads):
+        for name, shape, in_pixels in self._tops:
+            t = torch.empty(shape)
+            made[name] = t.permute(0, 3, 1, 2) if in_pixels else t
+            memory.append(t)
+        places, threads = self._memory(*map(_AT, memory)), torch.get_num_threads()
+        if self.kernels.run_steps(self.steps, len(self.steps), places, SCRATCH_BYTES, threads):
             raise MemoryError("no memory for a layer")
         for name, shape, source, given_one in self.same:
             made[name] = (blobs if given_one else made)[source].view(shape)
         blobs.update(made)
+
+
+def _laid_out(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """The shape of a top's memory, and whether that is (N, H, W, C)."""
+    if len(shape) != 4 or shape[2] * shape[3] == 1:
+        return shape, False
+    n, c, h, w = shape
+    return (n, h, w, c), True
 
 
 def _planar(t: Tensor) -> bool:
@@ -166,6 +186,10 @@ class Compiler:
             self.readers.update(dict.fromkeys(node.bottoms, node.index))
         self.runs: dict[Any, list[Run]] = {}
         self.packed: dict[Any, tuple[Tensor, ...]] = {}
+        self.whole: tuple[Run, Collection[str]] | None = None
+        """The run that was all of the last pass, and the blobs that it kept."""
+        self.again: tuple[Run, Collection[str], object] | None = None
+        """The same of a pass that may be repeated, see the executor's ``remember``."""
         self._kernels: Any = None
         self._watch: _Watch | None = None
 
@@ -175,6 +199,8 @@ class Compiler:
             return False
         if self._watch is None:
             kernels.sampled.restype = ctypes.c_uint64
+            pointer, number = ctypes.c_void_p, ctypes.c_long
+            kernels.run_steps.argtypes = pointer, number, pointer, number, ctypes.c_int
             self._kernels, self._watch = kernels, _Watch((x for _, x in self.nodes if type(x) in LAYERS), kernels)
         if self._watch.held():
             self.forget()
@@ -187,6 +213,7 @@ class Compiler:
         """Drop all runs and packed weights."""
         self.runs.clear()
         self.packed.clear()
+        self.whole = self.again = None
 
     def run(self, first: int, last: int, blobs: Blobs, keep: Collection[str], plain: Collection[int]) -> Run | None:
         """The run that begins with a node, ends at ``last`` at most, and gives the blobs to keep.
@@ -249,7 +276,7 @@ class Compiler:
             end, i = until, until + 1
         if not emitter.steps:
             bottoms = [(b, blobs[b].shape, _planar(blobs[b])) for b in self.nodes[first][0].bottoms]
-            return Run(end, bottoms, (), (), (), 0, (), None)
+            return Run(end, bottoms)
         return self._placed(emitter, end, blobs, now, inputs, keep)
 
     def _followers(self, i: int, last: int, plain: Collection[int]) -> tuple[Folded, int]:
@@ -308,7 +335,7 @@ class Compiler:
             inputs=[(name, blobs[name].shape, _planar(blobs[name])) for name in inputs],
             outputs=outputs,
             same=same,
-            steps=(Step * len(emitter.steps))(*emitter.steps),
+            steps=emitter.steps,
             numbers=numbers,
             kept=emitter.kept,
             kernels=self._kernels,

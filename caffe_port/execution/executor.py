@@ -21,16 +21,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from caffe_port.execution import memory
 from caffe_port.execution.caffe_gradients import Blobs, CaffeGradients, Call, Pass
-from caffe_port.execution.compiled import Compiler
+from caffe_port.execution.compiled import Compiler, Run
 from caffe_port.execution.fusion import InferStep, TrainStep, infer_steps, train_steps
-from caffe_port.execution.memory import LARGE, give_back, keep_memory, last_uses
-from caffe_port.execution.observed import all_observed, observed
+from caffe_port.execution.memory import LARGE, give_back, keep_memory, last_uses, most_numbers
+from caffe_port.execution.observed import Unobserved, all_observed, observed
 from caffe_port.execution.precision import refuse_other_ways
 from caffe_port.graph import Graph, Needs
 from caffe_port.layers.base import Layer, Shape
@@ -94,6 +94,7 @@ class Executor:
         self.caffe_gradients = CaffeGradients(graph, layers, call)
         self._fused: dict[tuple[bool, frozenset[int]], tuple[dict[int, InferStep], dict[int, TrainStep]]] = {}
         self._most: tuple[object, int] = None, 0
+        self._unobserved = Unobserved(modules, kinds)
         self._packed = False
         """Whether weights were packed in the current run."""
         self._is_input = [node.type == "Input" for node in graph.nodes]
@@ -198,6 +199,7 @@ class Executor:
             refuse_other_ways(blobs, "hooks for all modules, arrays held over parameters, or CAFFE_PORT_STEPS=0")
         ends = None if last - nodes[0] + 1 == len(nodes) else _ends(nodes)
         steps: Mapping[int, InferStep] | None = None
+        runs = list[Run | None]()
         for i in nodes:
             if i <= done or (self._is_input[i] and plain is not None and i not in plain):
                 continue
@@ -210,13 +212,41 @@ class Executor:
             else:
                 steps = self._steps(low_memory, plain)[0] if steps is None else steps
                 done = self._infer(blobs, steps, i, last)
+            runs.append(run)
             for j in range(i, done + 1):
                 for name in self._last_use.get(j, ()):
                     if name not in keep:
                         blobs.pop(name, None)
+        self._compiler.whole = (runs[0], keep) if len(runs) == 1 and runs[0] and not plain else None
         if self._packed:
             self._packed = False
             give_back()  # what was freed between packed weights, where little fits in
+
+    def remember(self, shaped: object) -> None:
+        """Let :meth:`repeated` repeat the pass that has just ended, if it was one compiled run of all layers.
+
+        Args:
+            shaped: stands for the shapes of all blobs.
+        """
+        compiler = self._compiler
+        compiler.again = (*compiler.whole, shaped) if compiler.whole and self._most[1] < memory.SMALL else None
+
+    def repeated(self, inputs: Blobs, like: Tensor, shaped: object) -> dict[str, Tensor] | None:
+        """The blobs kept in the pass of :meth:`remember`, for other inputs; None where it is not the same pass.
+
+        It is as long as there are no gradients, ``like``, of the net's dtype and device, fits the kernels, inputs have
+        the same names, shapes and layouts, and no layer is observed or changed.
+        """
+        again = self._compiler.again
+        if again is None or torch.is_grad_enabled() or like.dtype is not torch.float32 or not like.is_cpu:
+            return None
+        run, keep, before = again
+        if before is not shaped or len(inputs) != len(run.inputs) or not run.fits(inputs) or not self._unobserved():
+            return None
+        if not self._compiler.ready() or self._compiler.again is not again:
+            return None
+        run(inputs)
+        return {name: inputs[name].contiguous() for name in keep}
 
     def most_bytes(self, inputs: Sequence[Tensor], shapes: Mapping[str, Shape], keep: Collection[str]) -> int:
         """About the bytes of the blobs that a run without gradients holds at a time, besides its inputs.
@@ -226,17 +256,8 @@ class Executor:
         """
         key = [x.shape for x in inputs], [*keep]
         if self._most[0] != key:
-            held, most = dict[str, int](), 0
-            for node, layer in self.nodes:
-                if not self._is_input[node.index] and not layer.shares_memory:
-                    held.update((top, prod(shapes[top])) for top in node.tops)
-                elif layer.shares_memory:  # the last to be used has all of it
-                    held[node.tops[-1]] = held.pop(node.bottoms[0], 0)
-                most = max(most, sum(held.values()))
-                for name in self._last_use.get(node.index, ()):
-                    if name not in keep:
-                        held.pop(name, None)
-            self._most = key, most * next((x.element_size() for x in inputs), 4)
+            numbers = most_numbers(self.nodes, self._last_use, shapes, keep)
+            self._most = key, numbers * next((x.element_size() for x in inputs), 4)
         return self._most[1]
 
     def _weighted(self, name: str, blob: Tensor) -> Tensor:
@@ -257,6 +278,8 @@ class Executor:
 
     def _plain_nodes(self) -> frozenset[int] | None:
         """The nodes whose modules are observed or changed; None if all are."""
+        if self._unobserved():
+            return frozenset()
         if all_observed():
             return None
         return frozenset(i for i, (m, k) in enumerate(zip(self.modules, self.kinds, strict=True)) if observed(m, k))

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffe_port.execution import memory
 from caffe_port.execution.executor import Executor, Mode
 from caffe_port.execution.observed import all_observed, observed
 from caffe_port.layers.base import Layer, Shape
 from caffe_port.layers.normalization import BN, BatchNorm
 
 __all__ = ["available", "rows_at_once", "run_in_parts"]
-
-_SMALL = 256 << 20
-"""Bytes of blobs for which the free memory is not asked for."""
 
 _TYPES = """AbsVal ArgMax BN BNLL BatchNorm Bias Concat Convolution Crop Deconvolution Dropout ELU Eltwise Exp Flatten
 InnerProduct Input Interp LRN Log PReLU Pooling Power ReLU ReLU6 Scale Sigmoid Slice Softmax Split TanH Threshold
@@ -62,7 +60,7 @@ def rows_at_once(
     if any(t.device.type != "cpu" for t in inputs.values()):
         return None
     needed = executor.most_bytes(tuple(inputs.values()), shapes, keep)
-    if needed < _SMALL or needed <= (room := available() // 2):
+    if needed < memory.SMALL or needed <= (room := available() // 2):
         return None
     items = {shapes[name][:1] for node, _ in executor.nodes for name in (*node.bottoms, *node.tops)}
     (count,) = next(iter(items)) if len(items) == 1 and () not in items else (1,)

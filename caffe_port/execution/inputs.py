@@ -19,14 +19,17 @@ def named_inputs(names: Sequence[str], given: Sequence[Any], named: Mapping[str,
     Raises:
         CaffeError: an input is missing, unknown, or given twice.
     """
-    expected = ", ".join(names) or "no inputs"
-    if len(given) == 1 and isinstance(given[0], Mapping):
+    if not given:
+        found = dict(named)
+    elif len(given) == 1 and isinstance(given[0], Mapping):
         found = {**given[0], **named}
     elif len(given) > len(names) or set(names[: len(given)]) & set(named):
+        expected = ", ".join(names) or "no inputs"
         raise CaffeError(where, f"{len(given)} tensors by position, {len(named)} by name", expected=expected)
     else:
         found = {**dict(zip(names, given, strict=False)), **named}
-    if set(found) != set(names):
+    if len(found) != len(names) or not all(map(found.__contains__, names)):
+        expected = ", ".join(names) or "no inputs"
         raise CaffeError(where, f"inputs {', '.join(map(str, found)) or 'none'}", expected=expected)
     return found
 

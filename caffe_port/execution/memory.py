@@ -5,15 +5,22 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
+from math import prod
 
-from caffe_port.graph import Graph
+from caffe_port.graph import Graph, Node
+from caffe_port.layers.base import Layer, Shape
 
-__all__ = ["LARGE", "give_back", "keep_memory", "last_uses"]
+__all__ = ["LARGE", "SMALL", "give_back", "keep_memory", "last_uses", "most_numbers"]
 
 LARGE = 1 << 24
 """Numbers of a parameter from which free memory is returned before a backward pass and before its gradient is made."""
+
+
+SMALL = 256 << 20
+"""Bytes of blobs for which a pass does not ask how much memory is free."""
 
 
 def last_uses(graph: Graph) -> dict[int, list[str]]:
@@ -26,6 +33,30 @@ def last_uses(graph: Graph) -> dict[int, list[str]]:
     for name, i in last.items():
         at.setdefault(i, []).append(name)
     return at
+
+
+def most_numbers(
+    nodes: Iterable[tuple[Node, Layer]],
+    last_use: Mapping[int, Collection[str]],
+    shapes: Mapping[str, Shape],
+    keep: Collection[str],
+) -> int:
+    """About how many numbers the blobs have that a run holds at a time, besides its inputs.
+
+    Args:
+        last_use: see :func:`last_uses`. shapes: of all blobs. keep: the blobs that are kept to the end.
+    """
+    held, most = dict[str, int](), 0
+    for node, layer in nodes:
+        if layer.shares_memory:  # the last to be used has all of it
+            held[node.tops[-1]] = held.pop(node.bottoms[0], 0)
+        elif node.type != "Input":
+            held.update((top, prod(shapes[top])) for top in node.tops)
+        most = max(most, sum(held.values()))
+        for name in last_use.get(node.index, ()):
+            if name not in keep:
+                held.pop(name, None)
+    return most
 
 
 @cache

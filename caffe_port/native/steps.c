@@ -327,11 +327,15 @@ int run_steps(const Step *steps, long count, float *const *memory, long budget, 
     return failed;
 }
 
+static long spacing(long size) { return size / 16 ? size / 16 : 1; }
+
 /* A number that changes with any of the sampled values. */
 uint64_t sampled(const float *const *blobs, const long *sizes, long count) {
     uint64_t hash = 14695981039346656037u;
+    for (long i = 0; i < count; i++)
+        for (long k = 0; k < sizes[i]; k += spacing(sizes[i])) __builtin_prefetch(blobs[i] + k);
     for (long i = 0; i < count; i++) {
-        long step = sizes[i] / 16 ? sizes[i] / 16 : 1;
+        long step = spacing(sizes[i]);
         for (long k = 0; k < sizes[i]; k += step) {
             uint32_t value;
             memcpy(&value, blobs[i] + k, 4);

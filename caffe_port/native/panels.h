@@ -21,20 +21,19 @@ typedef int bits __attribute__((vector_size(4 * LANES)));
 #define AT(p) (*(vec *)(p))
 #define INLINE static inline __attribute__((always_inline))
 
-/* rows of c += a * b; a[i * down + k * along], b and c with WIDE columns, of which the first `vectors` are computed. The
-   sum is complete before it is added, which halves the rounding of many channels. */
-INLINE void multiply_some(int vectors, int rows, long down, long along, const float *a, const float *b, float *c,
-                          long depth, int fresh) {
+/* rows of c += a * b; a[i * down + k * along], b and c with WIDE columns. The sum is complete before it is added, which
+   halves the rounding of many channels. */
+INLINE void multiply(int rows, long down, long along, const float *a, const float *b, float *c, long depth, int fresh) {
     vec sum[ROWS][2];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (vec){0};
     for (long k = 0; k < depth; k++) {
-        vec left = AT(b + k * WIDE), right = AT(b + k * WIDE + (vectors - 1) * LANES);
+        vec left = AT(b + k * WIDE), right = AT(b + k * WIDE + LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             float x = a[i * down + k * along];
             sum[i][0] += x * left;
-            if (vectors == 2) sum[i][1] += x * right;
+            sum[i][1] += x * right;
         }
     }
 #pragma GCC unroll 16
@@ -42,11 +41,9 @@ INLINE void multiply_some(int vectors, int rows, long down, long along, const fl
         float *to = c + i * WIDE;
         if (!fresh) sum[i][0] += AT(to), sum[i][1] += AT(to + LANES);
         AT(to) = sum[i][0];
-        if (vectors == 2) AT(to + LANES) = sum[i][1];
+        AT(to + LANES) = sum[i][1];
     }
 }
-#define multiply(...) multiply_some(2, __VA_ARGS__)
-#define multiply_left(...) multiply_some(1, __VA_ARGS__)
 
 /* The same for any number of rows, in pieces of at most ROWS. */
 #define CASE(n, with, down, along) \

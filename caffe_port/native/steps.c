@@ -33,8 +33,62 @@ typedef struct {
 #define MOST 240
 #define FEW (1 << 14) /* multiplications below which a second thread costs more than it gains */
 
-PRODUCT(pixels_by_panel, DOWN, 1)
-PRODUCT_OF(float, multiply_left, pixels_by_left, DOWN, 1)
+/* `rows` pixels of y = a * b, with `vectors` vectors of columns, from the pixels a, `down` numbers apart. With m, plus
+   what is there already; with a bias, plus that, then the ReLU, or times the slope where negative. NaN stays. */
+INLINE void panel(int vectors, int rows, const float *a, long down, const float *b, long depth, const float *m,
+                   const float *bias, const float *slope, long relu, float *y, long stride) {
+    vec sum[ROWS][2];
+    const float *at[ROWS / 3];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (vec){0}, at[i / 3] = a + i / 3 * 3 * down;
+    for (long k = 0; k < depth; k++) {
+        vec left = AT(b + k * WIDE), right = AT(b + k * WIDE + (vectors - 1) * LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            float x = at[i / 3][i % 3 * down + k];
+            sum[i][0] += x * left;
+            if (vectors == 2) sum[i][1] += x * right;
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) {
+            vec z = sum[i][j];
+            if (m) z += AT(m + i * WIDE + j * LANES);
+            if (bias) z += AT(bias + j * LANES);
+            if (slope) {
+                bits below = z < 0;
+                z = (vec)(((bits)(z * AT(slope + j * LANES)) & below) | ((bits)z & ~below));
+            } else if (relu)
+                z = (vec)((bits)z & ~(z < 0));
+            AT(y + i * stride + j * LANES) = z;
+        }
+}
+#define PIXELS(name, vectors) \
+    static void name(long rows, const float *a, long down, const float *b, long depth, const float *m, \
+                     const float *bias, const float *slope, long relu, float *y, long stride) { \
+        for (long pieces = (rows + ROWS - 1) / ROWS; pieces; pieces--) { \
+            long now = (rows + pieces - 1) / pieces; \
+            switch (now) { \
+                PIECE(1, vectors) PIECE(2, vectors) PIECE(3, vectors) PIECE(4, vectors) PIECE(5, vectors) PIECE(6, vectors) \
+                MORE_PIECES(vectors) \
+            } \
+            a += now * down, y += now * stride, m += m ? now * WIDE : 0, rows -= now; \
+        } \
+    }
+#define PIECE(n, vectors) \
+    case n: \
+        panel(vectors, n, a, down, b, depth, m, bias, slope, relu, y, stride); \
+        break;
+#if ROWS == 12
+#define MORE_PIECES(vectors) \
+    PIECE(7, vectors) PIECE(8, vectors) PIECE(9, vectors) PIECE(10, vectors) PIECE(11, vectors) PIECE(12, vectors)
+#else
+#define MORE_PIECES(vectors)
+#endif
+PIXELS(whole_panel, 2)
+PIXELS(half_panel, 1)
 
 /* The same in bfloat16: pairs of numbers, their products added in single precision. */
 typedef uint16_t half;
@@ -92,41 +146,46 @@ INLINE void emit(float *z, const float *m, const float *bias, const float *slope
         for (long c = 0; c < count; c++) z[c] = m[c] + bias[c];
 }
 
-static void put(float *blocks, long block, long at, const float *from, long count) {
+/* Numbers (0 without `from`) as the next ones of a window. Whole vectors, where as many can be read before `end`: each
+   block has room for one more. */
+INLINE void put(float *blocks, long block, unsigned long at, const float *from, long count, const float *end) {
     while (count > 0) {
         long k = at % DEPTH, now = least(count, DEPTH - k);
         float *to = blocks + at / DEPTH * block + k;
-        if (from)
-            memcpy(to, from, now * sizeof(float)), from += now;
+        if (!from)
+            for (long i = 0; i < now; i += LANES) AT(to + i) = (vec){0};
+        else if (end - from >= now + LANES)
+            for (long i = 0; i < now; i += LANES) AT(to + i) = AT(from + i);
         else
-            memset(to, 0, now * sizeof(float));
-        at += now, count -= now;
+            memcpy(to, from, now * sizeof(float));
+        from += from ? now : 0, at += now, count -= now;
     }
 }
 
 /* The window of an output pixel: `inputs` channels of each tap. */
-static void gather(const Step *s, const float *x, long image, long oy, long ox, long inputs, float *to, long block) {
+static void gather(const Step *s, const float *x, long image, long oy, long ox, long inputs, float *to, long block,
+                   const float *end) {
     long at = 0;
     long left = ox * s->step[1] - s->pad[1], width = s->kernel[1] * inputs;
     for (long i = 0; i < s->kernel[0]; i++, at += width) {
         long row = oy * s->step[0] - s->pad[0] + i * s->dilation[0];
         if (row < 0 || row >= s->h) {
-            put(to, block, at, 0, width);
+            put(to, block, at, 0, width, end);
             continue;
         }
         const float *from = x + (image * s->h + row) * s->w * s->x.stride;
         if (s->dilation[1] == 1 && s->x.stride == inputs) {
             long first = left < 0 ? least(-left, s->kernel[1]) : 0, last = least(s->kernel[1], s->w - left);
             if (last < first) last = first;
-            put(to, block, at, 0, first * inputs);
-            put(to, block, at + first * inputs, from + (left + first) * inputs, (last - first) * inputs);
-            put(to, block, at + last * inputs, 0, width - last * inputs);
+            put(to, block, at, 0, first * inputs, end);
+            put(to, block, at + first * inputs, from + (left + first) * inputs, (last - first) * inputs, end);
+            put(to, block, at + last * inputs, 0, width - last * inputs, end);
             continue;
         }
         for (long j = 0; j < s->kernel[1]; j++) {
             long column = left + j * s->dilation[1];
             int inside = column >= 0 && column < s->w;
-            put(to, block, at + j * inputs, inside ? from + column * s->x.stride : 0, inputs);
+            put(to, block, at + j * inputs, inside ? from + column * s->x.stride : 0, inputs, end);
         }
     }
 }
@@ -157,13 +216,11 @@ static int convolve(const Step *s, const float *x, float *y, int threads) {
         }
         float *m = a + blocks * block, *one = m + many * WIDE;
         half *halves = (half *)a;
+        const float *from = x + group * inputs, *end = x + (s->n * s->h * s->w - 1) * s->x.stride + s->c;
+        int as_is = single && !in_half; /* the pixels are read where they are */
         long image = first / (s->out_h * s->out_w), oy = first / s->out_w % s->out_h, ox = first % s->out_w;
-        for (long r = 0; r < rows; r++) {
-            float *to = in_half ? one : a + r * DOWN;
-            if (single)
-                put(to, in_half ? DOWN : block, 0, x + group * inputs + (first + r) * s->x.stride, inputs);
-            else
-                gather(s, x + group * inputs, image, oy, ox, inputs, to, in_half ? DOWN : block);
+        for (long r = 0; r < rows && !as_is; r++) {
+            gather(s, from, image, oy, ox, inputs, in_half ? one : a + r * DOWN, in_half ? DOWN : block, end);
             if (++ox == s->out_w) ox = 0, oy++;
             if (oy == s->out_h) oy = 0, image++;
             for (long k = 0; in_half && k < blocks; k++) {
@@ -176,22 +233,24 @@ static int convolve(const Step *s, const float *x, float *y, int threads) {
             long column = panel * WIDE, padded = (group * panels + panel) * WIDE, count = least(WIDE, outputs - column);
             const float *w = s->weight + padded * depth, *slope = s->slope ? s->slope + padded : 0;
             const half *v = (const half *)s->weight + padded * ((depth + 1) / 2 * 2);
+            float *to = y + first * s->y.stride + group * outputs + column;
+            long vectors = count <= LANES ? 1 : 2;
+            int direct = count == vectors * LANES;
             for (long k = 0; k < blocks; k++) {
-                long now = least(DEPTH, depth - k * DEPTH);
+                long now = least(DEPTH, depth - k * DEPTH), last = k == blocks - 1, put_there = last && direct;
+                const float *left = as_is ? from + first * s->x.stride + k * DEPTH : a + k * block;
                 if (in_half)
                     halves_by_panel(rows, halves + k * many * HALF_DOWN, v + k * DEPTH * WIDE, m, now, k == 0);
-                else if (count <= LANES)
-                    pixels_by_left(rows, a + k * block, w + k * DEPTH * WIDE, m, now, k == 0);
                 else
-                    pixels_by_panel(rows, a + k * block, w + k * DEPTH * WIDE, m, now, k == 0);
+                    (vectors == 1 ? half_panel : whole_panel)(
+                        rows, left, as_is ? s->x.stride : DOWN, w + k * DEPTH * WIDE, now, k ? m : 0,
+                        last ? s->bias + padded : 0, last ? slope : 0, last && s->relu, put_there ? to : m,
+                        put_there ? s->y.stride : WIDE);
             }
-            float *to = y + first * s->y.stride + group * outputs + column;
-            if (count == WIDE)
-                for (long r = 0; r < rows; r++)
-                    emit(to + r * s->y.stride, m + r * WIDE, s->bias + padded, slope, s->relu, WIDE);
-            else
-                for (long r = 0; r < rows; r++)
-                    emit(to + r * s->y.stride, m + r * WIDE, s->bias + padded, slope, s->relu, count);
+            for (long r = 0; r < rows && in_half; r++)
+                emit(to + r * s->y.stride, m + r * WIDE, s->bias + padded, slope, s->relu, count);
+            for (long r = 0; r < rows && !direct && !in_half; r++)
+                memcpy(to + r * s->y.stride, m + r * WIDE, count * sizeof(float));
         }
     }
     return failed;

@@ -1,7 +1,7 @@
 """Ordinary nets here and in other programs: first the numbers, then the times.
 
     python benchmarks/peers.py --folder DIR [--nets LeNet ...] [--batches 1 10] [--threads 1 2] [--peers MNN ...]
-                               [--rounds 9] [--seconds 10] [--cpu] [--against CHECKOUT]
+                               [--rounds 9] [--seconds 10] [--cpu] [--against CHECKOUT] [--rows FILE] [--prepare]
 
 OpenCV reads the definition and the weights themselves; MNN, OpenVINO and onnxruntime read the ONNX file that
 ``caffe_port.export`` writes of them. Each program has a virtual environment (made in DIR, of the versions below, which
@@ -17,12 +17,13 @@ the input given as an array and the outputs read.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.peer_nets import NETS, definition, draw, pictures  # noqa: E402
+from benchmarks.peer_nets import NETS, SMALL, definition, draw, pictures  # noqa: E402
 from benchmarks.turns import environment, serve, take_turns  # noqa: E402
 
 PEERS = {
@@ -44,6 +45,8 @@ OURS = "caffe_port"
 EXACT = 1e-5
 LEAST_MS = 20
 """A timed turn repeats the pass until it takes about that long."""
+LONG_MS = 1000
+"""Of such passes no third one comes before the timed ones."""
 PAUSE = 0.05
 
 Run = Callable[[], dict[str, Any]]
@@ -53,9 +56,8 @@ Run = Callable[[], dict[str, Any]]
 
 
 def ours(files: Path, x: Any, threads: int) -> Run:
+    import caffe_port  # isort: skip  # before torch, so that waiting threads sleep
     import torch
-
-    import caffe_port
 
     torch.set_num_threads(threads)
     net = caffe_port.Net(files / "net.prototxt", files / "net.caffemodel", caffe_port.TEST)
@@ -141,24 +143,23 @@ PROGRAMS: dict[str, Callable[[Path, Any, int], Run]] = {
 
 
 def work(options: argparse.Namespace) -> None:
-    """In a program's process: save its numbers and print the milliseconds of a pass, or serve timed passes."""
+    """In a program's process: save its numbers, and serve timed passes."""
     import numpy as np
 
     name, files = options.serve, Path(options.files)
     sys.stdout = os.fdopen(os.dup(1), "w")  # MNN writes to standard output, too
     os.dup2(2, 1)
     run = PROGRAMS[OURS if name not in PROGRAMS else name](files, np.load(files / "x.npy"), options.threads[0])
-    clock = "process_time" if options.cpu else "perf_counter"
-    for _ in range(3):  # the second pass of ours prepares weights
+    clock, taken = "process_time" if options.cpu else "perf_counter", 0.0
+    for i in range(3):  # the first ones of ours prepare weights
         start = getattr(time, clock)()
         found = run()
         taken = (getattr(time, clock)() - start) * 1e3
-    if options.once:
-        ends = {top: np.array(y)[[0, -1]] for top, y in found.items()}
-        np.savez(files / f"{name.replace('/', '_')}.npz", **ends)
-        print(taken, flush=True)
-    else:
-        serve(run, clock, repeat=ceil(LEAST_MS / max(taken, 1e-3)))
+        if i and taken > LONG_MS:
+            break
+    ends = {top: np.array(y)[[0, -1]] for top, y in found.items()}
+    np.savez(files / f"{name.replace('/', '_')}.npz", **ends)
+    serve(run, clock, repeat=ceil(LEAST_MS / max(taken, 1e-3)))
 
 
 def make(options: argparse.Namespace) -> None:
@@ -223,33 +224,68 @@ def error(files: Path, name: str) -> float:
     return worst
 
 
-def row(net: str, batch: int, threads: int, options: argparse.Namespace) -> tuple[list[str], float, dict[str, float]]:
-    """Cells of the table, the ratio, and the median milliseconds of each program."""
+def row(net: str, batch: int, threads: int, options: argparse.Namespace) -> dict[str, Any]:
+    """A row of the table: its cells, the ratio, and the median milliseconds of each program."""
     folder = Path(options.folder)
     files = files_of(net, batch, folder)
     served = ["--files", str(files), "--threads", str(threads), *(["--cpu"] if options.cpu else [])]
-    commands, errors, taken = {}, {}, 0.0
+    commands = {}
     for name in options.columns:
         python = python_of(name, folder) if name in PEERS else sys.executable
-        script = str(ROOT / "benchmarks/peers.py") if name in PROGRAMS else None
-        command = [python, script or __file__, *served, "--serve", name]
-        command += [] if name in PROGRAMS else ["--checkout", options.against]
-        once = [*command, "--once"]
-        done = subprocess.run(once, check=False, capture_output=True, text=True, env=environment(threads))
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            print(f"{net}, {name}: {lines[-1] if lines else done.returncode}", file=sys.stderr)
-            continue
-        commands[name], errors[name] = command, error(files, name)
-        taken += max(float(done.stdout), LEAST_MS) / 1e3 + PAUSE
-    rounds = max(3, min(options.rounds, int(options.seconds / taken)))
-    times, _ = take_turns(commands, rounds=rounds, warm=1, threads=threads, cwd=ROOT, pause=PAUSE)
+        script = str(ROOT / "benchmarks/peers.py") if name in PROGRAMS else __file__
+        commands[name] = [python, script, *served, "--serve", name]
+        commands[name] += [] if name in PROGRAMS else ["--checkout", options.against]
+    turns = {"rounds": options.rounds, "seconds": options.seconds, "warm": 1, "pause": PAUSE, "may_stop": True}
+    times, _ = take_turns(commands, threads=threads, cwd=ROOT, **turns)
+    if OURS not in times:
+        raise SystemExit(f"{net}: {OURS} has no numbers")
+    errors = {name: error(files, name) for name in times}
     medians = {name: statistics.median(t) for name, t in times.items()}
-    exact = [medians[name] for name in commands if name in PEERS and errors[name] < EXACT]
+    exact = [medians[name] for name in times if name in PEERS and errors[name] < EXACT]
     ratio = min(exact, default=float("nan")) / medians[OURS]
-    cells = {name: f"{_short(medians[name])} ({errors[name]:.0e})" for name in commands}
+    cells = {name: f"{_short(medians[name])} ({errors[name]:.0e})" for name in times}
     found = [cells.get(name, "refused") for name in options.columns]
-    return [net, str(batch), str(threads), *found, f"{ratio:.2f}"], ratio, medians
+    cells = [net, str(batch), str(threads), *found, f"{ratio:.2f}"]
+    return {"net": net, "batch": batch, "threads": threads, "cells": cells, "ratio": ratio, "medians": medians}
+
+
+def rows(options: argparse.Namespace, head: list[str]) -> Iterator[dict[str, Any]]:
+    """Each row of the table, from the file of rows where that has it."""
+    kept = Path(options.rows) if options.rows else None
+    about = {"head": head, "cpu": options.cpu}
+    lines = map(json.loads, kept.read_text().splitlines()) if kept and kept.exists() else ()
+    have = {(r["net"], r["batch"], r["threads"]): r for r in lines if r["about"] == about}
+    for net in options.nets:
+        for batch in options.batches:
+            for threads in options.threads:
+                if (net, batch, threads) not in have:
+                    have[net, batch, threads] = found = row(net, batch, threads, options)
+                    if kept:
+                        with kept.open("a") as file:
+                            file.write(json.dumps({**found, "about": about}) + "\n")
+                yield have[net, batch, threads]
+
+
+def summary(table: list[dict[str, Any]]) -> str:
+    """How many rows reach what is asked for."""
+    table = [r for r in table if r["ratio"] == r["ratio"]]
+    if not table:
+        return ""
+    small = [r["ratio"] for r in table if r["net"] in SMALL and r["batch"] == 1]
+    others = [r["ratio"] for r in table if not (r["net"] in SMALL and r["batch"] == 1)]
+    ahead = [r["medians"]["MNN"] >= r["medians"][OURS] for r in table if "MNN" in r["medians"]]
+    said = (
+        [f"{sum(x >= 1 for x in others)} of {len(others)} rows are level with the fastest exact program"]
+        if others
+        else []
+    )
+    said += (
+        [f"{sum(x >= 1 / 1.5 for x in small)} of {len(small)} of small nets at batch 1 are within 1.5 times"]
+        if small
+        else []
+    )
+    said += [f"ahead of MNN on {sum(ahead)} of {len(ahead)}"] if ahead else []
+    return f"\nmedian ratio {statistics.median(r['ratio'] for r in table):.2f}; " + "; ".join(said)
 
 
 def _short(ms: float) -> str:
@@ -264,13 +300,14 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--peers", nargs="*", default=[*PEERS], choices=[*PEERS], metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds of a row, at most (default 9)")
-    parser.add_argument("--seconds", type=float, default=10, help="of timed rounds of a row (default 10)")
+    parser.add_argument("--seconds", type=float, default=10, help="of timed rounds of a row, at least 3 (default 10)")
     parser.add_argument("--cpu", action="store_true", help="processor time, for a machine with other work")
     parser.add_argument("--against", metavar="CHECKOUT", help="another checkout of this project, as a column")
     for name in ("--serve", "--files", "--checkout"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    for name in ("--make", "--once"):
-        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", action="store_true", help="make the environments and files, and time nothing")
+    parser.add_argument("--rows", metavar="FILE", help="rows are kept there; those that it has are not run again")
     options = parser.parse_args()
     if options.checkout:
         sys.path.insert(0, options.checkout)
@@ -279,21 +316,21 @@ def main() -> None:
         return
     if not options.folder:
         parser.error("--folder is needed")
+    if options.prepare:
+        for peer in options.peers:
+            python_of(peer, Path(options.folder))
+        for net in options.nets:
+            for batch in options.batches:
+                files_of(net, batch, Path(options.folder))
+        return
     options.columns = [OURS, *([Path(options.against).name] if options.against else []), *options.peers]
     head = ["net", "batch", "threads", *options.columns, "ratio"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
-    ratios, ahead = [], []
-    for net in options.nets:
-        for batch in options.batches:
-            for threads in options.threads:
-                cells, ratio, medians = row(net, batch, threads, options)
-                print(f"| {' | '.join(cells)} |", flush=True)
-                ratios += [ratio] if ratio == ratio else []
-                ahead += [medians["MNN"] >= medians[OURS]] if "MNN" in medians else []
-    if ratios:
-        level = sum(r >= 1 for r in ratios)
-        print(f"\nlevel with the fastest exact program on {level} of {len(ratios)} rows; median ratio", end=" ")
-        print(f"{statistics.median(ratios):.2f}" + (f"; ahead of MNN on {sum(ahead)} of {len(ahead)}" if ahead else ""))
+    table = []
+    for found in rows(options, head):
+        table.append(found)
+        print(f"| {' | '.join(found['cells'])} |", flush=True)
+    print(summary(table))
 
 
 if __name__ == "__main__":

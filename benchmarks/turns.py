@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -12,6 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["environment", "report", "serve", "take_turns"]
+
+FEWEST = 3
+"""Rounds that are timed in any case."""
 
 
 def serve(run: Callable[[], object], clock: str = "perf_counter", repeat: int = 1) -> None:
@@ -48,12 +52,23 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def take_turns(
-    commands: Mapping[str, list[str]], *, rounds: int, warm: int, threads: int, cwd: Path, pause: float = 0
+    commands: Mapping[str, list[str]],
+    *,
+    rounds: int,
+    warm: int,
+    threads: int,
+    cwd: Path,
+    pause: float = 0,
+    seconds: float = math.inf,
+    may_stop: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Milliseconds of each baseline in each round after ``warm`` untimed ones, and the peak memory of each in MB.
 
-    A command is a process that answers lines as :func:`serve` does (the memory may be missing). ``pause``: seconds
-    before each run.
+    A command is a process that answers lines as :func:`serve` does (the memory may be missing).
+
+    Args:
+        pause: seconds before each run. seconds: after so many no round begins, from the fourth on.
+        may_stop: a process that stops is left out, else it is an error.
     """
     running = {
         name: subprocess.Popen(
@@ -63,9 +78,13 @@ def take_turns(
     }
     times: dict[str, list[float]] = {name: [] for name in running}
     peaks: dict[str, float] = {}
+    start = 0.0
     try:
         for i in range(rounds + warm):
-            for name, process in running.items():
+            start = time.perf_counter() if i <= warm else start
+            if i >= warm + FEWEST and time.perf_counter() - start > seconds:
+                break
+            for name, process in [*running.items()]:
                 assert process.stdin and process.stdout
                 time.sleep(pause)
                 with suppress(BrokenPipeError):
@@ -73,7 +92,12 @@ def take_turns(
                     process.stdin.flush()
                 answer = process.stdout.readline().split()
                 if not answer:
-                    raise SystemExit(f"{name} stopped with status {process.wait()}")
+                    said = f"{name} stopped with status {process.wait()}"
+                    if not may_stop:
+                        raise SystemExit(said)
+                    print(said, file=sys.stderr, flush=True)
+                    del running[name], times[name]
+                    continue
                 line = f"round {i + 1 - warm} of {rounds}: {name} {float(answer[0]):.0f} ms"
                 print(line, file=sys.stderr, flush=True)
                 if i >= warm:

@@ -70,6 +70,8 @@ NETS = {
     "pointwise": inputs((2, 19, 5, 6))
     + conv("a", "x0", "num_output: 50 kernel_size: 1 stride: 2")
     + conv("b", "x0", "num_output: 12 kernel_size: 1 pad: 1"),
+    "depthwise in long rows": inputs((1, 33, 3, 140))
+    + conv("a", "x0", "num_output: 33 kernel_size: 3 pad_h: 1 pad_w: 2 group: 33"),
     "wide depthwise": inputs((1, 70, 9, 8)) + conv("a", "x0", "num_output: 70 kernel_size: 5 pad: 4 group: 70"),
     "winograd": inputs((2, 32, 18, 19)) + conv("a", "x0", "num_output: 48 kernel_size: 3 pad: 1") + relu("a"),
     "winograd in groups": inputs((1, 64, 18, 19))

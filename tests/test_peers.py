@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peer_nets, peers
+from benchmarks.turns import take_turns
 from caffe_port.schema import read_net
 from caffe_port.spec.infer import infer
 
@@ -55,11 +56,36 @@ def test_an_error_is_a_share_of_the_outputs_largest_value(tmp_path: Path) -> Non
 
 def test_a_row_of_the_table(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks/peers.py"), "--folder", str(tmp_path), "--peers", "--rounds", "1"]
-    command += ["--nets", "P-Net", "--batches", "3", "--threads", "1"]
+    command += ["--nets", "P-Net", "--batches", "3", "--threads", "1", "--rows", str(tmp_path / "rows")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    again = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    assert again.stdout == done.stdout
+    assert "round" in done.stderr
+    assert "round" not in again.stderr  # the row is in the file
     head, _, row, *_ = done.stdout.splitlines()
     assert head == "| net | batch | threads | caffe_port | ratio |"
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:3] == ["P-Net", "3", "1"]
     assert float(cells[3].split("(")[1].strip(")")) < 1e-5
+
+
+def test_a_program_that_stops_is_left_out() -> None:
+    answer = "import sys\nfor line in sys.stdin: print(2.5, flush=True)"
+    commands = {"a": [sys.executable, "-c", answer], "b": [sys.executable, "-c", "raise SystemExit(3)"]}
+    options = {"rounds": 9, "warm": 1, "threads": 1, "cwd": ROOT}
+    times, _ = take_turns(commands, seconds=0, may_stop=True, **options)
+    assert times == {"a": [2.5] * 3}
+    with pytest.raises(SystemExit, match="b stopped with status 3"):
+        take_turns(commands, **options)
+
+
+def test_the_summary_counts_rows() -> None:
+    kinds = [("LeNet", 1, 0.7), ("P-Net", 1, 0.6), ("LeNet", 10, 0.7), ("VGG-16", 1, 1.5)]
+    table = [
+        {"net": net, "batch": batch, "ratio": ratio, "medians": {"MNN": 3.0, peers.OURS: 4 * ratio}}
+        for net, batch, ratio in kinds
+    ]
+    said = "median ratio 0.70; 1 of 2 rows are level with the fastest exact program; "
+    said += "1 of 2 of small nets at batch 1 are within 1.5 times; ahead of MNN on 3 of 4"
+    assert peers.summary(table).strip() == said

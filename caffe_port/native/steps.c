@@ -190,6 +190,20 @@ static void gather(const Step *s, const float *x, long image, long oy, long ox, 
     }
 }
 
+/* The same for a window that is inside, of at most DEPTH numbers, whose rows are each in one piece. */
+INLINE int gather_inside(const Step *s, const float *x, long image, long oy, long ox, long inputs, float *to,
+                         const float *end) {
+    long top = oy * s->step[0] - s->pad[0], left = ox * s->step[1] - s->pad[1], width = s->kernel[1] * inputs;
+    long down = s->dilation[0] * s->w * inputs;
+    const float *from = x + ((image * s->h + top) * s->w + left) * inputs;
+    if (top < 0 || left < 0 || left + s->kernel[1] > s->w || top + (s->kernel[0] - 1) * s->dilation[0] >= s->h ||
+        end - from < (s->kernel[0] - 1) * down + width + LANES)
+        return 0;
+    for (long i = 0; i < s->kernel[0]; i++, from += down, to += width)
+        for (long k = 0; k < width; k += LANES) AT(to + k) = AT(from + k);
+    return 1;
+}
+
 /* weight: (group, panels, kernel rows, columns, inputs, WIDE); bias and slope filled up to whole panels. In bfloat16
    (group, panels, pairs of kernel rows, columns and inputs, WIDE, 2). */
 static int convolve(const Step *s, const float *x, float *y, int threads) {
@@ -218,9 +232,12 @@ static int convolve(const Step *s, const float *x, float *y, int threads) {
         half *halves = (half *)a;
         const float *from = x + group * inputs, *end = x + (s->n * s->h * s->w - 1) * s->x.stride + s->c;
         int as_is = single && !in_half; /* the pixels are read where they are */
+        int whole_rows = blocks == 1 && s->dilation[1] == 1 && s->x.stride == inputs;
         long image = first / (s->out_h * s->out_w), oy = first / s->out_w % s->out_h, ox = first % s->out_w;
         for (long r = 0; r < rows && !as_is; r++) {
-            gather(s, from, image, oy, ox, inputs, in_half ? one : a + r * DOWN, in_half ? DOWN : block, end);
+            float *window = in_half ? one : a + r * DOWN;
+            if (!whole_rows || !gather_inside(s, x, image, oy, ox, inputs, window, end))
+                gather(s, from, image, oy, ox, inputs, window, in_half ? DOWN : block, end);
             if (++ox == s->out_w) ox = 0, oy++;
             if (oy == s->out_h) oy = 0, image++;
             for (long k = 0; in_half && k < blocks; k++) {

@@ -32,25 +32,49 @@ INLINE long window(const Step *s, const float *x, long image, long oy, long ox, 
 #define LAST_CHANNELS \
     if (c < s->c && s->c >= LANES) c = s->c - LANES;
 
-/* Columns first to last of a row of a depthwise 3x3 convolution, whose windows lie inside from left to right: a vector
-   of channels with its filter in registers. Returns the first channel that is left over. */
-static long inside_3x3(const Step *s, const float *x, long image, long oy, long first, long last, float *y) {
-    long c = 0, along = s->dilation[1] * s->x.stride, top = oy * s->step[0] - s->pad[0];
+/* A row of a depthwise 3x3 convolution, a vector of channels with its filter in registers: with neighbouring columns all
+   of it, else its pixels from `first` to `last`, whose windows lie inside from left to right. Returns the first channel
+   that is left over. */
+static long depthwise_3x3(const Step *s, const float *x, long image, long oy, long first, long last, float *y) {
+    static const float nothing[LANES];
+    long c = 0, along = s->dilation[1];
     for (; c + LANES <= s->c; c += LANES) {
-        vec w[9], bias = AT(s->bias + c);
+        vec w[9], bias = AT(s->bias + c), now = {0}, next = {0}, kept[64];
         const float *rows[3];
+        long stride[3];
         for (int i = 0; i < 9; i++) w[i] = AT(s->weight + i * s->c + c);
-        for (int i = 0; i < 3; i++)
-            rows[i] = x + ((image * s->h + top + i * s->dilation[0]) * s->w - s->pad[1]) * s->x.stride + c;
-        for (long ox = first; ox < last; ox++) {
-            long at = ox * s->step[1] * s->x.stride;
-            vec sum = AT(rows[0] + at) * w[0] + AT(rows[0] + at + along) * w[1] + AT(rows[0] + at + 2 * along) * w[2];
-            vec next = AT(rows[1] + at) * w[3] + AT(rows[1] + at + along) * w[4] + AT(rows[1] + at + 2 * along) * w[5];
-            vec more = AT(rows[2] + at) * w[6] + AT(rows[2] + at + along) * w[7] + AT(rows[2] + at + 2 * along) * w[8];
-            sum = sum + next + more + bias;
-            if (s->relu) sum = (vec)((bits)sum & ~(sum < 0));
-            AT(y + ox * s->y.stride + c) = sum;
+        for (int i = 0; i < 3; i++) {
+            long row = oy * s->step[0] - s->pad[0] + i * s->dilation[0], inside = row >= 0 && row < s->h;
+            rows[i] = inside ? x + (image * s->h + row) * s->w * s->x.stride + c : nothing;
+            stride[i] = inside ? s->x.stride : 0;
         }
+#define COLUMN(i, at) AT(rows[i] + (at) * stride[i])
+#define OF_ROW(i) \
+    (COLUMN(i, at) * w[3 * i] + COLUMN(i, at + along) * w[3 * i + 1] + COLUMN(i, at + 2 * along) * w[3 * i + 2])
+#define KEEP(sum, ox) AT(y + (ox) * s->y.stride + c) = s->relu ? (vec)((bits)(sum) & ~((sum) < 0)) : (sum)
+        if (s->step[1] == 1 && along == 1)
+            for (long begin = 0; begin < s->out_w; begin += 64, now = next = (vec){0}) {
+                long end = least(s->out_w, begin + 64);
+                for (long k = begin; k < end + 2; k++) { /* a column is read once, for three pixels */
+                    long at = k - s->pad[1];
+                    vec sum = now;
+                    now = next, next = (vec){0};
+                    if (at >= 0 && at < s->w) {
+                        vec u = COLUMN(0, at), v = COLUMN(1, at), t = COLUMN(2, at);
+                        sum += u * w[2] + v * w[5] + t * w[8];
+                        now += u * w[1] + v * w[4] + t * w[7];
+                        next += u * w[0] + v * w[3] + t * w[6];
+                    }
+                    if (k >= begin + 2) kept[k - begin - 2] = sum + bias;
+                }
+                for (long ox = begin; ox < end; ox++) KEEP(kept[ox - begin], ox);
+            }
+        else
+            for (long ox = first; ox < last; ox++) {
+                long at = ox * s->step[1] - s->pad[1];
+                vec sum = OF_ROW(0) + OF_ROW(1) + OF_ROW(2) + bias;
+                KEEP(sum, ox);
+            }
     }
     return c;
 }
@@ -69,11 +93,10 @@ static int over_windows(const Step *s, const float *x, float *y, int threads) {
         }
         const float **from = (const float **)(line + (s->c + LANES) / LANES * LANES);
         long *taps = (long *)(from + room), oy = row % s->out_h, image = row / s->out_h, done = 0;
-        long top = oy * s->step[0] - s->pad[0], first = (s->pad[1] + s->step[1] - 1) / s->step[1];
-        long last = least(s->out_w, (s->w - 1 - 2 * s->dilation[1] + s->pad[1]) / s->step[1] + 1);
-        if (s->op == DEPTHWISE && s->kernel[0] == 3 && s->kernel[1] == 3 && !s->slope && first < last && top >= 0 &&
-            top + 2 * s->dilation[0] < s->h)
-            done = inside_3x3(s, x, image, oy, first, last, y + row * s->out_w * s->y.stride);
+        long alone = s->step[1] == 1 && s->dilation[1] == 1, first = alone ? 0 : (s->pad[1] + s->step[1] - 1) / s->step[1];
+        long last = alone ? s->out_w : least(s->out_w, (s->w - 1 - 2 * s->dilation[1] + s->pad[1]) / s->step[1] + 1);
+        if (s->op == DEPTHWISE && s->kernel[0] == 3 && s->kernel[1] == 3 && !s->slope && first < last)
+            done = depthwise_3x3(s, x, image, oy, first, last, y + row * s->out_w * s->y.stride);
         for (long ox = 0; ox < s->out_w; ox++) {
             long begin = ox >= first && ox < last ? done : 0, c = begin;
             if (begin == s->c) continue;

@@ -27,11 +27,13 @@ typedef struct {
     float a, b, power;
 } Step;
 
+/* Vectors of multiplications up to which waking a second thread costs more than it gains. */
+long few = 1 << 17;
+
 #define DEPTH 256 /* numbers of a pixel's window at a time */
 #define DOWN (DEPTH + LANES)
 #define KEPT (96 << 10) /* numbers of gathered pixels at a time */
 #define MOST 240
-#define FEW (1 << 14) /* multiplications below which a second thread costs more than it gains */
 
 /* `rows` pixels of y = a * b, with `vectors` vectors of columns, from the pixels a, `down` numbers apart. With m, plus
    what is there already; with a bias, plus that, then the ReLU, or times the slope where negative. NaN stays. */
@@ -373,10 +375,10 @@ int run_steps(const Step *steps, long count, float *const *memory, long budget, 
         const float *x = memory[s->x.base] + s->x.at, *other = memory[s->other.base] + s->other.at;
         float *y = memory[s->y.base] + s->y.at;
         long size = s->n * s->h * s->w * s->c, inputs = s->c / s->group, outputs = s->out / s->group;
-        long work = size / LANES;
-        int products = s->op == CONVOLVE || s->op == CONVOLVE_HALF;
-        if (products) work = s->n * s->out_h * s->out_w * s->kernel[0] * s->kernel[1] * inputs * s->out / LANES;
-        int threads = (products ? work > FEW : s->op <= COLUMNS_PRODUCT || size > 1 << 15) ? most : 1;
+        long work = s->n * s->out_h * s->out_w * s->kernel[0] * s->kernel[1] * inputs * s->out / LANES;
+        if (s->op == ROWS_PRODUCT || s->op == COLUMNS_PRODUCT) work *= 4; /* their weights are read from far */
+        if (s->op > COLUMNS_PRODUCT && s->op != CONVOLVE_HALF) work = size;
+        int threads = work > few ? most : 1;
         long rows[] = {s->n * s->h * s->w, s->c, s->out};
         long shape[] = {s->n, s->h, s->w, inputs, outputs, s->pad[0], s->pad[1], s->dilation[0]};
         switch (s->op) {

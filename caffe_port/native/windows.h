@@ -82,7 +82,7 @@ static long depthwise_3x3(const Step *s, const float *x, long image, long oy, lo
 /* Depthwise convolution (weight: (taps, channels)), or pooling: the largest, or the mean. */
 static int over_windows(const Step *s, const float *x, float *y, int threads) {
     int failed = 0;
-    int parallel = s->n * s->out_h * s->out_w * s->c * s->kernel[0] * s->kernel[1] / LANES > FEW ? threads : 1;
+    int parallel = s->n * s->out_h * s->out_w * s->c * s->kernel[0] * s->kernel[1] / LANES > few ? threads : 1;
 #pragma omp parallel for schedule(static) num_threads(parallel) reduction(| : failed) if (parallel > 1)
     for (long row = 0; row < s->n * s->out_h; row++) {
         long room = s->kernel[0] * s->kernel[1];

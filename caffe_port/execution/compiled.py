@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.execution.lowering import FOLDS, LAYERS, activation
+from caffe_port.execution.lowering import FOLDS, LAYERS, MODAL, activation
 from caffe_port.execution.precision import check_half_kernels
 from caffe_port.execution.steps import Emitter, Folded, Memory, Op, Step, UnsupportedError, Value
 from caffe_port.graph import Node
@@ -34,7 +34,7 @@ Blobs = MutableMapping[str, Tensor]
 _LINE = 16
 """Numbers of a cache line; blobs begin at one, and kernels may read that much beyond the last."""
 _MOST_RUNS = 64
-_VERSION, _TRAINING, _HELD = attrgetter("_version"), attrgetter("training"), attrgetter("held_arrays")
+_VERSION, _TRAINING = attrgetter("_version"), attrgetter("training")
 _AT = Tensor.data_ptr
 
 
@@ -45,7 +45,11 @@ class _Watch:
     """
 
     def __init__(self, layers: Iterable[Layer], kernels: Any) -> None:
-        self.layers, self.kernels, self.state = list(layers), kernels, None
+        layers = list(layers)
+        self.layers = [layer for layer in layers if layer.blob_names]
+        self.arrays = [layer.held_arrays for layer in self.layers]
+        self.modal = [layer for layer in layers if isinstance(layer, MODAL)]
+        self.kernels, self.state = kernels, None
         self._find()
 
     def _find(self) -> None:
@@ -79,13 +83,12 @@ class _Watch:
         return True
 
     def _state(self) -> Any:
-        training = list(map(_TRAINING, self.layers))
+        training = list(map(_TRAINING, self.modal))
         return list(map(_VERSION, self.found)), self.kernels.sampled(*self.sample), training
 
     def held(self) -> bool:
         """Whether callers hold arrays over parameters."""
-        held = filter(None, map(_HELD, self.layers))
-        return any(ref() is not None for arrays in held for ref in arrays.values())
+        return any(ref() is not None for arrays in filter(None, self.arrays) for ref in arrays.values())
 
 
 class Run:

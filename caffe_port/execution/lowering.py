@@ -24,7 +24,7 @@ from caffe_port.layers.normalization import BN, LRN, BatchNorm
 from caffe_port.layers.pooling import Pooling
 from caffe_port.layers.shape import Concat, Flatten, Split
 
-__all__ = ["FOLDS", "LAYERS", "activation"]
+__all__ = ["FOLDS", "LAYERS", "MODAL", "activation"]
 
 LARGE_WEIGHT = 1 << 22
 """Weights of so many numbers are not copied into the kernels' order where few rows are multiplied with them."""
@@ -307,3 +307,5 @@ LAYERS: dict[type[Layer], Callable[[Emitter, Any, Sequence[Value], Folded], Tops
 """By the layer's own class: one that is derived from it may compute something else."""
 FOLDS = (Convolution, Deconvolution, InnerProduct, Eltwise, Scale, Bias, BatchNorm, BN)
 """Classes into which the in-place layers behind them are folded."""
+MODAL = (Dropout, DropoutChannel, BatchNorm, BN)
+"""Classes that compute something else in training."""

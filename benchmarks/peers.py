@@ -90,8 +90,8 @@ def mnn(files: Path, x: Any, threads: int) -> Run:
     model = files / "net.mnn"
     if not model.exists():
         convert = [str(Path(sys.executable).with_name("mnnconvert")), "-f", "ONNX", "--bizCode", "net"]
-        convert += ["--modelFile", str(files / "net.onnx"), "--MNNModel", str(model)]
-        subprocess.run(convert, check=True, stdout=sys.stderr)
+        convert += ["--modelFile", str(files.resolve() / "net.onnx"), "--MNNModel", str(model.resolve())]
+        subprocess.run(convert, check=True, stdout=sys.stderr, cwd=files)  # it leaves a file behind
     net = MNN.Interpreter(str(model))
     session = net.createSession({"backend": "CPU", "numThread": threads})
     given, kind = net.getSessionInput(session), MNN.Tensor_DimensionType_Caffe

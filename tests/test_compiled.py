@@ -95,7 +95,7 @@ NETS = {
     + pool("a", "x0", "kernel_size: 3 stride: 1 pad: 1")
     + pool("b", "a", "pool: AVE kernel_size: 3 stride: 2"),
     "few outputs of many pixels": inputs((1, 16, 110, 100))
-    + conv("a", "x0", "num_output: 8 kernel_size: 3")
+    + conv("a", "x0", "num_output: 3 kernel_size: 5")
     + relu("a")
     + conv("b", "a", "num_output: 40 kernel_size: 1"),
     "lrn": inputs((2, 21, 5, 4)) + layer("LRN", "a", "x0", LRN),

@@ -30,12 +30,12 @@ LARGE_WEIGHT = 1 << 22
 """Weights of so many numbers are not copied into the kernels' order where few rows are multiplied with them."""
 SMALL_WEIGHT = 1 << 16
 FEWEST_OUTPUTS = 8
-"""Of a group of a convolution; the kernel computes panels of 32."""
+"""Of a group of a convolution; the kernel computes halves of panels of 32."""
 LARGEST_SOFTMAX = 1 << 16
 LARGEST_WINDOW = 1 << 10
 
 MOST_WASTED = 1 << 25
-"""Multiplications by the zeros that fill up the last panel of a convolution: with more of them oneDNN is faster."""
+"""Multiplications by zeros that fill up a convolution's last half panel: with more of them oneDNN is faster."""
 
 Tops = Value | tuple[Value, ...]
 
@@ -81,7 +81,7 @@ def _filters(e: Emitter, layer: Layer, x: Value, y: Value, form: Filters, fold: 
         "group": group,
     }
     slope = _slopes(fold, out)
-    wasted = -(out // group) % e.wide * group * prod(weight.shape[1:]) * y.memory.pixels
+    wasted = -(out // group) % (e.wide // 2) * group * prod(weight.shape[1:]) * y.memory.pixels
     ways = form.stride, form.pad, form.dilation
     if winograd.kernel_pays(torch.empty(1).expand(x.shape), weight[: out // group], *ways, 1):
         if inputs % 16 or (out // group) % 16:

@@ -1,4 +1,4 @@
-# make demo    trains DecoupledNet on drawn pictures for a minute or two, converts it, segments, scores
+# make demo    trains DecoupledNet on drawn pictures for a minute or two, segments, scores, converts it for ONNX
 # make test    all tests
 # make fuzz    100,000 hostile files for every reader, which takes hours; make fuzz CASES=1000 takes minutes
 # make mutants changes one flag, fact or constant at a time and runs the tests about it; an hour or two. make mutants

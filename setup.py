@@ -1,6 +1,6 @@
 """Installs caffe_port. What it is and needs is in pyproject.toml; exact versions of everything in requirements.lock.
 
-Three folders of data outside the package are installed with it, under names of its own.
+Four folders of data outside the package are installed with it, under names of its own.
 """
 
 from setuptools import find_packages, setup
@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 DATA = {
     "caffe_port.definitions.published": ("prototxt", ["*/*.prototxt", "README.md"]),
     "caffe_port.demo_data": ("tests/reference/demo", ["*"]),
+    "caffe_port.demo_weights": ("weights/demo", ["*.npz"]),
     "caffe_port.scripts": ("converters", ["*.py"]),
 }
 

@@ -50,15 +50,15 @@ LINES = {  # with every argument that names a file; from the parser it is known 
     "keep-features": "net.prototxt w.npz -o out --items 1",
     "train-classifier": "solver.prototxt --init w2.npz --snapshot s.solverstate --weights w.npz,w2.npz --log-dir log"
     " --plot o.png -o o.caffemodel",
-    "train-segmentation": "Full --nets folder --classifier w.npz --snapshot s.solverstate --weights w2.npz"
-    " --log-dir log --plot o.png -o o.caffemodel",
+    "train-segmentation": "Full --nets folder --classifier w.npz --init w2.npz --snapshot s.solverstate"
+    " --weights w2.npz --log-dir log --plot o.png -o o.caffemodel",
     "fold": "net.prototxt w.npz --source list.txt --root-folder folder -o o.caffemodel",
     "evaluate": "folder x=voc --truth voc2 --pictures folder2 --markdown o.md --confusion o.csv --html o.html",
     "experiment": "voc --init w.npz -o out",
     "dump-reference": "-o o.py",
     "build": "-o out",
     "as-caffe": "script.py",
-    "demo": "-o out",
+    "demo": "-o out --make-weights shapes.npz",
     "demo-parity": "-o out",
 }
 WITHOUT = {"device-query", "completion"}

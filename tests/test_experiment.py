@@ -98,6 +98,28 @@ def test_a_recipe_with_vgg16_learns_from_pictures_as_inference_has_them_by_its_s
     assert not {"--square", "type=Adam"} & {word for step in small_plan(Path("out")).steps for word in step.words}
 
 
+def test_the_demo_starts_from_weights_and_shows_what_they_give_untrained() -> None:
+    made = plan([], Path("out"), RECIPES["demo"], classes=3, levels=["Full"], systems=["decouplednet"], start="w.npz",
+                untrained=True)  # fmt: skip
+    assert [cell.step.name for cell in made.cells] == [
+        "decouplednet-Full-scores",
+        "decouplednet-Full-untrained-scores",
+    ]
+    steps = {step.name: step.command for step in made.steps}
+    assert "--no-deconvnet" in steps["lists"]
+    for name, option in (("classifier", "--weights w.npz"), ("decouplednet-Full", "--init w.npz")):
+        trained, untrained = steps[name], steps[f"{name}-untrained"]
+        assert option in trained
+        assert option in untrained
+        assert "base_lr=0.0 " in untrained
+        assert "base_lr=0.0 " not in trained
+    assert "classifier-folded-untrained/" in steps["decouplednet-Full-untrained"]
+    assert "--score-rate" not in steps["nets"]
+    others = plan([], Path("out"), RECIPES["demo-weights"], classes=8, levels=["Full"], systems=["decouplednet"])
+    assert "--score-rate 1" in next(step.command for step in others.steps if step.name == "nets")
+    assert not {"--weights", "--init"} & {word for step in others.steps[:6] for word in step.words}
+
+
 # -- running
 
 

@@ -27,6 +27,7 @@ NEEDED = [
     "prototxt",
     "converters",
     "tests/reference/demo",
+    "weights/demo",
 ]
 
 
@@ -86,9 +87,10 @@ def test_the_wheel_holds_code_data_and_types(wheel: Path) -> None:
         "caffe_port/py.typed",
         "caffe_port/view/vendor/LICENSE",
         "caffe_port/demo_data/weights.caffemodel",
+        "caffe_port/demo_weights/shapes.npz",
         "caffe_port/scripts/dump_reference.py",
     } <= names
-    assert not [name for name in names if name.startswith(("tests/", "prototxt/", "converters/"))]
+    assert not [name for name in names if name.startswith(("tests/", "prototxt/", "converters/", "weights/"))]
     assert "\nRequires-Dist: torch<3,>=2.4\n" in metadata
     needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ") and "extra ==" not in line]
     assert not [line for line in needs if "safetensors" in line or "matplotlib" in line]

@@ -324,6 +324,13 @@ def test_norm_follows_every_convolution_of_the_classification_net():
     assert "BN" not in str(nets["classification/cls_voc_deploy.prototxt"])
 
 
+def test_the_rate_of_the_class_scores():
+    path = "classification/train_cls_voc.prototxt"
+    for setting, rates in ((Setting(), (10, 20)), (Setting(score_rate=1), (1, 2))):
+        layer = next(it for it in build.definitions(setting, [path])[path].layers() if it.name == "cls-score-voc")
+        assert tuple(layer.learn.rates) == rates
+
+
 def test_batch_and_data_root_reach_every_data_layer():
     changed = build.definitions(Setting(batch=3, data_root="/data"))
     data = [layer for net in changed.values() if isinstance(net, Net) for layer in net.layers() if not layer.bottoms]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from caffe_port.errors import CaffeError, FileError
+from caffe_port.segmentation import shapes
 from caffe_port.segmentation.crops import present
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.shapes import SHAPES, ShapeSet, draw, make_shapes
@@ -76,7 +77,9 @@ def test_every_outline_lies_in_the_unit_circle() -> None:
     [
         ({"images": 0}, "images: expected 1"),
         ({"val": 0}, "val: expected 1"),
-        ({"classes": 13}, "classes: expected 1 to 12, found 13"),
+        ({"classes": 16}, "classes: expected 1 to 15, found 16"),
+        ({"classes": 3, "skip": 13}, "classes: expected 1 to 2, found 3"),
+        ({"skip": 15}, "skip: expected 0 to 14, found 15"),
         ({"size": 8}, "size: expected 32"),
     ],
     ids=str,
@@ -84,6 +87,43 @@ def test_every_outline_lies_in_the_unit_circle() -> None:
 def test_wrong_numbers_are_refused(numbers: dict[str, int], message: str) -> None:
     with pytest.raises(CaffeError, match=message):
         ShapeSet(**{"images": 1, "val": 1, **numbers})
+
+
+def test_skipped_shapes_and_their_patterns_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the outlines and patterns after the skipped ones; those of the demo are shared by no other shape."""
+    used: set[str] = set()
+    placed, pattern = shapes._placed, shapes._pattern
+
+    def recorded(rng: np.random.Generator, manner: object, outlines: list[np.ndarray], *size: int) -> object:
+        used.add(next(name for name, known in SHAPES.items() if known is outlines))
+        return placed(rng, manner, outlines, *size)
+
+    monkeypatch.setattr(shapes, "_placed", recorded)
+    monkeypatch.setattr(shapes, "_pattern", lambda name: used.add(f"pattern of {name}") or pattern(name))
+    for skip, names in ((3, ("ring", "cross")), (12, ("fish", "flower", "leaf"))):
+        used.clear()
+        drawn = ShapeSet(1, 1, classes=len(names), size=48, skip=skip)
+        assert drawn.names == names
+        for seed in range(10):
+            draw(drawn, np.random.default_rng(seed))
+        assert used == {*names, *(f"pattern of {name}" for name in names)}
+    own = {pattern(name) for name in ("fish", "flower", "leaf")}
+    assert len(own) == 3
+    assert not own & {pattern(name) for name in [*SHAPES][:12]}
+
+
+def test_easy_pictures_are_square_with_one_to_three_large_objects() -> None:
+    pairs = [draw(ShapeSet(1, 1, classes=9, size=64, easy=True), np.random.default_rng(seed)) for seed in range(60)]
+    assert {picture.shape for picture, _ in pairs} == {(64, 64, 3)}
+    counts = [len(present(mask)) for _, mask in pairs]
+    assert {*counts} == {1, 2, 3}
+    usual = [draw(ShapeSet(1, 1, classes=9, size=64), np.random.default_rng(seed)) for seed in range(60)]
+    areas, greyness = [], []
+    for drawn in (pairs, usual):
+        areas.append(min(np.mean(mask == label) for _, mask in drawn for label in present(mask)))
+        greyness.append(np.mean([picture[mask == 0].std(1).mean() for picture, mask in drawn]))
+    assert areas[0] > 2 * areas[1]
+    assert greyness[0] < 0.8 * greyness[1]
 
 
 def test_existing_files_are_kept(drawn: Path) -> None:

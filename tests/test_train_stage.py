@@ -142,6 +142,12 @@ def test_from_vgg16_to_the_segmentation_net(data: Path) -> None:
     assert again.returncode == 2
     assert "trained.caffemodel: exists already" in again.stderr
     (data / "classifier_start.caffemodel").unlink()
+    begun = [word if word != "trained.caffemodel" else "other.caffemodel" for word in words]
+    begun = stage("train_segmentation", *begun, "--init", "trained.caffemodel", cwd=data, prefix="i")
+    assert begun.returncode == 0, begun.stderr
+    start = open_weights(data / "other_start.caffemodel").state_dict()
+    assert start.keys() == whole.keys()
+    assert all((start[name] == array).all() for name, array in whole.items())
     resumed = stage("train_segmentation", *words, "--resume", cwd=data, prefix="s")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resuming from s_iter_4.solverstate" in resumed.stderr

@@ -28,7 +28,7 @@ def head(setting: Setting, size: int, norm: Norm | None = None) -> Layers:
     first = KEPT_FILL if setting.kept else None
     return [
         *fully_connected(setting, side=window(size), drop=norm is None, fill=XAVIER, first=first, norm=norm),
-        class_score(setting, NEW),
+        class_score(setting, NEW._replace(rates=(setting.score_rate, 2 * setting.score_rate))),
         pooling("avg-pool", "cls-score", "cls-score-pooled", "AVE", score_side(size), 1),
     ]
 

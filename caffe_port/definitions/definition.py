@@ -45,6 +45,9 @@ class Setting:
     norm: bool = False
     """Whether nets are trained from fillers instead of VGG-16's weights: the classification and DeepLab nets then
     have BN, and DeconvNet fillers."""
+    score_rate: int = 10
+    """Factor on the rate of the classification net's scores: the released 10 suits one layer on trained ones, 1 suits
+    Adam where all are new."""
     fc_width: Fraction | None = None
     """The factor for fc6 and fc7, which then have fillers; None: ``width``."""
     decoder_width: Fraction | None = None

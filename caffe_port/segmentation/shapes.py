@@ -29,12 +29,34 @@ Watch = Callable[[Sequence[str], str], Iterable[str]]
 
 _FINE = 2
 """Pixels are drawn this many times finer along each side, then averaged."""
-_ASPECTS = (1.0, 4 / 3, 3 / 4)
-_OBJECTS = (1, 4)
-_SCALES = (0.13, 0.34)
-"""An object's radius as a share of the longer side, with a uniformly drawn logarithm."""
-_SEEN = 0.35
-"""The smallest visible share of an object."""
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """What pictures are like.
+
+    Attributes:
+        aspects: width over height. objects: least and most of them, background shapes as well (``clutter``).
+        scales: of an object's radius as a share of the longer side, whose logarithm is uniform. seen: its smallest
+            visible share. inside: how far its centre is from the borders, as a share of the sides.
+        clouds: their contrast. vivid: how far the background's colours are from grey.
+    """
+
+    aspects: tuple[float, ...] = (1.0, 4 / 3, 3 / 4)
+    objects: tuple[int, int] = (1, 4)
+    scales: tuple[float, float] = (0.13, 0.34)
+    seen: float = 0.35
+    inside: float = 0.1
+    clutter: tuple[int, int] = (4, 13)
+    clouds: float = 0.1
+    vivid: float = 1.0
+
+    def muted(self, colour: Array) -> Array:
+        return colour if self.vivid == 1 else colour.mean() + self.vivid * (colour - colour.mean())
+
+
+_USUAL = _Manner()
+_EASY = _Manner((1.0,), (1, 3), (0.2, 0.36), 0.7, 0.22, (2, 7), 0.06, 0.5)
 _TRIES = 20
 _COUNTS = {"train": "images", "val": "val"}
 """The field of a set with the number of pictures of each list."""
@@ -66,6 +88,25 @@ def _crescent() -> Array:
     )
 
 
+def _fish() -> Array:
+    """An ellipse with a tail."""
+    t = np.linspace(-2.6, 2.6, 50)
+    body = np.stack([0.24 + 0.76 * np.cos(t), 0.5 * np.sin(t)], 1)
+    return np.concatenate([body, [(-0.85, 0.5), (-0.72, 0), (-0.85, -0.5)]])
+
+
+def _flower() -> Array:
+    t = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    radius = 0.76 + 0.24 * np.cos(5 * t)
+    return np.stack([radius * np.cos(t), radius * np.sin(t)], 1)
+
+
+def _leaf() -> Array:
+    t = np.linspace(0, np.pi, 40, endpoint=False)
+    side = np.stack([np.cos(t), 0.62 * np.sin(t) ** 1.5], 1)
+    return np.concatenate([side, -side])
+
+
 _CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
 _ARROW = [(-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)]
 _HOURGLASS = [(-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)]
@@ -84,6 +125,9 @@ SHAPES: dict[str, list[Array]] = {
     "gear": [_star(9, 0.72), 0.3 * _polygon(32)],
     "hourglass": [np.array(_HOURGLASS)],
     "bolt": [np.array(_BOLT)],
+    "fish": [_fish()],
+    "flower": [_flower()],
+    "leaf": [_leaf()],
 }
 """Outlines within the unit circle by the name of their class; a second one is a hole."""
 
@@ -99,12 +143,32 @@ _PATTERNS: list[Callable[[Array, Array], Array]] = [
 """A value from 0 to 1 by the position on a shape."""
 
 
+def _scales(u: Array, v: Array) -> Array:
+    """Rows of arcs, every second one shifted by half an arc."""
+    row = np.floor(4 * u)
+    return (np.hypot(4 * u - row, 2 * (np.mod(2.5 * v + row / 2, 1) - 0.5)) < 0.8) * 1.0
+
+
+_OWN_PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
+    "fish": _scales,
+    "flower": lambda u, v: (np.hypot(u, v) > 0.28) * (0.6 + 0.4 * np.cos(15 * np.arctan2(v, u))),
+    "leaf": lambda u, v: 1.0 * ((np.abs(v) > 0.06) & (np.sin(12 * (u + np.abs(v))) < 0.6)),
+}
+"""Of the shapes that share none with another."""
+
+
+def _pattern(name: str) -> Callable[[Array, Array], Array]:
+    return _OWN_PATTERNS.get(name) or _PATTERNS[list(SHAPES).index(name) % len(_PATTERNS)]
+
+
 @dataclass(frozen=True)
 class ShapeSet:
     """The settings of a data set.
 
     Attributes:
-        images: for training. val: others, for validation. classes: the first of SHAPES. size: of the longer side.
+        images: for training. val: others, for validation. size: of the longer side.
+        classes: their number, in SHAPES' order after the first ``skip``, with those shapes' patterns.
+        easy: fewer, larger and less hidden objects in square pictures on quieter backgrounds.
 
     Raises:
         CaffeError: an invalid number.
@@ -115,12 +179,15 @@ class ShapeSet:
     classes: int = 5
     size: int = 128
     seed: int = 0
+    skip: int = 0
+    easy: bool = False
 
     def __post_init__(self) -> None:
         for what, number, least, most in (
             ("images", self.images, 1, 999_999),
             ("val", self.val, 1, 999_999),
-            ("classes", self.classes, 1, len(SHAPES)),
+            ("skip", self.skip, 0, len(SHAPES) - 1),
+            ("classes", self.classes, 1, len(SHAPES) - self.skip),
             ("size", self.size, 32, 4096),
         ):
             if not least <= number <= most:
@@ -129,7 +196,11 @@ class ShapeSet:
     @property
     def names(self) -> tuple[str, ...]:
         """The classes' names, of labels 1 and up."""
-        return tuple(SHAPES)[: self.classes]
+        return tuple(SHAPES)[self.skip : self.skip + self.classes]
+
+    @property
+    def manner(self) -> _Manner:
+        return _EASY if self.easy else _USUAL
 
 
 def make_shapes(
@@ -184,23 +255,24 @@ def draw(drawn: ShapeSet, rng: np.random.Generator) -> tuple[Array, Array]:
     """A picture, uint8 RGB (height, width, 3), and its labels, uint8 (height, width), outlines ignored as VOC's."""
     import cv2
 
-    aspect = rng.choice(_ASPECTS)
+    manner = drawn.manner
+    aspect = rng.choice(manner.aspects)
     width, height = (round(drawn.size * min(1.0, a)) for a in (aspect, 1 / aspect))
-    canvas = _background(rng, _FINE * height, _FINE * width)
+    canvas = _background(rng, manner, _FINE * height, _FINE * width)
     owner = np.full(canvas.shape[:2], -1)
     areas: list[int] = []
     classes: list[int] = []
-    for _ in range(rng.integers(*_OBJECTS, endpoint=True)):
+    for _ in range(rng.integers(*manner.objects, endpoint=True)):
         label = int(rng.integers(drawn.classes)) + 1
         for _ in range(_TRIES):
-            stamp, u, v = _placed(rng, SHAPES[drawn.names[label - 1]], *canvas.shape[:2])
+            stamp, u, v = _placed(rng, manner, SHAPES[drawn.names[label - 1]], *canvas.shape[:2])
             hidden = np.where(stamp, len(areas), owner)
             seen = np.bincount(hidden.ravel() + 1, minlength=len(areas) + 2)[1:]
-            if stamp.any() and (seen >= _SEEN * np.array([*areas, stamp.sum()])).all():
+            if stamp.any() and (seen >= manner.seen * np.array([*areas, stamp.sum()])).all():
                 owner = hidden
                 areas.append(int(stamp.sum()))
                 classes.append(label)
-                canvas[stamp] = _painted(rng, label, drawn.classes, u[stamp], v[stamp])
+                canvas[stamp] = _painted(rng, drawn, label, u[stamp], v[stamp])
                 break
     labels = np.array([*classes, 0], np.uint8)[owner]
     soft = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
@@ -211,18 +283,18 @@ def draw(drawn: ShapeSet, rng: np.random.Generator) -> tuple[Array, Array]:
     return (noisy.clip(0, 1) * 255 + 0.5).astype(np.uint8), labels
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> Array:
+def _background(rng: np.random.Generator, manner: _Manner, height: int, width: int) -> Array:
     """Clouds of two or three colours, with blobs and lines of no class; float32 RGB from 0 to 1."""
     import cv2
 
     canvas = np.empty((height, width, 3), np.float32)
-    canvas[:] = rng.uniform(0.2, 0.8, 3)
+    canvas[:] = manner.muted(rng.uniform(0.2, 0.8, 3))
     for cells in (2, 5, 11):
-        clouds = rng.normal(0, 0.1, (cells, cells, 3)).astype(np.float32)
+        clouds = rng.normal(0, manner.clouds, (cells, cells, 3)).astype(np.float32)
         canvas += cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)
     longest = max(height, width)
-    for _ in range(rng.integers(4, 13)):
-        colour = [float(c) for c in rng.uniform(0.05, 0.95, 3)]
+    for _ in range(rng.integers(*manner.clutter)):
+        colour = [float(c) for c in manner.muted(rng.uniform(0.05, 0.95, 3))]
         place = [int(n) for n in rng.integers(0, [width, height])]
         if rng.random() < 0.5:
             axes = [int(n) + 1 for n in rng.uniform(0.01, 0.09, 2) * longest]
@@ -233,13 +305,16 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Array:
     return canvas
 
 
-def _placed(rng: np.random.Generator, outlines: Sequence[Array], height: int, width: int) -> tuple[Array, Array, Array]:
+def _placed(
+    rng: np.random.Generator, manner: _Manner, outlines: Sequence[Array], height: int, width: int
+) -> tuple[Array, Array, Array]:
     """A shape's mask, bool (height, width), and each pixel's position in the shape's coordinates."""
     import cv2
 
-    radius = max(height, width) * np.exp(rng.uniform(*np.log(_SCALES)))
+    radius = max(height, width) * np.exp(rng.uniform(*np.log(manner.scales)))
+    near, far = manner.inside, 1 - manner.inside
     angle, stretch = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.25, 0.25))
-    centre = rng.uniform([0.1 * width, 0.1 * height], [0.9 * width, 0.9 * height])
+    centre = rng.uniform([near * width, near * height], [far * width, far * height])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.diag([radius * stretch, radius / stretch])
     stamp = np.zeros((height, width), np.uint8)
@@ -249,13 +324,13 @@ def _placed(rng: np.random.Generator, outlines: Sequence[Array], height: int, wi
     return stamp.astype(bool), u, v
 
 
-def _painted(rng: np.random.Generator, label: int, classes: int, u: Array, v: Array) -> Array:
+def _painted(rng: np.random.Generator, drawn: ShapeSet, label: int, u: Array, v: Array) -> Array:
     """The colours of a shape's pixels, (pixels, 3)."""
-    hue = label / classes + rng.normal(0, 0.05)
+    hue = label / drawn.classes + rng.normal(0, 0.05)
     saturation, value, contrast = rng.uniform([0.45, 0.55, 0.25], [0.9, 0.95, 0.5])
     light = np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
     dark = np.array(colorsys.hsv_to_rgb((hue + rng.normal(0, 0.04)) % 1, saturation, value * contrast))
-    share = _PATTERNS[(label - 1) % len(_PATTERNS)](u, v)[:, None]
+    share = _pattern(drawn.names[label - 1])(u, v)[:, None]
     return (light * share + dark * (1 - share)).astype(np.float32)
 
 

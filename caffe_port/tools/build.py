@@ -14,7 +14,7 @@ from caffe_port.definitions.definition import Net, Setting, Solver
 from caffe_port.definitions.shapes import infer
 from caffe_port.errors import DefinitionError, FileError, nearest
 from caffe_port.formats.atomic import atomic_write
-from caffe_port.tools.cli import FOLDER, Parser, run
+from caffe_port.tools.cli import FOLDER, Parser, count, run
 
 __all__ = ["definitions", "fraction", "main"]
 
@@ -90,6 +90,7 @@ def _build(args: argparse.Namespace) -> int:
         args.classes,
         args.level,
         args.norm,
+        args.score_rate,
         fraction("--fc-width", args.fc_width) if args.fc_width else None,
         fraction("--decoder-width", args.decoder_width) if args.decoder_width else None,
         args.kept.rstrip("/"),
@@ -155,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--classes", type=int, default=20, metavar="N", help="without the background; default: 20")
     add("--level", default="", help="strong pictures: the lists of prepare's --levels of this name")
     add("--norm", action="store_true", help="for training from noise: BN and fillers everywhere")
+    add("--score-rate", type=count, default=10, metavar="N", help="factor on the class scores' rate; default: 10")
     add("--data-root", default=".", metavar="DIR", help="folder of VOC2012 and the image lists")
     add("--kept", default="", metavar="DIR", help="nets with fixed convolutions read what keep-features wrote here")
     add("--check", action="store_true", help="write nothing; fail where a file differs")

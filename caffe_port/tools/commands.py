@@ -81,7 +81,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("dump-reference", "A script for your own Caffe that stores what a net computes, for parity"),
         Command("build", "The published networks and their solvers, at any width and size"),
         Command("as-caffe", "Run a script that imports caffe"),
-        Command("demo", "Draw pictures, train DecoupledNet on them, convert it, segment, score"),
+        Command("demo", "Draw pictures, train DecoupledNet on them, segment, score, convert it"),
         Command("demo-parity", "An embedded model, converted, run on a picture, compared with real Caffe"),
         Command("completion", "Code that a shell evaluates to complete commands and options"),
     ),

@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--images", type=int, default=400, metavar="N", help="pictures for training; default: %(default)s")
     add("--val", type=int, metavar="N", help="pictures for validation; default: a quarter as many")
     add("--classes", type=int, default=5, metavar="K", help=f"1 to {len(SHAPES)}; default: %(default)s")
+    add("--skip", type=int, default=0, metavar="N", help="leave out the first N shapes and their patterns; default: 0")
+    add("--easy", action="store_true", help="square pictures of one to three large objects on quiet backgrounds")
     add("--size", type=int, default=128, metavar="S", help="pixels along the longer side; default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="each seed gives another set; default: %(default)s")
     add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; default: one for each core")
@@ -37,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _make_shapes(arguments: argparse.Namespace) -> None:
     val = max(1, arguments.images // 4) if arguments.val is None else arguments.val
-    drawn = ShapeSet(arguments.images, val, arguments.classes, arguments.size, arguments.seed)
+    drawn = ShapeSet(
+        arguments.images, val, arguments.classes, arguments.size, arguments.seed, arguments.skip, arguments.easy
+    )
     make_shapes(
         Path(arguments.output),
         drawn,

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from caffe_port.errors import CaffeError
 from caffe_port.formats import open_weights
+from caffe_port.formats.adding import add_layers
 from caffe_port.tools import fp_bp
 from caffe_port.tools.cli import FOLDER, Parser, as_gflags, run
 from caffe_port.tools.train_stage import PROTOTXT, add_stage_options, train_stage
@@ -27,9 +28,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add = parser.add_argument
     add("annotations", metavar="LEVEL", help="Full, 25, 10 or 5: strong annotations for each class")
     add("--classifier", metavar="FILE", help="the classification net's weights; needed unless the run is resumed")
+    add(
+        "--init",
+        metavar="WEIGHTS",
+        help="start from these layers of the bridge and the segmentation net; others are drawn",
+    )
     add("--nets", metavar="DIR", default=str(PROTOTXT / "decouplednet"), help="the definitions; default: %(default)s")
     add_stage_options(parser, "trained.caffemodel")
-    parser.reads("classifier")
+    parser.reads("classifier", "init")
     parser.reads("nets", kind=FOLDER)
     run(_train, parser, as_gflags(argv))
 
@@ -55,6 +61,8 @@ def _train(arguments: argparse.Namespace) -> None:
         if not arguments.classifier:
             raise CaffeError("--classifier", "missing", expected="the classification net's weights")
         fp_bp.write(arguments.classifier, path, nets / fp_bp.DEFINITION.name, overwrite=True)
+        if arguments.init:
+            add_layers(path, open_weights(arguments.init).layers)
         return str(path)
 
     fixed = open_weights(arguments.classifier).layers if arguments.classifier else []

@@ -62,6 +62,8 @@ def plan(
     device: str = "cpu",
     threshold: float = 0.5,
     init: str = "",
+    start: str = "",
+    untrained: bool = False,
     repeats: Sequence[int] = (),
 ) -> Plan:
     """The steps that produce the table.
@@ -73,13 +75,19 @@ def plan(
         levels: those of LEVELS; ``lists`` has them in the form of ``prepare --levels``, where that differs.
         threshold: the score above which DecoupledNet finds a class.
         init: a VGG-16 whose convolutions all systems start from; those of the classification nets stay fixed.
+        start: weights from which DecoupledNet's trainings start, each from the layers that its net has.
+        untrained: also the cells of the nets as they start, after the others.
         repeats: further seeds for the levels in REPEATED. The pictures, their crops and what is kept of these are
             those of ``seed``.
     """
-    made = _Maker(folder, output, recipe, classes, list(lists or levels), seed, device, threshold, init)
+    made = _Maker(folder, output, recipe, classes, list(lists or levels), seed, device, threshold, init, start)
     cells = [made.cell(level, system) for level in levels for system in systems]
+    if untrained:
+        made.begin(seed, "-untrained", recipe.untrained)
+        cells += [made.cell(level, system) for level in levels for system in systems]
+        made.recipe = recipe
     for other in repeats:
-        made.begin(other)
+        made.begin(other, f"-seed{other}")
         cells += [made.cell(level, system) for level in levels for system in systems if level in REPEATED]
     return Plan(cells, made.steps, made.folder)
 
@@ -98,9 +106,10 @@ class _Maker:
         device: str,
         threshold: float,
         init: str,
+        start: str,
     ) -> None:
         self.output, self.recipe, self.classes, self.data_seed = output, recipe, classes, seed
-        self.device, self.threshold, self.lists, self.init = device, threshold, lists, init
+        self.device, self.threshold, self.lists, self.init, self.start = device, threshold, lists, init, start
         self.seed, self.suffix = seed, ""
         self.steps: list[Step] = []
         if isinstance(folder, Path):
@@ -110,9 +119,9 @@ class _Maker:
             words = ["-m", "caffe_port.tools.make_shapes", "-o", str(self.folder), *folder, "-f", "-q"]
             self.data = (self.step("data", words, (), "classes.txt"),)
 
-    def begin(self, seed: int) -> None:
-        """Another seed for all trainings from here on."""
-        self.seed, self.suffix = seed, f"-seed{seed}"
+    def begin(self, seed: int, suffix: str, recipe: Recipe | None = None) -> None:
+        """Another seed, and recipe, for all trainings from here on."""
+        self.seed, self.suffix, self.recipe = seed, suffix, recipe or self.recipe
 
     def step(
         self, name: str, words: Sequence[object], needs: Sequence[Step], makes: str, *, curve: bool = False
@@ -133,7 +142,9 @@ class _Maker:
         recipe = self.recipe
         words = ["-m", "caffe_port.tools.prepare", self.folder, "-o", self.output / "lists", "--levels", *self.lists]
         words += ["--square"] if recipe.square else []
-        words += ["--crops", recipe.crops, "--proposals", recipe.proposals, "--seed", self.data_seed, "-f", "-q"]
+        words += ["--crops", recipe.crops]
+        words += ["--proposals", recipe.proposals] if recipe.proposals else ["--no-deconvnet"]
+        words += ["--seed", self.data_seed, "-f", "-q"]
         return self.step("lists", words, self.data, "cls_imgset/train.txt")
 
     def nets(self, level: str) -> Step:
@@ -145,6 +156,7 @@ class _Maker:
         for option, width in (("--fc-width", recipe.fc_width), ("--decoder-width", recipe.decoder_width)):
             words += [option, width] if width else []
         words += ["--kept", self.output] if self.init else ["--norm"]
+        words += ["--score-rate", recipe.score_rate] if recipe.score_rate != 10 else []
         words += [] if level == lists.FULL else ["--level", level]
         return self.step(name, words, (), "deconvnet/stage_1_solver.prototxt")
 
@@ -197,7 +209,7 @@ class _Maker:
         folder = nets.makes.parents[1] / "classification"
         words = ["-m", "caffe_port.tools.train_classifier", folder / "train_cls_voc_solver.prototxt"]
         words += ["-o", self.output / f"{name}{self.suffix}" / "trained.caffemodel"]
-        words += ["--init", self.init] if self.init else []
+        words += ["--init", self.init] if self.init else ["--weights", self.start] if self.start else []
         needs = [self.prepared(), nets]
         if self.init:
             items = self.recipe.kept[recipe] * (int(level) * self.classes if level else 1)
@@ -215,6 +227,7 @@ class _Maker:
         classifier = self.classifier(level if alone else "")
         words = ["-m", "caffe_port.tools.train_segmentation", level, "--nets", nets]
         words += ["--classifier", classifier.makes, "-o", self.output / f"{name}{self.suffix}" / "trained.caffemodel"]
+        words += ["--init", self.start] if self.start else []
         needs = [self.prepared(), self.nets(lists.FULL), classifier]
         if self.init:
             keeping = nets / f"{LEVELS[level]:03}_keep_seg_{level}_anno.prototxt"

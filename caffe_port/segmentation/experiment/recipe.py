@@ -53,11 +53,13 @@ class Recipe:
     Attributes:
         width: of every net relative to the published ones. size: of the nets' inputs. batch: images in one; WSSL has
             as many weak ones as strong ones.
-        crops: for each subset of a picture's classes. proposals: of DeconvNet, for training and for each picture.
+        crops: for each subset of a picture's classes. proposals: of DeconvNet, for training and for each picture; 0
+            for no lists for it.
         passes: over which BN's statistics are averaged, of 16 images.
         fc_width, decoder_width: of fc6 and fc7, and of the segmentation half; "" for ``width``.
         kept: with VGG-16's convolutions, the number of pictures or crops for which their results are kept: by
             "classifier", "classifier-str" (for each class and strong annotation), "decouplednet".
+        score_rate: the factor on the rate of the classification net's scores.
         square: whether the classification net learns from pictures made square as for inference, or squashed.
         trainings: by name: "classifier", "classifier-str", "decouplednet", "decouplednet-str", "deconvnet-1",
             "deconvnet-2", "wssl"; "classifier-str-10" or the like for one level.
@@ -73,7 +75,13 @@ class Recipe:
     fc_width: str = ""
     decoder_width: str = ""
     kept: Mapping[str, int] = field(default_factory=dict)
+    score_rate: int = 10
     square: bool = False
+
+    @property
+    def untrained(self) -> Recipe:
+        """The same with trainings that change nothing."""
+        return replace(self, trainings={name: Training(1, 0.0) for name in self.trainings})
 
     def longer(self, factor: float) -> Recipe:
         """The same with ``factor`` times as many iterations everywhere."""
@@ -109,8 +117,19 @@ _WITHOUT_NORM = {
 rates its loss becomes NaN, and at lower ones its mAP is 7 to 10 below Adam's. From strong pictures alone, it learns
 for six rounds of what is kept, before it knows them by heart. WSSL's rate is its released one."""
 
+_DEMO = {"classifier": Training(140, 0.0003, type="Adam", dialect="mixed"), "decouplednet": Training(280, 0.01)}
+"""From the shipped weights."""
+
+_DEMO_WEIGHTS = {
+    "classifier": Training(900, 0.001, 5 / 6, type="Adam", dialect="mixed"),
+    "decouplednet": Training(600, 0.01, 0.8),
+}
+"""From fillers. All layers of the classification net are new, and have BN: Adam learns in 100 iterations what AdaGrad
+does in 300, if the scores' rate is not ten times that of the others; with it the loss rises first."""
+
 RECIPES = {
-    "demo": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(400, 100, 300, 100, 100, 100, 50)),
+    "demo": Recipe("1/8", 64, 16, 10, 0, 10, _DEMO),
+    "demo-weights": Recipe("1/8", 64, 16, 4, 0, 20, _DEMO_WEIGHTS, score_rate=1),
     "quick": Recipe("1/8", 64, 16, 10, 10, 10, _trainings(600, 200, 200, 200, 100, 300, 100)),
     "full": Recipe("1/8", 96, 16, 40, 20, 40, _trainings(3000, 500, 600, 500, 300, 500, 240)),
     "init": Recipe(

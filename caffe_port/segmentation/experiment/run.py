@@ -79,6 +79,10 @@ class Runner:
             return {}
         return known
 
+    def said(self, step: Step) -> list[str]:
+        """The lines of a step's log."""
+        return self._path(step, "log").read_text(encoding="utf-8", errors="replace").splitlines()
+
     def _path(self, step: Step, ending: str) -> Path:
         return self.output / _RECORDS / f"{step.name}.{ending}"
 

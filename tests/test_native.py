@@ -94,7 +94,7 @@ def test_products_of_few_rows(rows: int, inputs: int, outputs: int, columns: boo
 @pytest.mark.parametrize(
     ("first", "given", "expected"),
     [
-        ("sys", {}, "1000"),
+        ("sys", {}, "10000"),
         ("sys", {"GOMP_SPINCOUNT": "5"}, "5"),
         ("sys", {"OMP_WAIT_POLICY": "active"}, "None"),
         ("torch", {}, "None"),

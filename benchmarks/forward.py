@@ -59,14 +59,18 @@ def serve_hand(prototxt: str, weights: str, threads: int) -> None:
     torch.set_num_threads(threads)
     source = caffe_port.Net(prototxt, weights, caffe_port.TEST)
     net = DecoupledNet(source.state_dict()).eval()
-    image, label = torch.randn(1, 3, SIDE, SIDE) * 60, torch.zeros(1, 20, 1, 1)
+    label = torch.zeros(1, 20, 1, 1)
     label[0, 14] = 0.9
-    with torch.inference_mode():
-        ours = source(**{"data": image, "cls-score-masked": label})["seg-score"]
-        theirs = net(image, label)
+    for _ in range(8):  # where two values of a pooling window are nearly equal, the nets may choose differently
+        image = torch.randn(1, 3, SIDE, SIDE) * 60
+        with torch.inference_mode():
+            ours = source(**{"data": image, "cls-score-masked": label})["seg-score"]
+            theirs = net(image, label)
         off = ((ours - theirs).abs().max() / ours.abs().max()).item()
-        if not off < 1e-2:  # one flipped switch moves this far, a wrong net farther
-            raise SystemExit(f"the hand-written net differs by {off:.1e}")
+        if off < 1e-4:
+            break
+    else:
+        raise SystemExit(f"the hand-written net differs by {off:.1e} in the last of 8 images")
     del source
 
     def run() -> None:

@@ -254,6 +254,7 @@ def test_one_cell_interrupted_and_continued(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "curves.png") as curves:
         red, _, blue = np.moveaxis(np.asarray(curves.convert("RGB")).astype(int), -1, 0)
     assert (blue > red + 60).sum() > 100, "a line for each training"
+    assert (red > blue + 60).sum() > 50, "where the rate drops"
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.size == (6 + 3 * (2 * 64 + 6), 6 + 3 * (2 * 64 + 6)), "three pictures; each, its truth, its mask"
     assert "| 5 a class | " in table

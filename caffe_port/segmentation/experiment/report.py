@@ -188,7 +188,7 @@ def _sheet(path: Path, plan: Plan, runner: Runner, root: Path) -> None:
 
 
 def _curves(path: Path, plan: Plan) -> None:
-    """The loss of every training that wrote one."""
+    """The loss of every training that wrote one, with a dashed line where the rate drops."""
     from caffe_port.solver.plot import figure
 
     trainings = [(step.name, step.curve) for step in plan.steps if step.curve and step.curve.is_file()]
@@ -197,10 +197,14 @@ def _curves(path: Path, plan: Plan) -> None:
     with figure(path, 3 * columns, 2 * rows, rows, columns) as panels:
         for axes, (name, curve) in zip(panels, trainings, strict=False):
             with curve.open(encoding="utf-8", newline="") as file:
-                table = [
-                    (float(row["NumIters"]), float(row["Loss"])) for row in csv.DictReader(file) if row.get("Loss")
-                ]
-            axes.plot(*np.array(table).reshape(-1, 2).T, linewidth=0.8)
+                logged = [row for row in csv.DictReader(file) if row.get("Loss")]
+            table = np.array(
+                [[row[column] for column in ("NumIters", "Loss", "LearningRate")] for row in logged], float
+            )
+            at, loss, rate = table.reshape(-1, 3).T
+            axes.plot(at, loss, linewidth=0.8)
+            for drop in at[1:][rate[1:] < rate[:-1]]:
+                axes.axvline(drop, linestyle="--", linewidth=0.8, color="tab:red")
             axes.set_title(name, fontsize=8)
             axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)

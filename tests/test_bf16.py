@@ -14,7 +14,7 @@ from caffe_port import native
 from caffe_port.errors import CaffeError
 from caffe_port.execution import compiled, precision
 from caffe_port.net import Net
-from tests.test_compiled import NETS, conv, drawn, inputs, layer, pool, relu
+from tests.test_compiled import NETS, conv, drawn, inputs, layer, pool, relu, same_on_threads
 
 kernels = native.library("steps")
 needs_half = pytest.mark.skipif(kernels is None or not kernels.has_half(), reason="needs a processor with avx512_bf16")
@@ -60,15 +60,9 @@ def test_one_convolution_is_the_product_of_rounded_numbers() -> None:
 
 
 @needs_half
-def test_threads_change_no_number() -> None:
+def test_threads_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     net, _, given = drawn(NETS["branches"])
-    half, before, results = halved(NETS["branches"], net), torch.get_num_threads(), []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        with torch.no_grad():
-            results.append(half(given)["g"])
-    torch.set_num_threads(before)
-    assert all(torch.equal(r, results[0]) for r in results[1:])
+    same_on_threads(halved(NETS["branches"], net), given, monkeypatch)
 
 
 @needs_half

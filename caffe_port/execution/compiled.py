@@ -112,14 +112,8 @@ class Run:
         kept: Sequence[Tensor] = (),
         kernels: Any = None,
     ) -> None:
-        self.last, self.inputs, self.same, self.numbers, self.kept, self.kernels = (
-            last,
-            inputs,
-            same,
-            numbers,
-            kept,
-            kernels,
-        )
+        self.last, self.inputs, self.same = last, inputs, same
+        self.numbers, self.kept, self.kernels = numbers, kept, kernels
         self.steps = (Step * len(steps))(*steps)
         self._tops = [(name, *_laid_out(shape)) for name, shape in outputs]
         self._memory = ctypes.c_void_p * (1 + len(inputs) + len(outputs))

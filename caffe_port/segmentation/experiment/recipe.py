@@ -115,7 +115,7 @@ _WITHOUT_NORM = {
 }
 """Without BN. The classification net learns on VGG-16's pool5, whose root mean square is ten: with SGD at the released
 rates its loss becomes NaN, and at lower ones its mAP is 7 to 10 below Adam's. From strong pictures alone, it learns
-for six rounds of what is kept, before it knows them by heart. WSSL's rate is its released one."""
+for six rounds of what is kept, before it overfits. WSSL's rate is its released one."""
 
 _DEMO = {"classifier": Training(140, 0.0003, type="Adam", dialect="mixed"), "decouplednet": Training(280, 0.01)}
 """From the shipped weights."""

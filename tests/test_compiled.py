@@ -9,156 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_nets import IMAGE, LINEAR, NETS, inputs, layer, pool, relu, unpool
 from torch import Tensor, nn
 
 from caffe_port import native
-from caffe_port.errors import CaffeError
+from caffe_port.errors import CaffeError, ShapeError
 from caffe_port.execution.compiled import Run
 from caffe_port.execution.executor import Executor
 from caffe_port.net import Net
 
 pytestmark = pytest.mark.skipif(native.library("steps") is None, reason="needs a C compiler")
-
-
-def layer(kind: str, name: str, bottoms: str, body: str = "", top: str = "") -> str:
-    """``bottoms`` by blanks; a top of its own unless given."""
-    links = "".join(f"bottom: '{b}' " for b in bottoms.split())
-    tops = "".join(f"top: '{t}' " for t in (top or name).split())
-    return f"layer {{ name: '{name}' type: '{kind}' {links} {tops} {body} }}\n"
-
-
-def conv(name: str, bottom: str, body: str, top: str = "") -> str:
-    return layer("Convolution", name, bottom, f"convolution_param {{ {body} bias_filler {{ type: 'gaussian' }} }}", top)
-
-
-def pool(name: str, bottom: str, body: str) -> str:
-    return layer("Pooling", name, bottom, f"pooling_param {{ {body} }}")
-
-
-def inputs(*shapes: tuple[int, ...]) -> str:
-    text = ""
-    for i, shape in enumerate(shapes):
-        dims = " ".join(f"dim: {n}" for n in shape)
-        text += f"layer {{ name: 'x{i}' type: 'Input' top: 'x{i}' input_param {{ shape {{ {dims} }} }} }}\n"
-    return text
-
-
-def relu(x: str, body: str = "", kind: str = "ReLU") -> str:
-    return layer(kind, f"{x}_act", x, body, x)
-
-
-def normed(x: str) -> str:
-    return layer("BatchNorm", f"{x}_bn", x, top=x) + layer("Scale", f"{x}_s", x, "scale_param { bias_term: true }", x)
-
-
-IMAGE = (2, 5, 13, 11)
-LINEAR = "convolution_param { num_output: 7 kernel_size: 3 bias_term: false weight_filler { type: 'gaussian' } }"
-LRN = "lrn_param { local_size: 5 alpha: 0.5 beta: 0.75 k: 2 }"
-NETS = {
-    "direct": inputs(IMAGE) + conv("a", "x0", "num_output: 37 kernel_size: 3 pad: 1 stride: 2") + relu("a"),
-    "kernels": inputs(IMAGE)
-    + conv("a", "x0", "num_output: 7 kernel_h: 5 kernel_w: 2 pad_h: 4 pad_w: 0 stride_h: 1 stride_w: 3 dilation: 2"),
-    "many inputs": inputs((1, 300, 6, 5)) + conv("a", "x0", "num_output: 40 kernel_size: 3 pad: 1"),
-    "groups": inputs((2, 12, 9, 9)) + conv("a", "x0", "num_output: 48 kernel_size: 3 pad: 2 group: 3 dilation: 2"),
-    "depthwise": inputs((2, 37, 9, 8))
-    + conv("a", "x0", "num_output: 37 kernel_size: 3 pad: 1 group: 37 stride: 2")
-    + normed("a")
-    + relu("a"),
-    "depthwise with holes": inputs((2, 40, 9, 11))
-    + conv("a", "x0", "num_output: 40 kernel_size: 3 pad_h: 1 pad_w: 3 group: 40 dilation: 2 stride_h: 1 stride_w: 2")
-    + relu("a"),
-    "narrow depthwise": inputs((2, 16, 4, 2)) + conv("a", "x0", "num_output: 16 kernel_size: 3 pad: 1 group: 16"),
-    "pointwise": inputs((2, 19, 5, 6))
-    + conv("a", "x0", "num_output: 50 kernel_size: 1 stride: 2")
-    + conv("b", "x0", "num_output: 12 kernel_size: 1 pad: 1"),
-    "depthwise in long rows": inputs((1, 33, 3, 140))
-    + conv("a", "x0", "num_output: 33 kernel_size: 3 pad_h: 1 pad_w: 2 group: 33"),
-    "wide depthwise": inputs((1, 70, 9, 8)) + conv("a", "x0", "num_output: 70 kernel_size: 5 pad: 4 group: 70"),
-    "winograd": inputs((2, 32, 18, 19)) + conv("a", "x0", "num_output: 48 kernel_size: 3 pad: 1") + relu("a"),
-    "winograd in groups": inputs((1, 64, 18, 19))
-    + conv("a", "x0", "num_output: 96 kernel_size: 3 pad: 1 group: 2")
-    + relu("a", kind="PReLU"),
-    "slopes": inputs(IMAGE)
-    + conv("a", "x0", "num_output: 20 kernel_size: 3")
-    + relu("a", "relu_param { negative_slope: 0.3 }")
-    + conv("b", "a", "num_output: 35 kernel_size: 1")
-    + relu("b", "prelu_param { channel_shared: true }", "PReLU"),
-    "deconvolution": inputs(IMAGE)
-    + layer("Deconvolution", "a", "x0", "convolution_param { num_output: 6 kernel_size: 3 pad: 1 }")
-    + relu("a"),
-    "pooling": inputs(IMAGE)
-    + pool("a", "x0", "kernel_size: 3 stride: 2")
-    + pool("b", "x0", "pool: AVE kernel_size: 3 stride: 2 pad: 1")
-    + pool("c", "x0", "pool: AVE global_pooling: true")
-    + pool("d", "x0", "kernel_h: 2 kernel_w: 4 stride: 3 pad_h: 1 pad_w: 3"),
-    "pooling of many": inputs((1, 70, 9, 8))
-    + pool("a", "x0", "kernel_size: 3 stride: 1 pad: 1")
-    + pool("b", "a", "pool: AVE kernel_size: 3 stride: 2"),
-    "few outputs of many pixels": inputs((1, 16, 110, 100))
-    + conv("a", "x0", "num_output: 3 kernel_size: 5")
-    + relu("a")
-    + conv("b", "a", "num_output: 40 kernel_size: 1"),
-    "lrn": inputs((2, 21, 5, 4)) + layer("LRN", "a", "x0", LRN),
-    "dense": inputs((3, 4, 5, 2))
-    + layer("InnerProduct", "a", "x0", "inner_product_param { num_output: 33 }")
-    + relu("a")
-    + layer("Dropout", "drop", "a", top="a")
-    + layer("InnerProduct", "b", "a", "inner_product_param { num_output: 7 transpose: true }")
-    + layer("Softmax", "p", "b"),
-    "large dense": inputs((2, 40, 7, 7))
-    + layer("InnerProduct", "a", "x0", "inner_product_param { num_output: 130 }")
-    + relu("a", kind="PReLU")
-    + layer("InnerProduct", "b", "a", "inner_product_param { num_output: 600 transpose: true }")
-    + relu("b"),
-    "many rows": inputs((60, 40, 7, 7)) + layer("InnerProduct", "a", "x0", "inner_product_param { num_output: 130 }"),
-    "few windows": inputs((2, 512, 4, 4)) + conv("a", "x0", "num_output: 1024 kernel_size: 3") + relu("a"),
-    "branches": inputs((2, 16, 9, 9))
-    + layer("Split", "split", "x0", top="s t u")
-    + conv("a", "s", "num_output: 20 kernel_size: 1")
-    + relu("a")
-    + conv("b", "t", "num_output: 40 kernel_size: 3 pad: 1")
-    + pool("c", "u", "kernel_size: 3 stride: 1 pad: 1")
-    + layer("Concat", "d", "a b c")
-    + conv("e", "d", "num_output: 9 kernel_size: 1")
-    + layer("Concat", "f", "e d a")
-    + layer("Softmax", "g", "f"),
-    "residuals": inputs((2, 16, 9, 9), (2, 16, 9, 9))
-    + conv("a", "x0", "num_output: 16 kernel_size: 3 pad: 1")
-    + normed("a")
-    + layer("Eltwise", "b", "x1 a x0", "eltwise_param { coeff: 0.5 coeff: -1 coeff: 2 }")
-    + relu("b")
-    + layer("Eltwise", "c", "b a"),
-    "the same twice": inputs(IMAGE)
-    + conv("a", "x0", "num_output: 8 kernel_size: 3")
-    + layer("Concat", "b", "a a")
-    + layer("Eltwise", "c", "b b"),
-    "alone": inputs((2, 7, 3, 4))
-    + layer("BatchNorm", "a", "x0")
-    + layer("Scale", "b", "a", "scale_param { bias_term: true }")
-    + relu("b")
-    + layer("ReLU", "c", "b", "relu_param { negative_slope: -0.5 }")
-    + layer("PReLU", "d", "x0"),
-    "vectors": inputs((4, 6), (4, 6))
-    + layer("Eltwise", "a", "x0 x1")
-    + layer("Concat", "b", "a x1")
-    + layer("InnerProduct", "c", "b", "inner_product_param { num_output: 5 }")
-    + layer("Softmax", "d", "c"),
-    "flat": inputs((2, 3, 4, 5))
-    + layer("Flatten", "a", "x0")
-    + pool("b", "x0", "pool: AVE global_pooling: true")
-    + layer("Flatten", "c", "b")
-    + layer("Concat", "d", "a c"),
-    "a layer between": inputs(IMAGE)
-    + conv("a", "x0", "num_output: 8 kernel_size: 3")
-    + layer("TanH", "t", "a")
-    + conv("b", "t", "num_output: 9 kernel_size: 3")
-    + relu("b")
-    + layer("Eltwise", "c", "b b", "eltwise_param { operation: PROD }"),
-    "what only a refused layer reads": inputs((2, 8, 9, 8), (2, 9, 9, 8))
-    + layer("TanH", "t", "x1")
-    + conv("b", "x0", "num_output: 9 kernel_size: 1")
-    + layer("Eltwise", "c", "b t", "eltwise_param { operation: PROD }"),
-}
 
 
 @pytest.fixture
@@ -241,6 +101,20 @@ def same_on_threads(net: Net, given: dict[str, Tensor], monkeypatch: pytest.Monk
             results.append(net(given)["g"])
     torch.set_num_threads(before)
     assert all(torch.equal(r, results[0]) for r in results[1:])
+
+
+def test_a_switch_outside_is_an_error(run_count: list[Run]) -> None:
+    net = Net(inputs((2, 3, 2, 2), (2, 3, 2, 2)) + unpool("a", "x0 x1", "kernel_size: 2 stride: 2 unpool_size: 4"))
+    x, at = torch.randn(2, 3, 2, 2), torch.tensor([[0.0, 2.0], [8.0, 10.0]]).expand(2, 3, 2, 2).clone()
+    with torch.no_grad():
+        assert net(x, at)["a"][0, 0, 2, 2] == x[0, 0, 1, 1]
+        at[1, 2, 1, 1] = 15.5  # of no window, in the last pixel
+        assert net(x, at)["a"][1, 2, 3, 3] == x[1, 2, 1, 1]
+        for wrong in (16.0, -1.0, float("nan")):
+            at[1, 2, 0, 1] = wrong
+            with pytest.raises(ShapeError, match=r"layer a \(Unpooling\): expected 0 to 15, .* found a switch outside"):
+                net(x, at)
+    assert len(run_count) == 5
 
 
 def test_threads_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

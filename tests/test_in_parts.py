@@ -77,7 +77,8 @@ def test_parts_give_what_the_whole_gives(tail: str, runs: list[int], monkeypatch
     assert found.keys() == {*net.graph.outputs}
     for name, blob in found.items():
         assert blob.is_contiguous()
-        torch.testing.assert_close(blob, expected[name], rtol=1e-6, atol=1e-6)
+        largest = float(expected[name].abs().max())  # sums of large terms may be small
+        torch.testing.assert_close(blob, expected[name], rtol=0, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("why", WHOLE)

@@ -22,7 +22,6 @@ from caffe_port.formats import LayerWeights, write_caffemodel
 from caffe_port.net import Net
 from caffe_port.segmentation import voc
 from caffe_port.segmentation.inference import Segmenter
-from caffe_port.segmentation.system import segment_all
 from caffe_port.tools import segment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -285,20 +284,6 @@ def test_weights_that_are_not_folded_are_noticed(tmp_path: Path, capsys: pytest.
         write_caffemodel(path, written, generation=1)
         segment._warn_unfolded(net, path)
         assert ("whose BN layers are not folded" in capsys.readouterr().err) is warned
-
-
-def test_many_pictures_give_what_each_gives_alone(here: Path) -> None:
-    """In batches and on threads: with other numbers of classes in each."""
-    pictures = [picture(20 + 3 * i, 31 - 2 * i, i) for i in range(9)]
-    for low in (0.0, 0.45, 0.5, 1.0):
-        segmenter = Segmenter(tiny(), threshold=low)
-        found = list(segment_all(segmenter, range(9), pictures.__getitem__, lambda i, _, one: (i, one), workers=2))
-        assert [i for i, _ in found] == list(range(9))
-        for i, one in found:
-            alone = segmenter(pictures[i])
-            assert one.labels == alone.labels
-            np.testing.assert_allclose(one.maps, alone.maps, atol=1e-6)
-            np.testing.assert_array_equal(one.pixels, alone.pixels)
 
 
 def test_an_error_comes_in_its_place(here: Path) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from math import prod
 from operator import attrgetter, is_
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from caffe_port.execution.steps import Emitter, Folded, Memory, Op, Step, Unsupp
 from caffe_port.graph import Node
 from caffe_port.layers.base import Layer
 from caffe_port.layers.functions import ordinary
+from caffe_port.layers.pooling import wrong_switch
 from caffe_port.layers.winograd import SCRATCH_BYTES
 from caffe_port.native import library
 
@@ -98,7 +100,7 @@ class Run:
         inputs: the name of each external bottom, its shape, and whether it is read in the order (N, C, H, W).
         outputs: the name and shape of each top for later layers or the caller. same: further tops: name, shape, and
             the bottom or (False) the output whose numbers they have.
-        numbers: of the memory that a pass takes. kept: tensors that the steps point to.
+        numbers: of the memory that a pass takes. kept: tensors that the steps point to. unpoolings: by their steps.
     """
 
     def __init__(
@@ -110,10 +112,11 @@ class Run:
         steps: Sequence[Step] = (),
         numbers: int = 0,
         kept: Sequence[Tensor] = (),
+        unpoolings: Mapping[int, Layer] = MappingProxyType({}),
         kernels: Any = None,
     ) -> None:
         self.last, self.inputs, self.same = last, inputs, same
-        self.numbers, self.kept, self.kernels = numbers, kept, kernels
+        self.numbers, self.kept, self.unpoolings, self.kernels = numbers, kept, unpoolings, kernels
         self.steps = (Step * len(steps))(*steps)
         self._tops = [(name, *_laid_out(shape)) for name, shape in outputs]
         self._memory = ctypes.c_void_p * (1 + len(inputs) + len(outputs))
@@ -136,7 +139,8 @@ class Run:
         """Run the steps from and into ``blobs``.
 
         Raises:
-            MemoryError: there is no memory for what a kernel keeps between steps.
+            MemoryError: there is no memory for what a kernel keeps between steps. ShapeError: a switch is outside an
+                unpooling's output.
         """
         memory = [torch.empty(self.numbers)]
         for name, _, planar in self.inputs:
@@ -147,8 +151,11 @@ class Run:
             made[name] = t.permute(0, 3, 1, 2) if in_pixels else t
             memory.append(t)
         places, threads = self._memory(*map(_AT, memory)), torch.get_num_threads()
-        if self.kernels.run_steps(self.steps, len(self.steps), places, SCRATCH_BYTES, threads):
+        failed = self.kernels.run_steps(self.steps, len(self.steps), places, SCRATCH_BYTES, threads)
+        if failed == 1:
             raise MemoryError("no memory for a layer")
+        if failed:
+            raise wrong_switch(self.unpoolings[failed - 2])
         for name, shape, source, given_one in self.same:
             made[name] = (blobs if given_one else made)[source].view(shape)
         blobs.update(made)
@@ -335,6 +342,7 @@ class Compiler:
             steps=emitter.steps,
             numbers=numbers,
             kept=emitter.kept,
+            unpoolings=emitter.unpoolings,
             kernels=self._kernels,
         )
 

@@ -14,9 +14,10 @@ from caffe_port.execution import memory
 from caffe_port.execution.executor import Executor, Mode
 from caffe_port.execution.observed import all_observed, observed
 from caffe_port.layers.base import Layer, Shape
+from caffe_port.layers.neuron import Dropout
 from caffe_port.layers.normalization import BN, BatchNorm
 
-__all__ = ["available", "rows_at_once", "run_in_parts"]
+__all__ = ["available", "itemwise", "rows_at_once", "run_in_parts"]
 
 _TYPES = """AbsVal ArgMax BN BNLL BatchNorm Bias Concat Convolution Crop Deconvolution Dropout ELU Eltwise Exp Flatten
 InnerProduct Input Interp LRN Log PReLU Pooling Power ReLU ReLU6 Scale Sigmoid Slice Softmax Split TanH Threshold
@@ -33,7 +34,15 @@ def _itemwise(layer: Layer) -> bool:
         return False
     if isinstance(layer, BN):
         return not layer.learn
+    if isinstance(layer, Dropout) and layer.drops():
+        return False
     return not isinstance(layer, BatchNorm) or layer.uses_blobs()
+
+
+def itemwise(executor: Executor) -> bool:
+    """Whether a net computes each item of a batch by itself, and calls nothing of the user's."""
+    changed = all_observed() or any(map(observed, executor.modules, executor.kinds))
+    return not changed and all(_itemwise(layer) for _, layer in executor.nodes)
 
 
 def available() -> int:
@@ -64,8 +73,7 @@ def rows_at_once(
         return None
     items = {shapes[name][:1] for node, _ in executor.nodes for name in (*node.bottoms, *node.tops)}
     (count,) = next(iter(items)) if len(items) == 1 and () not in items else (1,)
-    changed = all_observed() or any(map(observed, executor.modules, executor.kinds))
-    if count < 2 or changed or not all(_itemwise(layer) for _, layer in executor.nodes):
+    if count < 2 or not itemwise(executor):
         return None
     return int(max(1, count * room // needed))
 

@@ -21,7 +21,7 @@ from caffe_port.layers.inner_product import InnerProduct
 from caffe_port.layers.loss import Softmax
 from caffe_port.layers.neuron import Dropout, DropoutChannel, PReLU, ReLU
 from caffe_port.layers.normalization import BN, LRN, BatchNorm
-from caffe_port.layers.pooling import Pooling
+from caffe_port.layers.pooling import Pooling, Unpooling
 from caffe_port.layers.shape import Concat, Flatten, Split
 
 __all__ = ["FOLDS", "LAYERS", "MODAL", "activation"]
@@ -33,6 +33,8 @@ FEWEST_OUTPUTS = 8
 """Of a group of a convolution; the kernel computes halves of panels of 32."""
 LARGEST_SOFTMAX = 1 << 16
 LARGEST_WINDOW = 1 << 10
+LARGEST_SWITCH = 1 << 24
+"""Pixels of an image, whose numbers a float can hold."""
 
 MOST_WASTED = 1 << 25
 """Multiplications by zeros that fill up a convolution's last half panel: with more of them oneDNN is faster."""
@@ -81,7 +83,8 @@ def _filters(e: Emitter, layer: Layer, x: Value, y: Value, form: Filters, fold: 
         "group": group,
     }
     slope = _slopes(fold, out)
-    wasted = -(out // group) % (e.wide // 2) * group * prod(weight.shape[1:]) * y.memory.pixels
+    vector = e.wide // 4 if out // group <= e.wide // 4 else e.wide // 2
+    wasted = -(out // group) % vector * group * prod(weight.shape[1:]) * y.memory.pixels
     ways = form.stride, form.pad, form.dilation
     if winograd.kernel_pays(torch.empty(1).expand(x.shape), weight[: out // group], *ways, 1):
         if inputs % 16 or (out // group) % 16:
@@ -186,12 +189,30 @@ def _inner_product(e: Emitter, layer: Any, xs: Sequence[Value], fold: Folded) ->
 def _pooling(e: Emitter, layer: Any, xs: Sequence[Value], fold: Folded) -> Tops:
     x = xs[0]
     kernel = layer.window(x.shape)
-    if layer.method not in ("MAX", "AVE") or layer.n_tops != 1 or prod(kernel) > LARGEST_WINDOW:
+    if layer.method not in ("MAX", "AVE") or prod(kernel) > LARGEST_WINDOW:
         raise UnsupportedError
     y = e.new(layer.reshape(x.shape)[0])
+    if layer.n_tops == 2:
+        if layer.method != "MAX" or x.area > LARGEST_SWITCH:
+            raise UnsupportedError
+        switches = e.new(y.shape)
+        e.add(Op.LARGEST_AT, e.pixels(x), y, switches, kernel=kernel, step=layer.stride, pad=layer.pad)
+        return y, switches
     op = Op.LARGEST if layer.method == "MAX" else Op.AVERAGE
     facts = {"kernel": kernel, "step": layer.stride, "pad": layer.pad, "behind": layer.behind}
     e.add(op, e.pixels(x), y, flag=layer.counts_padding, **facts)
+    return y
+
+
+def _unpooling(e: Emitter, layer: Any, xs: Sequence[Value], fold: Folded) -> Tops:
+    if layer.method != "MAX" or len(xs) != 2 or prod(layer.size) > LARGEST_SWITCH:
+        raise UnsupportedError
+    if any(k > s for k, s in zip(layer.kernel, layer.stride, strict=True)):
+        raise UnsupportedError
+    y = e.new(layer.reshape(*(x.shape for x in xs))[0])
+    x, switches = map(e.pixels, xs)
+    e.unpoolings[len(e.steps)] = layer
+    e.add(Op.UNPOOL, x, y, switches, kernel=layer.kernel, step=layer.stride)
     return y
 
 
@@ -289,6 +310,7 @@ LAYERS: dict[type[Layer], Callable[[Emitter, Any, Sequence[Value], Folded], Tops
     Deconvolution: _convolution,
     InnerProduct: _inner_product,
     Pooling: _pooling,
+    Unpooling: _unpooling,
     LRN: _lrn,
     Eltwise: _eltwise,
     Scale: _affine,

@@ -40,6 +40,8 @@ class Op(IntEnum):
     FROM_PLANES = 12
     COLUMNS = 13
     CONVOLVE_HALF = 14
+    LARGEST_AT = 15
+    UNPOOL = 16
 
 
 _long, _pair, _pointer, _float = ctypes.c_long, ctypes.c_long * 2, ctypes.c_void_p, ctypes.c_float
@@ -140,6 +142,8 @@ class Emitter:
         """Tensors that the steps point to."""
         self.strides: dict[int, int] = {}
         """Of the tops of those steps that write several pixels as one."""
+        self.unpoolings: dict[int, Layer] = {}
+        """By their steps, which fail where a switch is outside the output."""
         self._in_pixels: dict[Value, Value] = {}
 
     def new(self, shape: Sequence[int]) -> Value:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caffe_port import random
+from caffe_port.errors import ShapeError
 from caffe_port.layers.backward import Backward, Gradients
 from caffe_port.layers.base import Layer, layer
 from caffe_port.layers.functions import Function, as_numbers, made_again, symbolic
@@ -200,9 +201,16 @@ def place(layer: Layer, x: Tensor, switches: Tensor, size: tuple[int, ...], *, u
     except RuntimeError as e:
         if "out of bounds" not in str(e) and "invalid max index" not in str(e):
             raise
-        raise layer.shape_error(
-            "a switch outside the output", expected=f"0 to {prod(size) - 1}, the output's pixels"
-        ) from e
+        raise wrong_switch(layer, size) from e
+
+
+def wrong_switch(layer: Any, size: tuple[int, ...] | None = None) -> ShapeError:
+    """The error of a switch that is no pixel of an output of this size (default: the layer's)."""
+    pixels = prod(size or layer.size)
+    error: ShapeError = layer.shape_error(
+        "a switch outside the output", expected=f"0 to {pixels - 1}, the output's pixels"
+    )
+    return error
 
 
 class _DividedGradient(Function):

@@ -18,6 +18,8 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int bits __attribute__((vector_size(4 * LANES)));
+typedef float thin_vec __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+typedef int thin_bits __attribute__((vector_size(2 * LANES)));
 #define AT(p) (*(vec *)(p))
 #define INLINE static inline __attribute__((always_inline))
 

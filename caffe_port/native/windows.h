@@ -1,4 +1,4 @@
-/* Depthwise convolution and pooling, for steps.c. */
+/* Depthwise convolution, pooling and unpooling, for steps.c. */
 
 /* The pixels of a window that are inside, and their taps' numbers. */
 INLINE long window(const Step *s, const float *x, long image, long oy, long ox, const float **from, long *taps) {
@@ -153,4 +153,80 @@ static int over_windows(const Step *s, const float *x, float *y, int threads) {
         }
     }
     return failed;
+}
+
+/* A switch is the number of a pixel in its image, as the other blobs' numbers are. Vectors of one number too. */
+typedef float one_vec __attribute__((vector_size(4), aligned(4), may_alias));
+typedef int one_bits __attribute__((vector_size(4)));
+#define PICK(vec, bits, take, a, b) (vec)(((bits)(a) & (take)) | ((bits)(b) & ~(take)))
+
+/* The largest of each window, and its switch. */
+static void largest_at(const Step *s, const float *x, float *y, float *switches, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (long row = 0; row < s->n * s->out_h; row++) {
+        const float *image = x + row / s->out_h * s->h * s->w * s->x.stride;
+        long top = row % s->out_h * s->step[0] - s->pad[0], below = least(top + s->kernel[0], s->h);
+        for (long ox = 0; ox < s->out_w; ox++) {
+            long left = ox * s->step[1] - s->pad[1], right = least(left + s->kernel[1], s->w), c = 0;
+            long first = top > 0 ? top : 0, begin = left > 0 ? left : 0;
+            float *to = y + (row * s->out_w + ox) * s->y.stride, *at = switches + (row * s->out_w + ox) * s->other.stride;
+#define LARGEST_OF(vec, bits, lanes) \
+    for (; c + (lanes) <= s->c; c += (lanes)) { \
+        vec most = (vec){0} - FLT_MAX, place = (vec){0} + (float)(first * s->w + begin); \
+        for (long i = first; i < below; i++) \
+            for (long j = begin; j < right; j++) { \
+                vec z = *(vec *)(image + (i * s->w + j) * s->x.stride + c); \
+                bits take = (z > most) | (z != z); \
+                most = PICK(vec, bits, take, z, most); \
+                place = PICK(vec, bits, take, (vec){0} + (float)(i * s->w + j), place); \
+            } \
+        *(vec *)(to + c) = most, *(vec *)(at + c) = place; \
+    }
+            LARGEST_OF(vec, bits, LANES)
+            LARGEST_OF(thin_vec, thin_bits, LANES / 2)
+            LARGEST_OF(one_vec, one_bits, 1)
+        }
+    }
+}
+
+/* Each number at its switch, 0 elsewhere. Returns whether a switch is outside the output. */
+static int unpool(const Step *s, const float *x, const float *switches, float *y, int threads) {
+    int tiles = s->kernel[0] == s->step[0] && s->kernel[1] == s->step[1];
+    tiles = tiles && s->out_h <= s->h * s->step[0] && s->out_w <= s->w * s->step[1];
+    for (long image = 0; image < s->n; image++) {
+        const float *from = x + image * s->h * s->w * s->x.stride, *at = switches + image * s->h * s->w * s->other.stride;
+        float *to = y + image * s->out_h * s->out_w * s->y.stride;
+        int elsewhere = !tiles;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : elsewhere) if (tiles && threads > 1)
+        for (long row = 0; row < (tiles ? s->h : 0); row++) { /* every switch in its own window: each output is met once */
+            long below = least((row + 1) * s->step[0], s->out_h);
+            for (long ox = 0; ox < s->w; ox++) {
+                long right = least((ox + 1) * s->step[1], s->out_w), pixel = row * s->w + ox, c = 0;
+#define PUT_BACK(vec, bits, lanes) \
+    for (; c + (lanes) <= s->c; c += (lanes)) { \
+        vec z = *(vec *)(from + pixel * s->x.stride + c), place = *(vec *)(at + pixel * s->other.stride + c); \
+        bits met = (bits){0}; \
+        for (long i = row * s->step[0]; i < below; i++) \
+            for (long j = ox * s->step[1]; j < right; j++) { \
+                bits here = place == (float)(i * s->out_w + j); \
+                *(vec *)(to + (i * s->out_w + j) * s->y.stride + c) = (vec)((bits)z & here); \
+                met |= here; \
+            } \
+        for (int k = 0; k < (lanes); k++) elsewhere |= !met[k]; \
+    }
+                PUT_BACK(vec, bits, LANES)
+                PUT_BACK(thin_vec, thin_bits, LANES / 2)
+                PUT_BACK(one_vec, one_bits, 1)
+            }
+        }
+        if (!elsewhere) continue;
+        for (long p = 0; p < s->out_h * s->out_w; p++) memset(to + p * s->y.stride, 0, s->c * sizeof(float));
+        for (long p = 0; p < s->h * s->w; p++)
+            for (long c = 0; c < s->c; c++) {
+                float place = at[p * s->other.stride + c];
+                if (!(place > -1 && place < s->out_h * s->out_w)) return 1;
+                to[(long)place * s->y.stride + c] = from[p * s->x.stride + c];
+            }
+    }
+    return 0;
 }

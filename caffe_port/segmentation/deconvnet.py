@@ -68,7 +68,7 @@ class ProposalSegmenter(Scoring):
         aligned: bool = False,
     ) -> None:
         self._run = ScoreNet(net)
-        self.classes, self._size = self._run.classes, self._run.size[0]
+        self.nets, self.classes, self._size = (net,), self._run.classes, self._run.size[0]
         if {*self._run.size, *self._run.coarse} != {self._size}:
             raise DefinitionError(
                 net.definition.path,

@@ -120,7 +120,7 @@ class Product(Scoring):
         if first.classes != second.classes:
             found = f"nets of {first.classes} and of {second.classes} classes"
             raise CaffeError("the ensemble", found, expected="the same classes in both")
-        self.classes, self._both = first.classes, (first, second)
+        self.nets, self.classes, self._both = (*first.nets, *second.nets), first.classes, (first, second)
 
     def prepare(self, picture: Array) -> tuple[Any, ...]:
         return tuple(system.prepare(picture) for system in self._both)
@@ -147,7 +147,7 @@ class Refined(System):
     def __init__(
         self, system: System, setting: Setting = SETTINGS["deconvnet"], *, device: torch.device | str = "cpu"
     ) -> None:
-        self.classes, self.first, self.batch = system.classes, system.first, system.batch
+        self.nets, self.classes, self.first, self.batch = system.nets, system.classes, system.first, system.batch
         self._system, self._setting, self._device = system, setting, device
 
     def prepare(self, picture: Array) -> Any:

@@ -50,7 +50,7 @@ class FullyConvolutional(Scoring):
         if fit not in (None, *FITS):
             raise CaffeError("fit", repr(fit), expected=" or ".join(FITS))
         self._run, self._mean = ScoreNet(net), tuple(mean)
-        self.classes = self._run.classes
+        self.nets, self.classes = (net,), self._run.classes
         sides = list(zip(self._run.size, self._run.coarse, strict=True))
         self.fit = fit or ("pad" if all(n == m or _on_corners(n, m) for n, m in sides) else "resize")
         if self.fit == "resize" and self._run.size[0] != self._run.size[1]:

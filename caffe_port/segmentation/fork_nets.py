@@ -77,7 +77,7 @@ class _Mapped(System):
         self._run = _Scores(net)
         self.labels = tuple(range(first, first + self._run.labels))
         self.first = 1 if background else first
-        self.classes = self._run.labels - background
+        self.nets, self.classes = (net,), self._run.labels - background
 
     def prepare(self, picture: Array) -> Array:
         return checked(picture)

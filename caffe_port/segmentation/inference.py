@@ -85,7 +85,7 @@ class Segmenter(System):
     """The weights of the fully-connected layers are read once for all of these."""
 
     def __init__(self, net: Net, *, threshold: float = THRESHOLD) -> None:
-        self.net, self.threshold = net, threshold
+        self.net, self.nets, self.threshold = net, (net,), threshold
         self.size, self.classes = _check(net)
         self._staged = TwoStage(net, [MASKED])
 

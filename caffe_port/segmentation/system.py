@@ -6,16 +6,22 @@ pictures the first and the last run on threads beside the nets, which may take s
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from caffe_port.execution.in_parts import available, itemwise
+from caffe_port.execution.memory import last_uses, most_numbers
+from caffe_port.net import Net
 from caffe_port.segmentation.parallel import usable_cores
 
 __all__ = ["Segmentation", "System", "segment_all"]
@@ -23,6 +29,12 @@ __all__ = ["Segmentation", "System", "segment_all"]
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 R = TypeVar("R")
+
+_ROOM = 1 << 30
+"""Bytes of the blobs of all copies of a system. Nets of published width have more in one; their layers take so long
+that waiting for threads does not matter."""
+_ROWS = 8
+"""The most items that systems give a net at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +62,13 @@ class System:
     """A system that segments pictures: ``system(picture)``.
 
     Attributes:
-        classes: without the background. first: the first class's label. least: lower bound of a map before a CRF takes
-            its logarithm.
+        classes: without the background. nets: those it runs, one after the other.
+        first: the first class's label. least: lower bound of a map before a CRF takes its logarithm.
         batch: how many pictures its nets take at a time where there are many.
     """
 
     classes: int
+    nets: tuple[Net, ...] = ()
     first = 1
     least = 0.0
     batch = 1
@@ -69,7 +82,7 @@ class System:
         raise NotImplementedError
 
     def compute(self, prepared: Sequence[Any]) -> list[Any]:
-        """The nets' results for one or more prepared pictures; always called on one thread."""
+        """The nets' results for one or more prepared pictures. Copies of the system may compute on other threads."""
         raise NotImplementedError
 
     def finish(self, picture: Array, computed: Any) -> Segmentation:
@@ -87,54 +100,90 @@ def segment_all(
 ) -> Iterator[R]:
     """Segment many pictures; yields what ``write(item, picture, segmentation)`` returns, in order.
 
-    ``read`` and ``write`` are called on ``workers`` threads (default: one for each core). An error is raised in its
-    item's place, when all items before it are done.
+    ``read`` and ``write`` are called on ``workers`` threads (default: one for each core). Small nets compute several
+    pictures at a time, each on one thread, which then do not wait for each other after every layer. An error is raised
+    in its item's place, when all items before it are done.
     """
     workers = workers or usable_cores()
+    systems = _copies(system, torch.get_num_threads())
+    free = SimpleQueue[System]()
+    for one in systems:
+        free.put(one)
 
     def before(item: T) -> tuple[Array, Any]:
         picture = read(item)
         return picture, system.prepare(picture)
 
+    def compute(prepared: Sequence[Any]) -> list[Any]:
+        one = free.get()
+        try:
+            return one.compute(prepared)
+        finally:
+            free.put(one)
+
     def after(item: T, picture: Array, computed: Any) -> R:
         return write(item, picture, system.finish(picture, computed))
 
-    pool = _threads(workers)
+    pool, nets = _threads(workers, 1), _threads(len(systems), torch.get_num_threads() // len(systems))
     try:
-        ahead, waiting = iter(items), deque[tuple[T, Future[tuple[Array, Any]]]]()
-        writing = deque[Future[R]]()
+        ahead, left = iter(items), len(items)
+        waiting = deque[tuple[T, Future[tuple[Array, Any]]]]()
+        computing = deque[tuple[list[tuple[T, Array]], Future[list[Any]]]]()
+        writing, failed = deque[Future[R]](), None
         while True:
-            for item in ahead:
+            room = 2 * system.batch * len(systems) + workers - len(waiting)
+            for item in islice(ahead, 0 if failed else room):
                 waiting.append((item, pool.submit(before, item)))
-                if len(waiting) >= 2 * system.batch + workers:
-                    break
-            if not waiting:
+            while waiting and failed is None and len(computing) <= len(systems):
+                group, inputs = list[tuple[T, Array]](), list[Any]()
+                size = min(system.batch, -(-left // len(systems)))
+                while waiting and len(group) < size and failed is None:
+                    item, future = waiting.popleft()
+                    failed, left = future.exception(), left - 1
+                    if failed is None:
+                        picture, prepared = future.result()
+                        group.append((item, picture))
+                        inputs.append(prepared)
+                if group:
+                    computing.append((group, nets.submit(compute, inputs)))
+            if not computing:
                 break
-            group, failed = list[tuple[T, Array, Any]](), None
-            while waiting and len(group) < system.batch and failed is None:
-                item, future = waiting.popleft()
-                failed = future.exception()
-                if failed is None:
-                    group.append((item, *future.result()))
-            computed = system.compute([prepared for _, _, prepared in group]) if group else []
-            for (item, picture, _), one in zip(group, computed, strict=True):
+            group, results = computing.popleft()
+            if results.exception():
+                failed = results.exception()
+                break
+            for (item, picture), one in zip(group, results.result(), strict=True):
                 writing.append(pool.submit(after, item, picture, one))
-            while writing and (failed or writing[0].done() or len(writing) > 2 * workers + system.batch):
+            while writing and (writing[0].done() or len(writing) > 2 * workers + system.batch):
                 yield writing.popleft().result()
-            if failed is not None:
-                raise failed
         while writing:
             yield writing.popleft().result()
+        if failed is not None:
+            raise failed
     finally:
+        nets.shutdown(cancel_futures=True)
         pool.shutdown(cancel_futures=True)
 
 
-def _threads(workers: int) -> ThreadPoolExecutor:
-    """A pool of threads on each of which torch uses one thread."""
+def _copies(system: System, most: int) -> list[System]:
+    """The system, and copies that share its nets' parameters: up to ``most`` together, as their blobs allow."""
+    numbers = 0
+    for net in system.nets:
+        if net.phase != "TEST" or next(net.parameters()).device.type != "cpu" or not itemwise(net.executor):
+            return [system]
+        numbers += most_numbers(net.nodes, last_uses(net.graph), net.shapes, net.graph.outputs)
+    count = min(most, min(_ROOM, available() // 2) // (4 * _ROWS * numbers)) if numbers else 1
+    shared = {id(t): t for net in system.nets for t in chain(net.parameters(), net.buffers())}
+    return [system, *(copy.deepcopy(system, {**shared}) for _ in range(count - 1))]
+
+
+def _threads(workers: int, each: int) -> ThreadPoolExecutor:
+    """A pool of threads on each of which torch uses ``each`` threads."""
     started, threads = threading.Barrier(workers + 1), torch.get_num_threads()
 
     def start() -> None:
-        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first question sets what was last set anywhere, which is done herewith
+        torch.set_num_threads(each)
         started.wait()
 
     pool = ThreadPoolExecutor(workers, "segment", initializer=start)

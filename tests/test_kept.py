@@ -249,3 +249,21 @@ def test_a_cell_that_starts_from_given_convolutions(data: Path, monkeypatch: pyt
         torch.testing.assert_close(final[name], blob, rtol=0, atol=0)
     table = report(made, runner, [])
     assert "| 5 a class | " in table
+
+
+def test_wssl_from_given_convolutions(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures are segmented with them and with what was trained."""
+    monkeypatch.chdir(data)
+    brief = {name: replace(it, iterations=4) for name, it in RECIPES["init"].trainings.items()}
+    numbers = {"wssl": 6, "wssl-strong": 1, "wssl-weak": 4}
+    recipe = Recipe("1/16", 64, 2, 2, 3, 2, brief, "1/64", "1/32", numbers)
+    wanted = {"levels": ["Full", "1"], "systems": ["wssl"], "init": "vgg.caffemodel", "classes": 2}
+    made = plan(Path("mine"), Path("wssl"), recipe, **wanted)
+    runner = Runner(data / "wssl", jobs=2)
+    for cell in made.cells:
+        runner.run(cell.step.chain)
+    assert "| 1 a class | " in report(made, runner, [])
+    masks = next(step for step in made.steps if step.name == "wssl-1-masks")
+    with pytest.raises(SystemExit) as ended:
+        main([word.replace("vgg.caffemodel,", "") for word in masks.words[2:]])
+    assert ended.value.code == 2  # without the convolutions

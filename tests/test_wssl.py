@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from io import StringIO
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 import caffe_port
 from caffe_port import random
 from caffe_port.errors import CaffeError
+from caffe_port.formats.hdf5_access import open_hdf5
+from caffe_port.random import set_random_seed
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.lists import Level, Plan, prepare
 from caffe_port.segmentation.shapes import ShapeSet, make_shapes
@@ -25,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from caffe_port.definitions import wssl
 from caffe_port.definitions.definition import Net, Setting
-from caffe_port.tools import build
+from caffe_port.tools import build, keep_features
 
 F = np.float32
 
@@ -324,6 +327,42 @@ def test_training_lowers_the_loss(name, lists, tmp_path):
     accuracy, loss = (score.value for score in solver.test(0))
     assert 0 < accuracy <= 1
     assert np.isfinite(loss)
+
+
+def test_fixed_convolutions_are_run_once(lists, tmp_path, monkeypatch):
+    """What is kept are the numbers of the net that runs them, and the nets that read it learn."""
+    monkeypatch.chdir(tmp_path)
+    setting = Setting(Fraction(1, 16), 64, 2, str(lists), classes=3, level="1")
+    names = ["keep_wssl_strong", "keep_wssl_weak", "train_large_fov_semi", "train_large_fov_strong"]
+    paths = [f"wssl/{name}.prototxt" for name in names]
+    for path, net in build.definitions(replace(setting, kept="."), paths).items():
+        Path(Path(path).name).write_text(str(net), encoding="utf-8")
+    whole = build.definitions(setting, paths[3:])[paths[3]]
+    set_random_seed(1)
+    net = caffe_port.Net(str(whole), phase="TRAIN")
+    net.save("whole.caffemodel")
+    for kind in ("strong", "weak"):
+        words = [f"keep_wssl_{kind}.prototxt", "whole.caffemodel", "-o", f"kept-wssl_{kind}_1", "--items", "8", "-q"]
+        with pytest.raises(SystemExit) as ended:
+            keep_features.main(words)
+        assert not ended.value.code
+    set_random_seed(1)
+    net = caffe_port.Net(str(whole), "whole.caffemodel", phase="TRAIN")
+    names_of = [node.name for node, _ in net.nodes]
+    used = [*range(names_of.index("fc6")), names_of.index("seg-label-8")]
+    with torch.no_grad():
+        found = net.run_nodes({}, used, ["pool5", "seg-label-8"])
+    with open_hdf5("kept-wssl_strong_1/000000.h5") as file:
+        for name in ("pool5", "seg-label-8"):
+            np.testing.assert_array_equal(file[name][:2], found[name].numpy())  # the first batch
+    for name in names[2:]:
+        text = f'net: "{name}.prototxt" base_lr: 0.003 lr_policy: "fixed" momentum: 0.9 random_seed: 3 max_iter: 99'
+        solver = Solver(text, log=Log(StringIO()))
+        losses = Losses()
+        solver.callbacks.append(losses)
+        solver.step(40)
+        assert np.mean(losses.seen[-6:]) < 0.9 * np.mean(losses.seen[:3])
+    assert not any(layer.startswith("conv") for layer in solver.net.params)
 
 
 def test_a_resumed_training_is_the_whole_one(lists, tmp_path):

@@ -9,13 +9,9 @@ from caffe_port.definitions.decouplednet import SIZE, class_score, resized, scor
 from caffe_port.definitions.definition import Layer, Layers, Net, Note, Setting, Solver, Word
 from caffe_port.definitions.layers import NEW, XAVIER, Norm, pooling, sigmoid
 from caffe_port.definitions.vgg import encoder, fully_connected, input_size, window
-from caffe_port.definitions.voc import kept_data, sgd, voc_data
+from caffe_port.definitions.voc import KEPT_FILL, kept_data, sgd, voc_data
 
 __all__ = ["files"]
-
-
-KEPT_FILL = {"weight_filler": {"type": "gaussian", "std": 0.001}, "bias_filler": {"type": "constant", "value": 0}}
-"""Of fc6 on VGG-16's pool5, whose root mean square is 10: it starts with values around 1."""
 
 
 def network(setting: Setting, size: int, norm: Norm | None = None) -> Layers:

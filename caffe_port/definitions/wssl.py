@@ -14,7 +14,7 @@ from typing import Any
 from caffe_port.definitions.definition import Layer, Layers, Net, Note, Setting, Solver, Word
 from caffe_port.definitions.layers import NEW, SMALL, USUAL, XAVIER, Norm, convolution, dropout, pooling
 from caffe_port.definitions.vgg import STAGES, unit
-from caffe_port.definitions.voc import MEAN, pixel_accuracy, pixel_loss, sgd
+from caffe_port.definitions.voc import KEPT_FILL, MEAN, kept_data, pixel_accuracy, pixel_loss, sgd
 from caffe_port.errors import ShapeError
 
 __all__ = ["FOVS", "FoV", "crop_size", "deploy", "files", "make_inference", "network", "semi", "strong"]
@@ -67,6 +67,12 @@ def network(setting: Setting, fov: FoV, norm: Norm | None = None) -> Iterator[La
 
     With ``norm`` BN follows each convolution but the last, and replaces dropout.
     """
+    yield from encoder(setting, norm)
+    yield from head(setting, fov, norm)
+
+
+def encoder(setting: Setting, norm: Norm | None = None) -> Iterator[Layer]:
+    """``data`` to ``pool5``."""
     bottom = "data"
     for stage, (width, depth) in enumerate(STAGES, 1):
         hole = 2 if stage == 5 else 1
@@ -79,13 +85,19 @@ def network(setting: Setting, fov: FoV, norm: Norm | None = None) -> Iterator[La
         pool = f"pool{stage}"
         yield pooling(pool, bottom, pool, "MAX", 3, 2 if stage < 4 else 1, pad=1)
         bottom = pool
+
+
+def head(setting: Setting, fov: FoV, norm: Norm | None = None, bottom: str = "pool5") -> Iterator[Layer]:
+    """The last pooling of the convolutions to ``seg-score``."""
+    new = {**NEW_LAYER, "fill": KEPT_FILL} if setting.kept else NEW_LAYER
     if fov.averaged:
         yield pooling("pool5a", bottom, "pool5a", "AVE", 3, 1, pad=1)
         bottom = "pool5a"
     point: dict[str, Any] = {"kernel": 1}
     for number, window in ((6, fov.window), (7, point)):
         fc = f"fc{number}"
-        layer = convolution(fc, bottom, fc, setting.fc_features(fov.features), **window, **NEW_LAYER)
+        like = new if number == 6 else NEW_LAYER
+        layer = convolution(fc, bottom, fc, setting.fc_features(fov.features), **window, **like)
         yield from unit(layer, f"bn{fc}", f"relu{number}", norm)
         if not norm:
             yield dropout(f"drop{number}", fc)
@@ -122,6 +134,50 @@ def mixed(setting: Setting) -> Layers:
     ]
 
 
+def kept_mixed(setting: Setting) -> Layers:
+    """``kept``: what the convolutions gave for strong images, with ``seg-label-8``, and weak ones, with
+    ``weak-labels``."""
+    strong, weak = (f"{setting.kept}/kept-{setting.lists(name)}" for name in ("wssl_strong", "wssl_weak"))
+    return [
+        replace(kept_data(strong, ["pool5", "seg-label-8"], setting.batch or STRONG), name="strong-data"),
+        replace(kept_data(weak, ["weak-pool5", "weak-labels"], setting.batch or WEAK), name="weak-data"),
+        in_training("CONCAT", ["pool5", "weak-pool5"], ["kept"], "concat_param", concat_dim=0),
+    ]
+
+
+def keep_strong(setting: Setting) -> Net:
+    """What the convolutions give for strong images, and the labels of the pixels that are scored."""
+    images = setting.lists("wssl_strong_imgset")
+    return Net(
+        "keep_wssl_strong",
+        [data(setting, "data", ["data", "seg-label"], images, STRONG + WEAK), *encoder(setting), scored_labels()],
+        about="WSSL's convolutions on strong images, for keep-features.",
+    )
+
+
+def keep_weak(setting: Setting) -> Net:
+    """What the convolutions give for weak images, and their labels."""
+    images = setting.lists("wssl_weak_imgset")
+    layers = list(encoder(setting))
+    layers[-1] = replace(layers[-1], tops=("weak-pool5",))
+    return Net(
+        "keep_wssl_weak",
+        [data(setting, "data", ["data", "weak-label"], images, WEAK), *layers, unique_labels(setting)],
+        about="WSSL's convolutions on weak images, for keep-features.",
+    )
+
+
+def scored_labels() -> Layer:
+    """The labels of the pixels that are scored."""
+    return pooling("seg-label-8", "seg-label", "seg-label-8", "MAX", 1, STRIDE)
+
+
+def unique_labels(setting: Setting) -> Layer:
+    """The labels that an image has."""
+    unique = {"max_labels": 1 + setting.classes, "ignore_label": [255], "force_label": [0]}
+    return in_training("UNIQUE_LABEL", ["weak-label"], ["weak-labels"], "unique_label_param", **unique)
+
+
 def tested(setting: Setting) -> Layer:
     return data(setting, "data", ["data", "seg-label"], setting.lists("wssl_strong_imgset"), TESTED, "TEST")
 
@@ -130,20 +186,19 @@ def body(setting: Setting, fov: FoV) -> Layers:
     """The net to be trained, and the labels of the pixels that it scores."""
     return [
         *network(setting, fov, Norm.BATCH if setting.norm else None),
-        pooling("seg-label-8", "seg-label", "seg-label-8", "MAX", 1, STRIDE),
+        scored_labels(),
     ]
 
 
 def estimated(setting: Setting) -> Layers:
-    """``seg-score``, ``seg-label-8`` and ``weak-label`` to ``label``, of all pixels scored of the whole batch."""
+    """``seg-score``, ``seg-label-8`` and ``weak-labels`` to ``label``, of all pixels scored of the whole batch."""
     slice_param = {"slice_dim": 0, "slice_point": [setting.batch or STRONG]}
-    unique = {"max_labels": 1 + setting.classes, "ignore_label": [255], "force_label": [0]}
     adaptive = {"num_iter": 5, "bg_portion": 0.4, "fg_portion": 0.2, "suppress_others": True, "margin_others": 1e-5}
     scores, labels = ["strong-score", "weak-score"], ["seg-label-8", "estimated-label"]
     return [
         Note("E-step: the labels that a weak image has are raised until each wins its portion; a pixel's is the best"),
         in_training("SLICE", ["seg-score"], scores, "slice_param", **slice_param),
-        in_training("UNIQUE_LABEL", ["weak-label"], ["weak-labels"], "unique_label_param", **unique),
+        *([] if setting.kept else [unique_labels(setting)]),
         in_training(
             "ADAPTIVE_BIAS_CHANNEL",
             ["weak-score", "weak-labels"],
@@ -181,6 +236,10 @@ Chosen here: 5 strong and 15 weak images; one loss, in which each pixel counts t
 the training set that are not strong, and their labels are the whole image's (the released net takes the crop's).
 In training seg-accuracy is that of the strong images."""
 
+KEPT = """
+Here the convolutions stay as they are given, as in the classification network: rows of what they make of the images
+are read."""
+
 SOLVER_NOTES = """\
 The released solver of DeepLab-Weak-EM-Adapt.
 Chosen here: tests and snapshots, as in the other solvers here."""
@@ -194,32 +253,35 @@ of them. For all pixels resize bilinearly, corners onto corners, to 8 (m - 1) + 
 def semi(setting: Setting, fov: FoV) -> Net:
     """Trained on the strong images of the setting's level, and on the labels of all others."""
     setting = setting if setting.level else replace(setting, level=LEVEL)
+    if setting.kept:
+        read: Layers = [*kept_mixed(setting), *head(setting, fov, bottom="kept")]
+    else:
+        read = [*mixed(setting), tested(setting), *body(setting, fov)]
     return Net(
         f"train_{fov.name}_fov_semi",
         [
-            *mixed(setting),
-            tested(setting),
-            *body(setting, fov),
+            *read,
             *estimated(setting),
             *measures("strong-score", "label", "TRAIN"),
-            *measures("seg-score", "seg-label-8", "TEST"),
+            *([] if setting.kept else measures("seg-score", "seg-label-8", "TEST")),
         ],
-        about=RELEASED.format(fov=fov.name) + MIXED,
+        about=RELEASED.format(fov=fov.name) + MIXED + KEPT * bool(setting.kept),
     )
 
 
 def strong(setting: Setting, fov: FoV) -> Net:
     """Trained only on strong images."""
-    images = setting.lists("wssl_strong_imgset")
+    if setting.kept:
+        rows = f"{setting.kept}/kept-{setting.lists('wssl_strong')}"
+        read: Layers = [kept_data(rows, ["pool5", "seg-label-8"], setting.batch or STRONG + WEAK), *head(setting, fov)]
+    else:
+        images = setting.lists("wssl_strong_imgset")
+        shown = data(setting, "data", ["data", "seg-label"], images, STRONG + WEAK, "TRAIN")
+        read = [shown, tested(setting), *body(setting, fov)]
     return Net(
         f"train_{fov.name}_fov_strong",
-        [
-            data(setting, "data", ["data", "seg-label"], images, STRONG + WEAK, "TRAIN"),
-            tested(setting),
-            *body(setting, fov),
-            *measures("seg-score", "seg-label-8"),
-        ],
-        about=RELEASED.format(fov=fov.name),
+        [*read, *measures("seg-score", "seg-label-8")],
+        about=RELEASED.format(fov=fov.name) + KEPT * bool(setting.kept),
     )
 
 
@@ -234,7 +296,7 @@ def make_inference(setting: Setting, fov: FoV) -> Net:
 
 def deploy(setting: Setting, fov: FoV) -> Net:
     """The net for inference on pictures of any size; BN, if it has any, is folded."""
-    size = crop_size(setting)
+    size, setting = crop_size(setting), replace(setting, kept="")
     return Net(
         f"{fov.name}_fov_deploy",
         list(network(setting, fov, Norm.FOLDED if setting.norm else None)),
@@ -248,8 +310,12 @@ def files(setting: Setting) -> dict[str, Net | Solver]:
     made: dict[str, Net | Solver] = {}
     for fov in FOVS.values():
         for net in (semi(setting, fov), strong(setting, fov)):
-            solver = sgd(net.name, stepsize=2000, max_iter=6000, iter_size=1, base_lr=0.001, about=SOLVER_NOTES)
+            times = {"stepsize": 2000, "max_iter": 6000, "iter_size": 1}
+            solver = sgd(net.name, **times, base_lr=0.001, about=SOLVER_NOTES, tested=not setting.kept)
             made |= {net.name: net, f"{net.name}_solver": solver}
         measured = [make_inference(setting, fov)] if setting.norm else []
         made |= {net.name: net for net in (*measured, deploy(setting, fov))}
+    if setting.kept:
+        weak = setting if setting.level else replace(setting, level=LEVEL)
+        made |= {net.name: net for net in (keep_strong(setting), keep_weak(weak))}
     return made

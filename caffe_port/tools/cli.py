@@ -312,21 +312,21 @@ def _print_error(prog: str, message: str, debug: bool) -> None:
 
 
 def trained_net(definition: str | Definition, weights: str, *, quiet: bool = False, **options: Any) -> Net:
-    """A net in TEST with all of its parameters from a file.
+    """A net in TEST with all of its parameters from a file, or several, ``a,b``.
 
     Args:
         quiet: print no report of them. options: as :class:`caffe_port.net.Net` takes them.
 
     Raises:
-        WeightsError: the file lacks some of them.
+        WeightsError: the files lack some of them.
     """
     from caffe_port.net import Net
     from caffe_port.pycaffe.mode import init_log
 
     if quiet:
         init_log(1)
-    net = Net(definition, weights, **options)
-    missing = net.accounts[0].missing
+    net = Net(definition, commas(weights), **options)
+    missing = [name for name in net.accounts[0].missing if all(name in one.missing for one in net.accounts)]
     if missing:
         raise WeightsError(
             weights,

@@ -16,7 +16,18 @@ from caffe_port.console import number
 from caffe_port.data.shard import launched
 from caffe_port.errors import CaffeError, FileError
 from caffe_port.formats.atomic import atomic_write, check_output
-from caffe_port.tools.cli import EITHER, FOLDER, Parser, count, print_json, read_options, run, share, trained_net
+from caffe_port.tools.cli import (
+    EITHER,
+    FOLDER,
+    Parser,
+    commas,
+    count,
+    print_json,
+    read_options,
+    run,
+    share,
+    trained_net,
+)
 from caffe_port.tools.progress import each, print_line
 from caffe_port.tools.train import device_of
 
@@ -70,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         help="only these pictures of the folder: a file with one name a line, or VOC's list (val)",
     )
     add("--prototxt", metavar="NET", help=f"the deploy net of the weights, such as {_DEPLOY}")
-    add("--weights", metavar="FILE", help="its parameters, BN folded: .caffemodel, .safetensors, .pth, .npz or .h5")
+    add(
+        "--weights",
+        metavar="A,B",
+        help="its parameters, BN folded, in one file or several: .caffemodel, .safetensors, .pth, .npz or .h5",
+    )
     parser.add_output("OUT", required=True, kind=FOLDER, help="the folder for the results; created if missing")
     add("--overlay", action="store_true", help="also write OUT/NAME_overlay.png, the picture with the labels over it")
     add(
@@ -123,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     add("--fit", choices=FITS, help="how pictures fit the net: zeros around them, or resized; default: as the net is")
     parser.add_dialect()
     parser.reads("pictures", kind=EITHER)
-    parser.reads("prototxt", "weights", "other", "palette", "model")
+    parser.reads("prototxt", "other", "palette", "model")
+    parser.reads("weights", part=commas)
     run(_segment, parser, argv)
 
 
@@ -192,7 +208,7 @@ def _warn_unfolded(net: Any, weights: str) -> None:
     from caffe_port.formats import open_weights
 
     folded = [layer for node, layer in net.nodes if node.type == "BN" and node.message.bn_param.bn_mode == _INFERENCE]
-    types = {layer.type for layer in open_weights(weights, writable=False).layers}
+    types = {layer.type for one in commas(weights) for layer in open_weights(one, writable=False).layers}
     if folded and any(name.endswith("Loss") for name in types):
         print(
             f"caffe-port segment: warning: {weights}: a training's snapshot, whose BN layers are not folded;"

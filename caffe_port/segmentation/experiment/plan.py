@@ -74,7 +74,7 @@ def plan(
         classes: of the folder, without the background.
         levels: those of LEVELS; ``lists`` has them in the form of ``prepare --levels``, where that differs.
         threshold: the score above which DecoupledNet finds a class.
-        init: a VGG-16 whose convolutions all systems start from; those of the classification nets stay fixed.
+        init: a VGG-16 whose convolutions all systems start from; those of all but DeconvNet stay fixed.
         start: weights from which DecoupledNet's trainings start, each from the layers that its net has.
         untrained: also the cells of the nets as they start, after the others.
         repeats: further seeds for the levels in REPEATED. The pictures, their crops and what is kept of these are
@@ -160,11 +160,11 @@ class _Maker:
         words += [] if level == lists.FULL else ["--level", level]
         return self.step(name, words, (), "deconvnet/stage_1_solver.prototxt")
 
-    def kept(self, name: str, net: Path, items: int) -> Step:
-        """What the fixed convolutions give for the training pictures of a net."""
+    def kept(self, name: str, nets: Step, net: Path, items: int) -> Step:
+        """What the fixed convolutions give for the training pictures of one of ``nets``."""
         words = ["-m", "caffe_port.tools.keep_features", net, self.init, "-o", self.output / name]
         words += ["--items", items, "--seed", self.data_seed, "--device", self.device, "-q"]
-        return self.step(name, words, (self.prepared(), self.nets(lists.FULL)), "list.txt")
+        return self.step(name, words, (self.prepared(), nets), "list.txt")
 
     def training(self, name: str, recipe: str, words: Sequence[object], needs: Sequence[Step], makes: str) -> Step:
         """A step that trains, with the recipe's settings: those for this name, if there are any."""
@@ -182,13 +182,14 @@ class _Maker:
         words += ["--passes", self.recipe.passes, "--seed", self.seed, "--device", self.device, *options, "-f", "-q"]
         return self.step(name, words, (weights,), "inference.caffemodel")
 
-    def scored(self, name: str, net: Path, weights: Step, *options: object) -> Step:
-        """Segments the validation pictures and counts their masks."""
+    def scored(self, name: str, net: Path, *weights: Step | str, options: Sequence[object]) -> Step:
+        """Segments the validation pictures with what steps made, and files, and counts their masks."""
         name += self.suffix
-        masks = self.output / f"{name}-masks"
+        masks, needs = self.output / f"{name}-masks", [one for one in weights if isinstance(one, Step)]
+        given = ",".join(str(one.makes if isinstance(one, Step) else one) for one in weights)
         words = ["-m", "caffe_port.tools.segment", self.folder, "--list", VAL, "--prototxt", net]
-        words += ["--weights", weights.makes, "-o", masks, "--device", self.device, *options, "-f"]
-        segmented = self.step(f"{name}-masks", words, (weights,), ".")
+        words += ["--weights", given, "-o", masks, "--device", self.device, *options, "-f"]
+        segmented = self.step(f"{name}-masks", words, needs, ".")
         words = ["-m", "caffe_port.tools.evaluate", masks, "--truth", self.folder, "--list", VAL]
         scores = self.output / f"{name}-scores"
         words += ["--confusion", scores / "confusion.csv", "--html", scores / "page.html", "-f"]
@@ -214,7 +215,7 @@ class _Maker:
         if self.init:
             items = self.recipe.kept[recipe] * (int(level) * self.classes if level else 1)
             kept = f"kept-cls_{level}" if level else "kept-cls"
-            needs.append(self.kept(kept, folder / "keep_cls_voc.prototxt", items))
+            needs.append(self.kept(kept, nets, folder / "keep_cls_voc.prototxt", items))
         trained = self.training(name, recipe, words, needs, "trained.caffemodel")
         if self.init:
             return trained
@@ -231,12 +232,13 @@ class _Maker:
         needs = [self.prepared(), self.nets(lists.FULL), classifier]
         if self.init:
             keeping = nets / f"{LEVELS[level]:03}_keep_seg_{level}_anno.prototxt"
-            needs.append(self.kept(f"kept-seg_{level}", keeping, self.recipe.kept["decouplednet"]))
+            kept = self.kept(f"kept-seg_{level}", self.nets(lists.FULL), keeping, self.recipe.kept["decouplednet"])
+            needs.append(kept)
         trained = self.training(name, recipe, words, needs, "trained.caffemodel")
         measured = nets / f"{LEVELS[level]:03}_train_seg_{level}_anno_make_inference.prototxt"
         folded = self.folded(f"{name}-folded", measured, trained)
         deploy = nets / f"DecoupledNet_{level}_anno_inference_deploy.prototxt"
-        return self.scored(name, deploy, folded, "--threshold", self.threshold)
+        return self.scored(name, deploy, folded, options=("--threshold", self.threshold))
 
     def decouplednet_str(self, level: str) -> Step:
         return self.decouplednet(level, alone=True)
@@ -256,16 +258,25 @@ class _Maker:
         deploy = nets / "DeconvNet_inference_deploy.prototxt"
         # The release's shift by a pixel is negligible in large pictures, but not in small ones.
         options = ("--proposals", self.recipe.proposals, "--aligned")
-        return self.scored(f"deconvnet-{level}", deploy, folded, *options)
+        return self.scored(f"deconvnet-{level}", deploy, folded, options=options)
 
     def wssl(self, level: str) -> Step:
         """Large field of view; at Full there are no weak annotations."""
-        nets, name = self.nets(level).makes.parents[1] / "wssl", f"wssl-{level}"
-        kind = "strong" if level == lists.FULL else "semi"
-        words = ["-m", "caffe_port.solver", nets / f"train_large_fov_{kind}_solver.prototxt"]
+        nets, name, alone = self.nets(level), f"wssl-{level}", level == lists.FULL
+        folder, numbers = nets.makes.parents[1] / "wssl", self.recipe.kept
+        solver = f"train_large_fov_{'strong' if alone else 'semi'}_solver.prototxt"
+        words = ["-m", "caffe_port.solver", folder / solver]
         last = f"snapshot_iter_{self.recipe.trainings['wssl'].iterations}.caffemodel"
-        words += ["--weights", self.init] if self.init else []
-        trained = self.training(name, "wssl", words, (self.prepared(), self.nets(level)), last)
+        needs = [self.prepared(), nets]
+        if self.init:
+            tail = "" if alone else f"_{level}"
+            items = numbers["wssl"] if alone else numbers["wssl-strong"] * int(level) * self.classes
+            needs.append(self.kept(f"kept-wssl_strong{tail}", nets, folder / "keep_wssl_strong.prototxt", items))
+            if not alone:
+                weak = folder / "keep_wssl_weak.prototxt"
+                needs.append(self.kept(f"kept-wssl_weak{tail}", nets, weak, numbers["wssl-weak"]))
+        trained = self.training(name, "wssl", words, needs, last)
+        weights: tuple[Step | str, ...] = (self.init, trained)
         if not self.init:
-            trained = self.folded(f"{name}-folded", nets / "large_fov_make_inference.prototxt", trained)
-        return self.scored(name, nets / "large_fov_deploy.prototxt", trained, "--crf", "deeplab")
+            weights = (self.folded(f"{name}-folded", folder / "large_fov_make_inference.prototxt", trained),)
+        return self.scored(name, folder / "large_fov_deploy.prototxt", *weights, options=("--crf", "deeplab"))

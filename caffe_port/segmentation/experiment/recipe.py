@@ -58,7 +58,8 @@ class Recipe:
         passes: over which BN's statistics are averaged, of 16 images.
         fc_width, decoder_width: of fc6 and fc7, and of the segmentation half; "" for ``width``.
         kept: with VGG-16's convolutions, the number of pictures or crops for which their results are kept: by
-            "classifier", "classifier-str" (for each class and strong annotation), "decouplednet".
+            "classifier", "decouplednet", "wssl" (at Full), "wssl-weak"; for each class and strong annotation by
+            "classifier-str", "wssl-strong".
         score_rate: the factor on the rate of the classification net's scores.
         square: whether the classification net learns from pictures made square as for inference, or squashed.
         trainings: by name: "classifier", "classifier-str", "decouplednet", "decouplednet-str", "deconvnet-1",
@@ -142,7 +143,14 @@ RECIPES = {
         _trainings(400, 80, 400, 400, 120, 120, 120) | _WITHOUT_NORM,
         fc_width="1/4",
         decoder_width="1/4",
-        kept={"classifier": 8160, "classifier-str": 8, "decouplednet": 3200},
+        kept={
+            "classifier": 8160,
+            "classifier-str": 8,
+            "decouplednet": 3200,
+            "wssl": 4080,
+            "wssl-strong": 4,
+            "wssl-weak": 2048,
+        },
         square=True,
     ),
 }

@@ -1,10 +1,12 @@
-"""The command segment over a folder, and the dense CRF, beside another checkout of this program.
+"""The command segment over a folder, the dense CRF, prepare and info, beside another checkout of this program.
 
     python benchmarks/pipeline.py --pictures FOLDER [--against DIR] [--width 1/1,1/8] [--rounds 3] [--copies 4]
 
-Times ``caffe-port segment`` as a whole process over the folder's pictures, each ``--copies`` times, with and without
-``--crf deconvnet``, less a run over one picture (start, loading): pictures a second. Then the CRF alone, 500x375, with
-3 and 21 labels. ``--against`` is the folder of another commit's checkout; both alternate, medians are printed.
+Times ``caffe-port segment`` as a whole process over the folder's pictures, each ``--copies`` times (once with ``--crf
+deconvnet``), less a run over one picture (start, loading): pictures a second. Then the CRF alone, 500x375, with 3 and
+21 labels; ``prepare`` of drawn pictures (EdgeBox proposals, combinatorial crops) in one process and in one for each
+core; and ``info`` of a definition. ``--against`` is the folder of another commit's checkout; both alternate, medians
+are printed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.forward import DEPLOY, random_weights  # noqa: E402
 
+INFO = "prototxt/decouplednet/DecoupledNet_Full_anno_inference_deploy.prototxt"
 CRF = """
 import sys, time
 import numpy as np
@@ -88,33 +91,51 @@ def main() -> None:
         folder = Path(name)
         (folder / "one").mkdir()
         (folder / "many").mkdir()
+        (folder / "all").mkdir()
         pictures = sorted(Path(args.pictures).glob("*.jpg"))
         for number in range(args.copies):
             for picture in pictures:
                 shutil.copy(picture, folder / f"many/{picture.stem}_{number}.jpg")
+        for picture in pictures:
+            shutil.copy(picture, folder / "all")
         shutil.copy(pictures[0], folder / "one")
-        more = len(pictures) * args.copies - 1
         for width in args.width.split(","):
             here = folder / width.replace("/", "_")
             build = [sys.executable, str(ROOT / "prototxt/build.py"), "--width", width, "-o", str(here)]
             subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
             weights = random_weights(here / DEPLOY, here / "net.caffemodel")
             threshold = calm(here / DEPLOY, weights, pictures[0])
-            for crf in ([], ["--crf", "deconvnet"]):
+            for given, count, crf in (("many", args.copies, []), ("all", 1, ["--crf", "deconvnet"])):
                 what = f"segment, width {width}{' with CRF' * bool(crf)}"
 
-                def over(root: Path, given: str, words: tuple[str, ...]) -> float:
+                def over(root: Path, name: str, words: tuple[str, ...]) -> float:
                     out = tempfile.mkdtemp(dir=folder)
-                    command = ["-m", "caffe_port.tools.segment", str(folder / given), "-o", out, *words]
+                    command = ["-m", "caffe_port.tools.segment", str(folder / name), "-o", out, *words]
                     return process(root, *command)[0]
 
                 words = ("--prototxt", str(here / DEPLOY), "--weights", str(weights), "--threshold", threshold, *crf)
-                ways = {n: lambda r=root, w=words: over(r, "many", w) - over(r, "one", w) for n, root in roots.items()}
+                ways = {
+                    n: lambda r=root, g=given, w=words: over(r, g, w) - over(r, "one", w) for n, root in roots.items()
+                }
                 over(ROOT, "one", words)  # reads the weights from the disk
-                alternate(what, ways, args.rounds, "pictures/s", invert=more)
+                alternate(what, ways, args.rounds, "pictures/s", invert=len(pictures) * count - 1)
     for labels in ("3", "21"):
         ways = {n: lambda r=root, c=labels: float(process(r, "-c", CRF, c)[1]) for n, root in roots.items()}
         alternate(f"CRF, 500x375, {labels} labels", ways, args.rounds, "s")
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as name:
+        drawn = str(Path(name, "drawn"))
+        shapes = ["-m", "caffe_port.tools.make_shapes", "-o", drawn, "--images", "120", "--val", "4", "--size", "320"]
+        process(ROOT, *shapes, "-q")
+
+        def prepare(workers: int) -> float:
+            words = [drawn, "-o", tempfile.mkdtemp(dir=name), "--levels", "Full"]
+            return process(ROOT, "-m", "caffe_port.tools.prepare", *words, "--workers", str(workers), "-q")[0]
+
+        ways = {f"{n} processes": lambda n=n: prepare(n) for n in (cores, 1)}
+        alternate("prepare, 120 pictures", ways, args.rounds, "s")
+    start = {"caffe_port": lambda: process(ROOT, "-m", "caffe_port", "info", str(ROOT / INFO))[0]}
+    alternate("info", start, 3 * args.rounds, "s")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = ["-o", "nets", *widths, "--batch", "2", "--classes", "2", "--data-root", "lists", "--kept", "."]
         assert call("build", *words, "-q") == 0
         set_random_seed(5)
+        torch.manual_seed(5)
         net = Net("nets/classification/keep_cls_voc.prototxt", phase="TRAIN")
         with torch.no_grad():
             for name in CONVOLUTIONS:

@@ -282,7 +282,7 @@ def test_weights_that_are_not_folded_are_noticed(tmp_path: Path, capsys: pytest.
     for name, written, warned in (("trained", layers, True), ("folded", layers[:1], False)):
         path = str(tmp_path / f"{name}.caffemodel")
         write_caffemodel(path, written, generation=1)
-        segment._warn_unfolded(net, path)
+        segment._warn_unfolded(net, [path])
         assert ("whose BN layers are not folded" in capsys.readouterr().err) is warned
 
 

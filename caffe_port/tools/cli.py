@@ -311,8 +311,10 @@ def _print_error(prog: str, message: str, debug: bool) -> None:
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
 
 
-def trained_net(definition: str | Definition, weights: str, *, quiet: bool = False, **options: Any) -> Net:
-    """A net in TEST with all of its parameters from a file, or several, ``a,b``.
+def trained_net(
+    definition: str | Definition, weights: str | Sequence[str], *, quiet: bool = False, **options: Any
+) -> Net:
+    """A net in TEST with all of its parameters from a file, or several.
 
     Args:
         quiet: print no report of them. options: as :class:`caffe_port.net.Net` takes them.
@@ -325,11 +327,11 @@ def trained_net(definition: str | Definition, weights: str, *, quiet: bool = Fal
 
     if quiet:
         init_log(1)
-    net = Net(definition, commas(weights), **options)
+    net = Net(definition, weights, **options)
     missing = [name for name in net.accounts[0].missing if all(name in one.missing for one in net.accounts)]
     if missing:
         raise WeightsError(
-            weights,
+            weights if isinstance(weights, str) else ",".join(weights),
             f"no {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
             expected=f"all {len(net.state_dict())} blobs of {net.definition.path}",
             remedy="check that they are this net's",

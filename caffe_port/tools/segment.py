@@ -202,16 +202,16 @@ def _class_names(arguments: argparse.Namespace, system: System) -> tuple[str, ..
     return class_names(count) if background else tuple(map(str, range(count)))
 
 
-def _warn_unfolded(net: Any, weights: str) -> None:
-    """Warns when weights look trained and not folded: their file holds a loss, and the net's BN layers take statistics
-    from it."""
+def _warn_unfolded(net: Any, weights: Sequence[str]) -> None:
+    """Warns when weights look trained and not folded: a file holds a loss, and the net's BN layers take statistics from
+    it."""
     from caffe_port.formats import open_weights
 
     folded = [layer for node, layer in net.nodes if node.type == "BN" and node.message.bn_param.bn_mode == _INFERENCE]
-    types = {layer.type for one in commas(weights) for layer in open_weights(one, writable=False).layers}
+    types = {layer.type for one in weights for layer in open_weights(one, writable=False).layers}
     if folded and any(name.endswith("Loss") for name in types):
         print(
-            f"caffe-port segment: warning: {weights}: a training's snapshot, whose BN layers are not folded;"
+            f"caffe-port segment: warning: {','.join(weights)}: a training's snapshot, whose BN layers are not folded;"
             " caffe-port fold makes weights for inference",
             file=sys.stderr,
         )
@@ -303,10 +303,13 @@ def _system(arguments: argparse.Namespace) -> System:
 
     device = local_device(device_of(arguments.device))
     options = {**read_options(arguments), "precision": arguments.precision}
-    files = [(arguments.prototxt, arguments.weights), *([arguments.other] if arguments.other else [])]
+    files = [
+        (arguments.prototxt, commas(arguments.weights)),
+        *([(arguments.other[0], arguments.other[1:])] if arguments.other else []),
+    ]
     nets = [trained_net(*pair, quiet=arguments.quiet or arguments.json, **options).to(device) for pair in files]
-    for net, (_, path) in zip(nets, files, strict=True):
-        _warn_unfolded(net, path)
+    for net, (_, paths) in zip(nets, files, strict=True):
+        _warn_unfolded(net, paths)
     kinds = [kind_of(net) for net in nets]
     kinds[0] = arguments.system or kinds[0]
     _check_options(arguments, kinds)

@@ -168,7 +168,7 @@ class _Maker:
 
     def training(self, name: str, recipe: str, words: Sequence[object], needs: Sequence[Step], makes: str) -> Step:
         """A step that trains, with the recipe's settings: those for this name, if there are any."""
-        training = self.recipe.trainings.get(name, self.recipe.trainings[recipe])
+        training = self.recipe.training(name, recipe)
         name += self.suffix
         folder = self.output / name
         settings = {**training.settings(self.seed), "snapshot_prefix": folder / "snapshot"}
@@ -266,7 +266,7 @@ class _Maker:
         folder, numbers = nets.makes.parents[1] / "wssl", self.recipe.kept
         solver = f"train_large_fov_{'strong' if alone else 'semi'}_solver.prototxt"
         words = ["-m", "caffe_port.solver", folder / solver]
-        last = f"snapshot_iter_{self.recipe.trainings['wssl'].iterations}.caffemodel"
+        last = f"snapshot_iter_{self.recipe.training(name, 'wssl').iterations}.caffemodel"
         needs = [self.prepared(), nets]
         if self.init:
             tail = "" if alone else f"_{level}"

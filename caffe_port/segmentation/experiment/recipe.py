@@ -79,6 +79,10 @@ class Recipe:
     score_rate: int = 10
     square: bool = False
 
+    def training(self, name: str, kind: str) -> Training:
+        """That of one step, if there is one, or of all of its kind."""
+        return self.trainings.get(name, self.trainings[kind])
+
     @property
     def untrained(self) -> Recipe:
         """The same with trainings that change nothing."""
@@ -107,17 +111,22 @@ def _on_pool5(iterations: int, rate: float = 0.00003) -> Training:
     return Training(iterations, rate, 0.8, passes=4, type="Adam", dialect="bvlc")
 
 
+def _wssl(iterations: int) -> Training:
+    return Training(iterations, 0.0002, 0.8, type="Adam", dialect="mixed")
+
+
 _WITHOUT_NORM = {
     "classifier": _on_pool5(560, 0.00005),
     "classifier-str": _on_pool5(80),
     "classifier-str-10": _on_pool5(160),
     "classifier-str-25": _on_pool5(400),
-    "wssl": Training(400, 0.0002, 0.8, type="Adam", dialect="mixed"),
+    "wssl": _wssl(400),
+    "wssl-Full": _wssl(800),
 }
 """Without BN. The classification net learns on VGG-16's pool5, whose root mean square is ten: with SGD at the released
 rates its loss becomes NaN, and at lower ones its mAP is 7 to 10 below Adam's. From strong pictures alone, it learns
 for six rounds of what is kept, before it overfits. WSSL, trained whole by its released solver for 120 iterations, finds
-the background alone."""
+the background alone; at Full, without weak images, its batches have half as many."""
 
 _DEMO = {"classifier": Training(140, 0.0003, type="Adam", dialect="mixed"), "decouplednet": Training(280, 0.01)}
 """From the shipped weights."""

@@ -1,6 +1,7 @@
 /* What the kernels share: vectors, products of a few rows with a panel of WIDE columns, memory of a thread. */
 
 #pragma once
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,6 +74,10 @@ INLINE void multiply(int rows, long down, long along, const float *a, const floa
 #else
 #define MORE(with, down, along)
 #endif
+static pthread_key_t kept_memory;
+static __attribute__((constructor)) void make_key(void) { pthread_key_create(&kept_memory, free); }
+
+/* A thread's memory, which is kept for its next layer and freed when it ends. */
 static void *scratch(size_t bytes) {
     static __thread char *kept;
     static __thread size_t size;
@@ -81,6 +86,7 @@ static void *scratch(size_t bytes) {
         size = (bytes + 4095) / 4096 * 4096;
         kept = aligned_alloc(4096, size);
         if (!kept) size = 0;
+        pthread_setspecific(kept_memory, kept);
     }
     return kept;
 }

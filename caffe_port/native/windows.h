@@ -172,7 +172,7 @@ static void largest_at(const Step *s, const float *x, float *y, float *switches,
             float *to = y + (row * s->out_w + ox) * s->y.stride, *at = switches + (row * s->out_w + ox) * s->other.stride;
 #define LARGEST_OF(vec, bits, lanes) \
     for (; c + (lanes) <= s->c; c += (lanes)) { \
-        vec most = (vec){0} - FLT_MAX, place = (vec){0} + (float)(first * s->w + begin); \
+        vec most = (vec){0} - INFINITY, place = (vec){0} + (float)(first * s->w + begin); \
         for (long i = first; i < below; i++) \
             for (long j = begin; j < right; j++) { \
                 vec z = *(vec *)(image + (i * s->w + j) * s->x.stride + c); \

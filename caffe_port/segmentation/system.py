@@ -21,6 +21,7 @@ import torch
 
 from caffe_port.execution.in_parts import available, itemwise
 from caffe_port.execution.memory import last_uses, most_numbers
+from caffe_port.execution.observed import observed
 from caffe_port.net import Net
 from caffe_port.segmentation.parallel import usable_cores
 
@@ -166,15 +167,30 @@ def segment_all(
 
 
 def _copies(system: System, most: int) -> list[System]:
-    """The system, and copies that share its nets' parameters: up to ``most`` together, as their blobs allow."""
+    """The system, and copies that share its nets' parameters: up to ``most`` together, as their blobs allow.
+
+    A system or net with code of the user's is not copied: it may keep what it computes.
+    """
     numbers = 0
     for net in system.nets:
-        if net.phase != "TEST" or next(net.parameters()).device.type != "cpu" or not itemwise(net.executor):
+        on_cpu = next(net.parameters()).device.type == "cpu"
+        if net.phase != "TEST" or not on_cpu or observed(net, Net) or not itemwise(net.executor):
             return [system]
         numbers += most_numbers(net.nodes, last_uses(net.graph), net.shapes, net.graph.outputs)
-    count = min(most, min(_ROOM, available() // 2) // (4 * _ROWS * numbers)) if numbers else 1
+    if not numbers or any(type(one).__module__.split(".")[0] != __package__.split(".")[0] for one in _within(system)):
+        return [system]
+    count = min(most, min(_ROOM, available() // 2) // (4 * _ROWS * numbers))
     shared = {id(t): t for net in system.nets for t in chain(net.parameters(), net.buffers())}
     return [system, *(copy.deepcopy(system, {**shared}) for _ in range(count - 1))]
+
+
+def _within(system: System) -> Iterator[System]:
+    """The system and those that it is made of."""
+    yield system
+    for value in vars(system).values():
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, System):
+                yield from _within(one)
 
 
 def _threads(workers: int, each: int) -> ThreadPoolExecutor:

@@ -14,7 +14,8 @@ from caffe_port import native
 from caffe_port.errors import CaffeError
 from caffe_port.execution import compiled, precision
 from caffe_port.net import Net
-from tests.test_compiled import NETS, conv, drawn, inputs, layer, pool, relu, same_on_threads
+from tests.compiled_nets import NETS, conv, inputs, layer, pool, relu
+from tests.test_compiled import drawn, same_on_threads
 
 kernels = native.library("steps")
 needs_half = pytest.mark.skipif(kernels is None or not kernels.has_half(), reason="needs a processor with avx512_bf16")

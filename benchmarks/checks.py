@@ -5,7 +5,8 @@
 prints the average precision of every class (the area under precision over recall, not interpolated) and their mean;
 precision and recall of all labels together at every threshold; and the mean IoU and the share of correct pixels at
 every threshold, and where inference is told the true classes instead, which is what a classification net without errors
-would give.
+would give. Of a net of scores, such as WSSL's (WEIGHTS may be A,B), the last two: as it is, and where only the
+background and the true classes compete.
 A picture's true classes are those of ImageSets/labels.txt, else of its mask.
 """
 
@@ -23,7 +24,9 @@ from torch import Tensor
 from caffe_port.detection.precision import average_precision
 from caffe_port.net import Net
 from caffe_port.segmentation.crops import present
+from caffe_port.segmentation.ensembles import kind_of
 from caffe_port.segmentation.evaluate import Scores, confusion
+from caffe_port.segmentation.fcn import FullyConvolutional
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.inference import Segmenter
 from caffe_port.tools.cli import table
@@ -95,6 +98,21 @@ def check(
     return Checked(np.array(scores), np.array(shown), {name: Scores(count) for name, count in counts.items()})
 
 
+def check_scores(folder: Folder, net: Net, which: str = "val", *, quiet: bool = True) -> dict[str, Scores]:
+    """The same for a net of scores: as it is, and for TOLD."""
+    system = FullyConvolutional(net)
+    labels = 1 + system.classes
+    counts = {name: np.zeros((labels, labels), np.int64) for name in ("as it is", TOLD)}
+    for name in each(folder.names(which), "checks", quiet=quiet):
+        picture, truth = folder.picture(name), folder.labels(name)
+        found = system(picture)
+        true = [0, *folder.labelled.get(name, present(truth))]
+        told = np.array(true)[found.maps[true].argmax(0)]
+        for way, pixels in (("as it is", found.pixels), (TOLD, told.astype(np.uint8))):
+            counts[way] += confusion(pixels, truth, labels, name)
+    return {name: Scores(count) for name, count in counts.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,11 +123,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     given = parser.parse_args(argv)
     folder = Folder(given.folder)
-    found = check(folder, Net(given.prototxt, given.weights), given.list, given.thresholds, quiet=False)
+    net = Net(given.prototxt, given.weights.split(","))
+    if kind_of(net) != "decouplednet":
+        ways = check_scores(folder, net, given.list, quiet=False)
+        lines = [(name, f"{100 * it.mean:.1f}", f"{100 * it.accuracy:.1f}") for name, it in ways.items()]
+        print(table(("", "mean IoU %", "pixels %"), lines, right=(1, 2)))
+        return
+    found = check(folder, net, given.list, given.thresholds, quiet=False)
     precisions = found.precisions
     rows = [(name, f"{100 * p:.1f}") for name, p in zip(folder.classes, precisions, strict=True)]
     print(table(("class", "AP %"), [*rows, ("mean", f"{100 * np.nanmean(precisions):.1f}")], right=(1,)), "\n")
-    lines = []
+    lines = list[tuple[str, ...]]()
     for name, it in found.segmented.items():
         shares = found.found(float(name)) if name != TOLD else (1.0, 1.0)
         lines.append((name, *(f"{100 * share:.1f}" for share in (*shares, it.mean, it.accuracy))))

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from segment_nets import tiny
 
+from caffe_port.net import Net
 from caffe_port.segmentation.evaluate import Scores, confusion
+from caffe_port.segmentation.fcn import FullyConvolutional
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.inference import Segmenter
 from caffe_port.segmentation.shapes import ShapeSet, make_shapes
@@ -75,3 +78,22 @@ def test_the_command_prints_them(
     scores: Scores = found.segmented[checks.TOLD]
     assert f"{100 * scores.mean:.1f}" in said.splitlines()[-1]
     assert f"{100 * scores.accuracy:.1f}" in said.splitlines()[-1]
+
+
+def test_a_net_of_scores_told_the_true_classes_shows_no_others(folder: Folder) -> None:
+    torch.manual_seed(1)
+    net = Net(
+        "layer { name: 'x' type: 'Input' top: 'data' input_param { shape { dim: 1 dim: 3 dim: 48 dim: 48 } } }"
+        "layer { name: 'c' type: 'Convolution' bottom: 'data' top: 'c' "
+        "convolution_param { num_output: 5 kernel_size: 1 } }"
+    )
+    torch.nn.init.normal_(net.c.weight)
+    ways = checks.check_scores(folder, net)
+    counts = np.zeros((5, 5), np.int64)
+    system = FullyConvolutional(net)
+    for name in folder.names("val"):
+        counts += confusion(system(folder.picture(name)).pixels, folder.labels(name), 5, name)
+    np.testing.assert_array_equal(ways["as it is"].counts, counts)
+    told = ways[checks.TOLD].counts
+    assert told.sum() == counts.sum()
+    assert np.trace(told) > np.trace(counts)

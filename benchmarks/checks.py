@@ -29,7 +29,7 @@ from caffe_port.segmentation.evaluate import Scores, confusion
 from caffe_port.segmentation.fcn import FullyConvolutional
 from caffe_port.segmentation.folder import Folder
 from caffe_port.segmentation.inference import Segmenter
-from caffe_port.tools.cli import table
+from caffe_port.tools.cli import commas, table
 from caffe_port.tools.progress import each
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     given = parser.parse_args(argv)
     folder = Folder(given.folder)
-    net = Net(given.prototxt, given.weights.split(","))
+    net = Net(given.prototxt, commas(given.weights))
     if kind_of(net) != "decouplednet":
         ways = check_scores(folder, net, given.list, quiet=False)
         lines = [(name, f"{100 * it.mean:.1f}", f"{100 * it.accuracy:.1f}") for name, it in ways.items()]

@@ -12,8 +12,8 @@ import sys
 from typing import Any
 
 if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & {*os.environ}:
-    # Read when torch loads its OpenMP: threads that wait for each other sleep after some microseconds. By default they
-    # spin for milliseconds, and where another process has one of the cores, for most of the time.
+    # Read when torch loads its OpenMP: threads that wait for each other sleep after some tens of microseconds. By
+    # default they spin for milliseconds, and where another process has one of the cores, for most of the time.
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
 __version__ = "0.1.0"

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiled_nets import NETS, conv, inputs, layer, pool, relu
+from test_compiled import drawn, same_on_threads
 from torch import nn
 
 import caffe_port
@@ -14,8 +16,6 @@ from caffe_port import native
 from caffe_port.errors import CaffeError
 from caffe_port.execution import compiled, precision
 from caffe_port.net import Net
-from tests.compiled_nets import NETS, conv, inputs, layer, pool, relu
-from tests.test_compiled import drawn, same_on_threads
 
 kernels = native.library("steps")
 needs_half = pytest.mark.skipif(kernels is None or not kernels.has_half(), reason="needs a processor with avx512_bf16")

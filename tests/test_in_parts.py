@@ -111,3 +111,12 @@ def test_the_most_bytes_are_those_of_the_blobs_alive() -> None:
 
 def test_the_available_memory_is_the_machines_or_less() -> None:
     assert 0 < in_parts.available() < 1 << 62
+
+
+def test_a_dropout_that_draws_in_inference_keeps_items_together() -> None:
+    """Its numbers come from one stream, in the order of the layers."""
+    text = """input: "x" input_shape { dim: 2 dim: 3 dim: 4 dim: 4 }
+              layer { name: "d" type: "Dropout" bottom: "x" top: "d" dropout_param { DRAWS } }"""
+    always = Net(text.replace("DRAWS", "sample_weights_test: true"), dialect="segnet")
+    assert not in_parts.itemwise(always.executor)
+    assert in_parts.itemwise(Net(text.replace("DRAWS", ""), dialect="segnet").executor)

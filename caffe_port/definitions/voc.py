@@ -11,6 +11,9 @@ __all__ = ["KEPT_FILL", "kept_data", "pixel_accuracy", "pixel_loss", "sgd", "voc
 MEAN = (104.008, 116.669, 122.675)
 """Of blue, green and red, as in the released training definitions."""
 
+KEPT_FILL = {"weight_filler": {"type": "gaussian", "std": 0.001}, "bias_filler": {"type": "constant", "value": 0}}
+"""Of fc6 on VGG-16's pool5, whose root mean square is 10: it starts with values around 1."""
+
 
 def voc_data(
     setting: Setting,
@@ -50,10 +53,6 @@ def kept_data(folder: str, tops: Sequence[str], batch: int) -> Layer:
     """What ``keep-features`` wrote: rows of HDF5 files, in another order in every round."""
     param = {"hdf5_data_param": {"source": f"{folder}/list.txt", "batch_size": batch, "shuffle": True}}
     return Layer("HDF5_DATA", "data", [], tops, param)
-
-
-KEPT_FILL = {"weight_filler": {"type": "gaussian", "std": 0.001}, "bias_filler": {"type": "constant", "value": 0}}
-"""Of fc6 on VGG-16's pool5, whose root mean square is 10: it starts with values around 1."""
 
 
 def pixel_accuracy(phase: str = "") -> Layer:

@@ -105,6 +105,11 @@ def head(setting: Setting, fov: FoV, norm: Norm | None = None, bottom: str = "po
     yield convolution("fc8_voc12", bottom, "seg-score", 1 + setting.classes, 1, learn=NEW, fill=SMALL)
 
 
+def leveled(setting: Setting) -> Setting:
+    """The setting, with a level of strong annotation."""
+    return setting if setting.level else replace(setting, level=LEVEL)
+
+
 def data(setting: Setting, name: str, tops: list[str], folder: str, batch: int, phase: str = "") -> Layer:
     """Pictures without resizing, padded with the mean where they are too small, cropped and mirrored."""
     image = {
@@ -252,7 +257,7 @@ of them. For all pixels resize bilinearly, corners onto corners, to 8 (m - 1) + 
 
 def semi(setting: Setting, fov: FoV) -> Net:
     """Trained on the strong images of the setting's level, and on the labels of all others."""
-    setting = setting if setting.level else replace(setting, level=LEVEL)
+    setting = leveled(setting)
     if setting.kept:
         read: Layers = [*kept_mixed(setting), *head(setting, fov, bottom="kept")]
     else:
@@ -316,6 +321,5 @@ def files(setting: Setting) -> dict[str, Net | Solver]:
         measured = [make_inference(setting, fov)] if setting.norm else []
         made |= {net.name: net for net in (*measured, deploy(setting, fov))}
     if setting.kept:
-        weak = setting if setting.level else replace(setting, level=LEVEL)
-        made |= {net.name: net for net in (keep_strong(setting), keep_weak(weak))}
+        made |= {net.name: net for net in (keep_strong(setting), keep_weak(leveled(setting)))}
     return made

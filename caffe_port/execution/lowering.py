@@ -30,14 +30,15 @@ LARGE_WEIGHT = 1 << 22
 """Weights of so many numbers are not copied into the kernels' order where few rows are multiplied with them."""
 SMALL_WEIGHT = 1 << 16
 FEWEST_OUTPUTS = 8
-"""Of a group of a convolution; the kernel computes halves of panels of 32."""
+"""Of a group of a convolution; the kernel computes quarters of panels of 32 at least."""
 LARGEST_SOFTMAX = 1 << 16
 LARGEST_WINDOW = 1 << 10
 LARGEST_SWITCH = 1 << 24
 """Pixels of an image, whose numbers a float can hold."""
 
 MOST_WASTED = 1 << 25
-"""Multiplications by zeros that fill up a convolution's last half panel: with more of them oneDNN is faster."""
+"""Multiplications by zeros that fill up a convolution's last half or quarter of a panel: with more of them oneDNN
+computes it."""
 
 Tops = Value | tuple[Value, ...]
 

@@ -193,8 +193,8 @@ INLINE int gather_inside(const Step *s, const float *x, long image, long oy, lon
     return 1;
 }
 
-/* A convolution of few outputs, less than a gathered window's copying: whole rows of the input, with their padding, are
-   copied together, and windows read there. */
+/* A convolution of few outputs, for which gathering every window would cost more than its products: rows of the input are
+   copied whole, with their padding, and windows read there. */
 static int convolve_rows(const Step *s, const float *x, float *y, int threads) {
     long inputs = s->c / s->group, outputs = s->out / s->group, depth = s->kernel[1] * inputs, taps = s->kernel[0];
     long columns = (s->out_w - 1) * s->step[1] + s->kernel[1], width = columns * inputs;
@@ -216,11 +216,11 @@ static int convolve_rows(const Step *s, const float *x, float *y, int threads) {
         }
         for (long r = 0; r < rows; r++) {
             float *to = a + r * width;
-            const float *from = x + (image * s->h + top + r) * s->w * s->x.stride + group * inputs;
             if (top + r < 0 || top + r >= s->h) {
                 memset(to, 0, width * sizeof(float));
                 continue;
             }
+            const float *from = x + (image * s->h + top + r) * s->w * s->x.stride + group * inputs;
             memset(to, 0, left * inputs * sizeof(float));
             to += left * inputs;
             if (s->x.stride == inputs)

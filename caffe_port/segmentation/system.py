@@ -173,11 +173,11 @@ def _copies(system: System, most: int) -> list[System]:
     """
     numbers = 0
     for net in system.nets:
-        on_cpu = next(net.parameters()).device.type == "cpu"
+        on_cpu = all(t.device.type == "cpu" for t in net.parameters())
         if net.phase != "TEST" or not on_cpu or observed(net, Net) or not itemwise(net.executor):
             return [system]
         numbers += most_numbers(net.nodes, last_uses(net.graph), net.shapes, net.graph.outputs)
-    if not numbers or any(type(one).__module__.split(".")[0] != __package__.split(".")[0] for one in _within(system)):
+    if not numbers or not all(type(one).__module__.startswith("caffe_port.") for one in _within(system)):
         return [system]
     count = min(most, min(_ROOM, available() // 2) // (4 * _ROWS * numbers))
     shared = {id(t): t for net in system.nets for t in chain(net.parameters(), net.buffers())}
@@ -198,7 +198,7 @@ def _threads(workers: int, each: int) -> ThreadPoolExecutor:
     started, threads = threading.Barrier(workers + 1), torch.get_num_threads()
 
     def start() -> None:
-        torch.get_num_threads()  # a thread's first question sets what was last set anywhere, which is done herewith
+        torch.get_num_threads()  # a thread's first use of the number sets what was last set on any thread
         torch.set_num_threads(each)
         started.wait()
 
